@@ -1,0 +1,29 @@
+# make demo: set up, train the demo sweep, report.  make test: set up, run every test.
+PYTHON ?= python3.11
+VENV := .venv
+READY := $(VENV)/.ready
+RUNS ?= runs
+
+.PHONY: setup demo test quick lint
+
+setup: $(READY)
+
+$(READY): requirements-cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r requirements-cpu.lock
+	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+demo: $(READY)
+	$(VENV)/bin/rankrl sweep recipes/demo.yaml --runs $(RUNS)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+quick: $(READY)
+	$(VENV)/bin/python -m pytest -m "not pipeline"
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy

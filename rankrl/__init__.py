@@ -1,0 +1,3 @@
+"""rankrl: tiny LoRA adapters, reliable in reasoning RL."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+import sys
+
+from rankrl.cli import main
+
+sys.exit(main())

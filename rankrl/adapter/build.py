@@ -1,0 +1,98 @@
+"""Adapters on a frozen base, through PEFT: built from a table, started from a seed, one active at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from rankrl.adapter.table import ModuleRank
+
+
+def target_shapes(model: nn.Module, modules: dict[str, list[int]], layers: int) -> dict[str, tuple[int, int]]:
+    """Full name -> (d_in, d_out) of every linear layer whose last name part is in `modules`.
+
+    Raises ValueError if the model disagrees with the scale file about shapes or the number of layers.
+    """
+    found = {name: (m.in_features, m.out_features) for name, m in model.named_modules()
+             if isinstance(m, nn.Linear) and name.rpartition(".")[2] in modules}  # fmt: skip
+    for name, shape in found.items():
+        stated = tuple(modules[name.rpartition(".")[2]])
+        if shape != stated:
+            raise ValueError(f"model.modules.{name.rpartition('.')[2]}: got {list(stated)}, but {name} of the model is {list(shape)}")
+    if len(found) != layers * len(modules):
+        raise ValueError(f"model.modules: got {layers} layers x {sorted(modules)}, but the model has {len(found)} such linear modules")
+    return found
+
+
+def lora_config(table: list[ModuleRank]) -> LoraConfig:
+    """PEFT's configuration of `table`; modules that differ from the most common rank and alpha go into the patterns."""
+    pairs = [(row.rank, row.alpha) for row in table]
+    rank, alpha = max(set(pairs), key=pairs.count)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=[row.module for row in table],
+        rank_pattern={f"^{re.escape(row.module)}": row.rank for row in table if row.rank != rank},
+        alpha_pattern={f"^{re.escape(row.module)}": row.alpha for row in table if row.alpha != alpha},
+        lora_dropout=0.0,
+        bias="none",
+    )
+
+
+def kaiming_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
+    """[rank, d_in], fp32: U(-1/sqrt(d_in), 1/sqrt(d_in)), PEFT's default, but row i depends on (seed, module, i) alone.
+
+    So the A of rank r is the first r rows of the A of any higher rank: ranks of one seed share their start.
+    """
+    rows = []
+    for i in range(rank):
+        digest = hashlib.sha256(f"{seed}/{module}/{i}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        rows.append(torch.rand(d_in, generator=generator))
+    return (2 * torch.stack(rows) - 1) / math.sqrt(d_in)
+
+
+class AdapterHost:
+    """A frozen base that carries any number of named adapters, one active at a time. Adapter weights are fp32 and never merged."""
+
+    def __init__(self, base: nn.Module, modules: dict[str, list[int]], layers: int):
+        base.requires_grad_(False)
+        self.base, self.model = base, base
+        self.shapes = target_shapes(base, modules, layers)
+
+    def attach(self, name: str, table: list[ModuleRank], seed: int) -> None:
+        """Adds an adapter with B = 0, so that it starts as the base."""
+        if isinstance(self.model, PeftModel):
+            self.model.add_adapter(name, lora_config(table))
+        else:
+            self.model = get_peft_model(self.base, lora_config(table), adapter_name=name)
+        with torch.no_grad():
+            for row in table:
+                layer = self.layer(row.module)
+                layer.lora_A[name].weight.copy_(kaiming_rows(seed, row.module, row.rank, row.d_in))
+                layer.lora_B[name].weight.zero_()
+        self.activate(name)
+
+    def detach(self, name: str) -> None:
+        assert isinstance(self.model, PeftModel)
+        self.model.delete_adapter(name)
+
+    def activate(self, name: str) -> None:
+        assert isinstance(self.model, PeftModel)
+        if self.model.active_adapter != name:
+            self.model.set_adapter(name)
+
+    def layer(self, module: str) -> Any:
+        """PEFT's LoRA layer around a base module."""
+        return self.base.get_submodule(module)
+
+    def factors(self, name: str, table: list[ModuleRank]) -> dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
+        """Module -> (A [r, d_in], B [d_out, r])."""
+        layers = {row.module: self.layer(row.module) for row in table}
+        return {module: (layer.lora_A[name].weight, layer.lora_B[name].weight) for module, layer in layers.items()}

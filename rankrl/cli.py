@@ -1,0 +1,140 @@
+"""The commands, nothing else. Heavy imports stay inside the commands that need them: planning works on a login node."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rankrl.recipe.load import Experiment, load_experiment
+from rankrl.recipe.plan import Run, plan
+from rankrl.recipe.schema import require
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    runs = plan(load_experiment(args.recipe, args.overrides))
+    rows = [run.row() for run in runs]
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    from rich.table import Table
+
+    table = Table(box=None)
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column in ("run_id", "arm") else "right")
+    for row in rows:
+        table.add_row(*[f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()])
+    _console().print(table)
+    samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
+    print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
+    return 0
+
+
+def _cells(experiment: Experiment) -> list[Run]:
+    """The first run of each arm and rank."""
+    return list({(run.arm, run.rank): run for run in reversed(plan(experiment))}.values())[::-1]
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    for run in _cells(load_experiment(args.recipe, args.overrides)):
+        share = run.trainable_params / run.scale.model.base_params
+        title = f"{run.arm + ', ' if run.arm else ''}rank {run.rank}: {run.trainable_params:,} parameters, {share:.3%} of the base"
+        table = Table(title=title, title_justify="left", box=None)
+        for column in ("knob", "value", "rule", "formula", "reference point", "source"):
+            table.add_column(column)
+        for name, knob in run.knobs.items():
+            table.add_row(name, f"{knob.value:.4g}", knob.rule, knob.formula, knob.reference, knob.source)
+        _console().print(table)
+        print()
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from rankrl.sweep.local import sweep
+
+    return sweep(plan(load_experiment(args.recipe, args.overrides)), Path(args.runs))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rankrl.sweep.local import sweep
+
+    runs = plan(load_experiment(args.recipe, args.overrides))
+    chosen = [run for run in runs if run.run_id == args.run_id]
+    if not chosen:
+        raise ValueError(f"RUN_ID: got {args.run_id!r}, allowed: {runs[0].run_id} ... {runs[-1].run_id} (see rankrl plan)")
+    return sweep(chosen, Path(args.runs), report=False)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rankrl.report.build import build, print_table
+
+    for summary in build(Path(args.dir)):
+        print_table(summary)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    if args.model != "base":
+        raise ValueError(f"MODEL: got {args.model!r}, allowed: base (the scale's frozen model)")
+    from rankrl.sweep.local import evaluate_base
+
+    return evaluate_base(args.scale, Path(args.runs))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="rankrl", description="Tiny LoRA adapters, reliable in reasoning RL.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, says: str, recipe: bool = True, runs: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=says, description=says)
+        sub.set_defaults(run=run)
+        if recipe:
+            sub.add_argument("recipe", metavar="RECIPE", help="recipe file, for instance recipes/low_rank.yaml")
+        if runs:
+            sub.add_argument("--runs", metavar="DIR", default="runs", help="where run directories live (default: runs)")
+        return sub
+
+    plans = command("plan", _plan, "list every run with its derived hyperparameters")
+    plans.add_argument("--json", action="store_true", help="print JSON")
+    command("explain", _explain, "for each rank: knob, value, formula, reference point, source")
+    command("sweep", _sweep, "run everything here, resume what broke, report", runs=True)
+    one = command("run", _run, "one run of a recipe", runs=True)
+    one.add_argument("run_id", metavar="RUN_ID", help="for instance r1-b16-s0")
+    evaluation = command("eval", _eval, "print pass@1 and pass@k of a scale's base", recipe=False, runs=True)
+    evaluation.add_argument("model", metavar="MODEL", help="base")
+    evaluation.add_argument("scale", metavar="SCALE", help="scale name or file")
+    report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
+    report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
+    for name in ("plan", "explain", "sweep", "run"):
+        commands.choices[name].add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME")
+    return top
+
+
+def main(words: list[str] | None = None) -> int:
+    args, rest = parser().parse_known_args(words)
+    try:
+        if rest:  # overrides that stand after an option
+            options = [word for word in rest if word.startswith("-") or not hasattr(args, "overrides")]
+            require(not options, "option", " ".join(options), f"see rankrl {args.command} --help")
+            args.overrides += rest
+        return args.run(args)
+    except ValueError as error:
+        print(f"rankrl: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 141
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

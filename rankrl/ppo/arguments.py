@@ -1,0 +1,69 @@
+"""A run as OpenRLHF's command line. Everything that a recipe or scale decides is passed explicitly; the rest is upstream's default."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from rankrl.ppo.upstream import parse_arguments
+from rankrl.recipe.plan import Run, deepspeed_config, micro_batch
+
+LR_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine_with_min_lr"}
+
+
+def command_line(run: Run, model: str) -> list[str]:
+    """OpenRLHF's words for `run` on the model directory `model`."""
+    recipe, scale, place = run.recipe, run.scale, run.scale.placement
+    micro = min(micro_batch(run, place.nodes * per_node) for per_node in (place.policy_per_node, place.critic_per_node))
+    stage = deepspeed_config(scale)["zero_optimization"]["stage"]
+    options = {
+        "actor.model_name_or_path": model,
+        "critic.model_name_or_path": model,
+        "actor.num_nodes": place.nodes,
+        "actor.num_gpus_per_node": place.policy_per_node,
+        "ref.num_nodes": place.nodes,
+        "ref.num_gpus_per_node": place.policy_per_node,
+        "critic.num_nodes": place.nodes,
+        "critic.num_gpus_per_node": place.critic_per_node,
+        "vllm.num_engines": place.engines,
+        "vllm.tensor_parallel_size": place.tensor_parallel,
+        "vllm.gpu_memory_utilization": place.engine_memory,
+        "ds.zero_stage": stage,
+        "ds.attn_implementation": scale.model.attention,
+        "train.seed": run.seed,
+        "train.batch_size": run.train_batch,
+        "train.micro_batch_size": micro,
+        "rollout.batch_size": run.batch_size,
+        "rollout.vllm_generate_batch_size": run.batch_size,
+        "rollout.micro_batch_size": micro,
+        "rollout.n_samples_per_prompt": recipe.samples_per_prompt,
+        "rollout.max_new_tokens": scale.lengths.response_tokens,
+        "rollout.temperature": scale.sampling.temperature,
+        "rollout.top_p": scale.sampling.top_p,
+        "data.max_len": scale.lengths.prompt_tokens + scale.lengths.response_tokens,
+        "algo.advantage.estimator": "gae",
+        "algo.advantage.gamma": recipe.gamma,
+        "algo.advantage.lambd": recipe.gae_lambda,
+        "algo.kl.init_coef": run["kl"],
+        "actor.adam.lr": run["lr"],
+        "actor.lr_scheduler": LR_SCHEDULERS[recipe.lr_shape],
+        "actor.lr_warmup_ratio": run["warmup"],
+        "actor.max_norm": run["max_norm"],
+        "actor.entropy_coef": 0.0,  # 0 logs the entropy without rewarding it
+        "critic.adam.lr": recipe.critic.lr or scale.reference.critic_lr,
+        "critic.lr_scheduler": "constant_with_warmup",
+        "critic.max_norm": recipe.critic.max_norm,
+        "critic.value_clip": recipe.critic.value_clip,
+        "critic.freezing_steps": recipe.critic.warmup_steps - 1,  # upstream trains the policy from the step after this one
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    words += ["--actor.eps_clip_low_high", str(run["clip_low"]), str(run["clip_high"])]
+    if recipe.dual_clip is not None:
+        words += ["--actor.dual_clip", str(recipe.dual_clip)]
+    if scale.model.gradient_checkpointing:  # reentrant: the only kind that TRL trusts with PEFT under ZeRO-3
+        words += ["--actor.gradient_checkpointing_enable", "--actor.gradient_checkpointing_reentrant"]
+    return words
+
+
+def arguments(run: Run, model: str) -> SimpleNamespace:
+    """OpenRLHF's checked namespace for `run`. Raises ValueError as `parse_arguments` does."""
+    return parse_arguments(command_line(run, model))

@@ -1,0 +1,85 @@
+"""The value worker: OpenRLHF's `CriticModelActor` with a frozen base; a run brings a value adapter and a value head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from openrlhf.models import get_llm_for_sequence_regression
+from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
+from torch import nn
+
+from rankrl.adapter.build import AdapterHost
+from rankrl.adapter.table import uniform
+from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
+from rankrl.ppo.upstream import raw
+from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler
+
+
+class ValueHead(nn.Linear):
+    """hidden [.., H] in any precision -> value [.., 1] in fp32."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden.to(self.weight.dtype))
+
+
+def value_head(hidden_size: int, seed: int) -> ValueHead:
+    """A head from N(0, 1 / (H + 1)), upstream's initialisation, drawn from the seed."""
+    head = ValueHead(hidden_size, 1, bias=False)
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(head.weight, std=1 / (hidden_size + 1), generator=generator)
+    return head
+
+
+class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
+    def init_model_from_pretrained(self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int) -> None:
+        """Loads the base. Runs come later, by `attach`."""
+        self._setup_distributed(strategy)
+        args = strategy.args
+        base = get_llm_for_sequence_regression(
+            path,
+            "critic",
+            attn_implementation=args.ds.attn_implementation,
+            param_dtype=args.ds.param_dtype,
+            ds_config=strategy.get_ds_eval_config(),
+            value_head_prefix=args.ds.value_head_prefix,
+        )
+        self.base, self.head_name = base, base.value_head_prefix
+        if args.actor.gradient_checkpointing_enable:
+            base.enable_input_require_grads()
+            base.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
+        base.requires_grad_(False)
+        self.engine = strategy.prepare(base)  # keeps ZeRO's hooks on the base alive
+        self.host = AdapterHost(base, modules, layers)
+        self.runs = {}
+
+    def attach(self, spec: AdapterSpec) -> int:
+        """Builds the run's value adapter, head and optimizer. Returns the number of trained parameters."""
+        table = uniform(self.host.shapes, spec.rank, lambda rank: spec.alpha)
+        self.host.attach(spec.name, table, spec.seed)
+        device = next(p for pair in self.host.factors(spec.name, table).values() for p in pair).device
+        head = value_head(self.base.config.hidden_size, spec.seed).to(device)
+        strategy, cfg = self.strategy.for_run(spec.args), spec.args.critic
+        factors = [p for pair in self.host.factors(spec.name, table).values() for p in pair]
+        groups = [{"params": [*factors, head.weight], "lr": cfg.adam.lr}]
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, strategy.accumulated_gradient)
+        schedule = scheduler(optimizer, cfg, spec.optimizer_steps)
+        trainer = CriticPPOTrainer(
+            strategy,
+            critic=self.host.model,
+            critic_optim=optimizer,
+            critic_scheduler=schedule,
+            micro_train_batch_size=spec.args.train.micro_batch_size,
+            value_clip=cfg.value_clip,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        self.runs[spec.name] = RunState(spec, table, trainer, optimizer, schedule, initial_rng(spec.seed), {"head": head})
+        return sum(row.params for row in table) + head.weight.numel()
+
+    def activate(self, name: str) -> Any:
+        setattr(self.base, self.head_name, self.runs[name].extra["head"])
+        self.critic = self.host.model
+        return super().activate(name)
+
+    def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
+        return {**super().parameters_of(run), "head": run.extra["head"].weight}

@@ -1,0 +1,129 @@
+"""The policy worker: OpenRLHF's `PolicyModelActor` with a frozen base and one LoRA adapter per run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from openrlhf.models import Actor
+from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
+from peft import get_peft_model_state_dict
+
+from rankrl.adapter.build import AdapterHost
+from rankrl.adapter.table import uniform
+from rankrl.ppo.serving import Payload, pack
+from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
+from rankrl.ppo.upstream import raw
+from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler
+
+
+class AdapterActor(Actor):
+    """OpenRLHF's actor on a frozen base: DeepSpeed takes the base, adapters are added to it afterwards."""
+
+    def __init__(self, path: str, args: SimpleNamespace, strategy: AdapterStrategy):
+        super().__init__(
+            path,
+            attn_implementation=args.ds.attn_implementation,
+            param_dtype=args.ds.param_dtype,
+            ds_config=strategy.get_ds_eval_config(),
+            temperature=args.rollout.temperature,
+        )
+        if args.actor.gradient_checkpointing_enable:
+            self.model.enable_input_require_grads()
+            self.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
+        self.model.requires_grad_(False)
+        self.engine = strategy.prepare(self.model)  # keeps ZeRO's hooks on the base alive
+
+
+class PolicyTrainer(ActorPPOTrainer):
+    """Upstream's PPO update of one run. The rollout engines are synchronised by adapter, outside."""
+
+    def _init_vllm_sync_group(self, backend: str) -> None:
+        """No weights are broadcast, so no process group with the engines is needed."""
+
+
+class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
+    def init_model_from_pretrained(self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int) -> None:
+        """Loads the base. Runs come later, by `attach`."""
+        self._setup_distributed(strategy)
+        self.actor = AdapterActor(path, strategy.args, strategy)
+        self.host = AdapterHost(self.actor.model, modules, layers)
+        self.runs = {}
+
+    def attach(self, spec: AdapterSpec) -> int:
+        """Builds the run's adapter and optimizer. Returns the number of trained parameters."""
+        table = uniform(self.host.shapes, spec.rank, lambda rank: spec.alpha)
+        self.host.attach(spec.name, table, spec.seed)
+        self.actor.model = self.host.model
+        strategy, cfg = self.strategy.for_run(spec.args), spec.args.actor
+        factors = self.host.factors(spec.name, table).values()
+        groups = [
+            {"params": [a for a, _ in factors], "lr": cfg.adam.lr},
+            {"params": [b for _, b in factors], "lr": cfg.adam.lr * spec.lr_ratio},
+        ]
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, strategy.accumulated_gradient)
+        schedule = scheduler(optimizer, cfg, spec.optimizer_steps)
+        trainer = PolicyTrainer(
+            strategy,
+            self.actor,
+            ema_model=None,
+            actor_optim=optimizer,
+            actor_scheduler=schedule,
+            micro_train_batch_size=spec.args.train.micro_batch_size,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        self.runs[spec.name] = RunState(spec, table, trainer, optimizer, schedule, initial_rng(spec.seed))
+        return sum(row.params for row in table)
+
+    def forward_reference(self, **batch: Any) -> torch.Tensor:
+        """Log-probabilities [B, A] of the base: the same weights with the adapter off."""
+        with self.actor.model.disable_adapter():
+            return self.forward(**batch)
+
+    def forward_previous(self, **batch: Any) -> torch.Tensor:
+        """Log-probabilities [B, A] of the adapter as it was before the last update: what a stale engine would show."""
+        run = self.runs[self.host.model.active_adapter]
+        now = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
+        self._load(run, run.extra.get("previous", now))
+        try:
+            return self.forward(**batch)
+        finally:
+            self._load(run, now)
+
+    def fit(self, kl_ctl: float = 0) -> dict[str, Any]:
+        run = self.runs[self.host.model.active_adapter]
+        run.extra["previous"] = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
+        return super().fit(kl_ctl)
+
+    def set_clip(self, low: float, high: float) -> None:
+        """The clip range of this step."""
+        self.trainer.actor_loss_fn.clip_eps_low, self.trainer.actor_loss_fn.clip_eps_high = low, high
+
+    def payload(self, dtype: str) -> Payload | None:
+        """The active adapter as the engines take it (worker 0 only)."""
+        run = self.runs[self.host.model.active_adapter]
+        if not self.strategy.is_rank_0():
+            return None
+        scales = {row.module: self.host.layer(row.module).scaling[run.spec.name] for row in run.table}
+        return pack(self.host.factors(run.spec.name, run.table), scales, dtype)
+
+    def peft_files(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The active adapter as PEFT saves it: (adapter_config, tensors)."""
+        name = self.host.model.active_adapter
+        config = {**self.host.model.peft_config[name].to_dict(), "inference_mode": True}
+        tensors = get_peft_model_state_dict(self.host.model, adapter_name=name, save_embedding_layers=False)
+        return config, {key: t.detach().cpu().clone() for key, t in tensors.items()}
+
+    def state(self, name: str) -> dict[str, Any]:
+        return {**super().state(name), "previous": self.runs[name].extra.get("previous", {})}
+
+    def restore(self, name: str, state: dict[str, Any]) -> None:
+        super().restore(name, state)
+        if state["previous"]:
+            self.runs[name].extra["previous"] = state["previous"]
+
+    def _load(self, run: RunState, weights: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for key, p in self.parameters_of(run).items():
+                p.copy_(weights[key])

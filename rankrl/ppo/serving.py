@@ -1,0 +1,49 @@
+"""An adapter on its way to a rollout engine: scaling folded into B, alpha = rank, flat in the engine's precision.
+
+vLLM reads one rank and one alpha per adapter and drops PEFT's patterns, so the true scale of every module is folded into its B and the
+adapter is published with scale 1. It is sent unpadded; the engine's buffers, of its serving rank, are zero beyond the adapter's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+SERVING_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM 0.29 config/lora.py MaxLoRARanks
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Tensors `names` of `shapes`, in this order and of one torch dtype, as raw bytes: what vLLM's process boundary passes unchanged."""
+
+    names: list[str]
+    shapes: list[tuple[int, int]]
+    dtype: str
+    data: bytes
+
+
+def pack(factors: dict[str, tuple[torch.Tensor, torch.Tensor]], scales: dict[str, float], dtype: str) -> Payload:
+    """Module -> (A [r, d_in], B [d_out, r]) with its scale, as a payload. Folding is done in fp32, before the cast."""
+    tensors = {}
+    for module, (a, b) in factors.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a.detach()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = scales[module] * b.detach()
+    flat = torch.cat([t.flatten() for t in tensors.values()]).to(getattr(torch, dtype)).cpu()
+    shapes = [(t.shape[0], t.shape[1]) for t in tensors.values()]
+    return Payload(list(tensors), shapes, dtype, flat.view(torch.uint8).numpy().tobytes())
+
+
+def unpack(names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a payload, by name."""
+    flat = torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype))
+    parts = flat.split([rows * columns for rows, columns in shapes])
+    return {name: part.view(rows, columns) for name, part, (rows, columns) in zip(names, parts, shapes, strict=True)}
+
+
+def serving_rank(rank: int) -> int:
+    """The smallest rank that vLLM serves and that holds `rank`. Raises ValueError above the largest."""
+    fitting = [r for r in SERVING_RANKS if r >= rank]
+    if not fitting:
+        raise ValueError(f"ranks: got {rank}, allowed: at most {SERVING_RANKS[-1]}, the largest rank that vLLM serves")
+    return fitting[0]

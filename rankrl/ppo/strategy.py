@@ -1,0 +1,114 @@
+"""OpenRLHF's DeepSpeed strategy for frozen bases: the base under ZeRO, each adapter with an optimizer of its own.
+
+DeepSpeed shards and gathers the base and knows nothing of adapters, so any number of runs, of any rank, can share one base.
+"""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from openrlhf.utils.deepspeed import DeepspeedStrategy
+
+
+class AdapterOptimizer:
+    """AdamW over one adapter's fp32 parameters, with its own accumulation, gradient reduction and clipping.
+
+    Equal to DeepSpeed's: the mean of the micro batches' gradients, averaged over workers, scaled down to `max_norm` (0: never).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], adam: SimpleNamespace, max_norm: float, accumulate: int):
+        self.adam = torch.optim.AdamW(groups, lr=adam.lr, betas=tuple(adam.betas), eps=adam.eps, weight_decay=adam.weight_decay)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.max_norm, self.accumulate = max_norm, accumulate
+        self.micro_steps, self.grad_norm = 0, 0.0
+
+    def micro_step(self) -> bool:
+        """Counts a backward pass; at the end of a window takes the optimizer step. Returns whether it did."""
+        self.micro_steps += 1
+        if self.micro_steps % self.accumulate:
+            return False
+        self._reduce()
+        bound = self.max_norm or float("inf")
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, bound).item()
+        self.adam.step()
+        self.adam.zero_grad()
+        return True
+
+    def _reduce(self) -> None:
+        """Averages the gradients over workers, in one message."""
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if dist.get_world_size() == 1:
+            return
+        flat = torch.cat([p.grad.flatten() for p in self.parameters])  # type: ignore[union-attr]
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for p, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            p.grad = grad.view_as(p)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adam": self.adam.state_dict(), "micro_steps": self.micro_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state["adam"])
+        self.micro_steps = state["micro_steps"]
+
+
+class AdapterStrategy(DeepspeedStrategy):
+    """One per worker process, for the base; `for_run` gives the view of one run, with its arguments and batch sizes."""
+
+    def __init__(self, args: SimpleNamespace, deepspeed: dict[str, Any]):
+        super().__init__(
+            seed=args.train.seed,
+            full_determinism=args.train.full_determinism_enable,
+            micro_train_batch_size=args.train.micro_batch_size,
+            train_batch_size=args.train.batch_size,
+            zero_stage=args.ds.zero_stage,
+            args=args,
+        )
+        self.deepspeed = deepspeed
+
+    def get_ds_eval_config(self, offload: bool = False) -> dict[str, Any]:
+        """Upstream's configuration of a frozen model with the scale's file merged over it.
+
+        ZeRO-1 and ZeRO-2 shard gradients and optimizer states, of which a frozen base has none: DeepSpeed refuses them without an
+        optimizer, and upstream uses stage 0 there, as here.
+        """
+        config = super().get_ds_eval_config(offload)
+        stage = config["zero_optimization"]["stage"]
+        config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] * dist.get_world_size()  # the base never trains
+        merged = merge(config, self.deepspeed)
+        merged["zero_optimization"]["stage"] = stage
+        return merged
+
+    def for_run(self, args: SimpleNamespace) -> AdapterStrategy:
+        view = copy.copy(self)
+        view.args, view.seed = args, args.train.seed
+        view.train_batch_size, view.micro_train_batch_size = args.train.batch_size, args.train.micro_batch_size
+        view.accumulated_gradient = args.train.batch_size // args.train.micro_batch_size // self.world_size
+        return view
+
+    def backward(self, loss: torch.Tensor, model: Any, _optimizer: Any, **kwargs: Any) -> None:
+        (loss / self.accumulated_gradient).backward()
+
+    def optimizer_step(self, optimizer: AdapterOptimizer, model: Any, scheduler: Any, name: str = "", **kwargs: Any) -> None:
+        if optimizer.micro_step():
+            scheduler.step()
+        self.grad_norm = optimizer.grad_norm
+
+    def get_grad_norm(self, model: Any) -> float:
+        """Norm before clipping, of the last optimizer step."""
+        return self.grad_norm
+
+
+def merge(config: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`config` with `over` merged over it, nested dicts key by key."""
+    merged = dict(config)
+    for key, value in over.items():
+        merged[key] = merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged

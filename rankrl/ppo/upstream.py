@@ -1,0 +1,83 @@
+"""The seams of OpenRLHF 0.11.2: its argument parser and checks, and the raw classes under its Ray actors.
+
+The parser stands under `if __name__ == "__main__"` in openrlhf/cli/train_ppo_ray.py. Its source is executed up to, not including,
+the closing `train(args)`, so defaults and checks are upstream's own. Imports neither vllm nor deepspeed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib.util
+import os
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import CodeType, SimpleNamespace
+from typing import Any
+
+OPENRLHF = "0.11.2"
+PARSED = "args = hierarchize(args)"
+LAST = "train(args)"
+
+
+def check_version() -> None:
+    """Raises RuntimeError on another OpenRLHF than the one whose seams these are."""
+    found = version("openrlhf")
+    if found != OPENRLHF:
+        raise RuntimeError(f"openrlhf {found} is installed, rankrl extends {OPENRLHF} exactly: pip install openrlhf=={OPENRLHF}")
+
+
+def raw(actor_class: Any) -> type:
+    """The plain class under a Ray actor class; subclassing the decorated one is refused by Ray."""
+    return actor_class.__ray_actor_class__
+
+
+def _main_body() -> tuple[CodeType, CodeType]:
+    """Upstream's main block as (parser, checks). Raises RuntimeError if it no longer has the expected shape."""
+    spec = importlib.util.find_spec("openrlhf")
+    assert spec is not None and spec.submodule_search_locations
+    path = Path(spec.submodule_search_locations[0]) / "cli" / "train_ppo_ray.py"
+    main = ast.parse(path.read_text()).body[-1]
+    statements = main.body if isinstance(main, ast.If) else []
+    texts = [ast.unparse(statement) for statement in statements]
+    if not texts or texts[-1] != LAST or PARSED not in texts:
+        raise RuntimeError(f"{path} does not end with `{LAST}` after `{PARSED}`: OpenRLHF changed, adapt rankrl/ppo/upstream.py")
+    cut = texts.index(PARSED) + 1
+    parts = (ast.Module(part, []) for part in (statements[:cut], statements[cut:-1]))
+    parse, check = (compile(ast.fix_missing_locations(part), str(path), "exec") for part in parts)
+    return parse, check
+
+
+def _flat(namespace: SimpleNamespace, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in vars(namespace).items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, SimpleNamespace) else {prefix + key: value})
+    return flat
+
+
+def parse_arguments(words: list[str]) -> SimpleNamespace:
+    """OpenRLHF's nested argument namespace for a command line, through its own parser and its own checks.
+
+    Raises ValueError where the parser or a check refuses, and where a check would silently rewrite a value.
+    """
+    check_version()
+    parse, check = _main_body()
+    scope: dict[str, Any] = {"argparse": argparse, "os": os, "datetime": datetime}
+    argv, sys.argv = sys.argv, ["train_ppo_ray", *words]
+    try:
+        exec(parse, scope)
+        before = copy.deepcopy(scope["args"])
+        exec(check, scope)
+    except (SystemExit, AssertionError) as error:
+        raise ValueError(f"OpenRLHF refuses the arguments: {error} (given: {' '.join(words)})") from error
+    finally:
+        sys.argv = argv
+    was, now = _flat(before), _flat(scope["args"])
+    rewritten = {key: (was.get(key), value) for key, value in now.items() if was.get(key) != value}
+    if rewritten:
+        key, (given, value) = next(iter(rewritten.items()))
+        raise ValueError(f"{key}: OpenRLHF would silently turn {given!r} into {value!r}; set it to that, or drop it")
+    return scope["args"]

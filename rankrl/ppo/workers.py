@@ -1,0 +1,116 @@
+"""What policy and value workers share: a frozen base that outlives runs, and runs that are attached to it, used and detached.
+
+Upstream's worker methods (`forward`, `append`, `fit`) act on `self.trainer` and the active adapter; `activate` points both at a run
+and swaps the random state in, so one run never notices another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers.trainer import get_scheduler
+
+from rankrl.adapter.build import AdapterHost
+from rankrl.adapter.table import ModuleRank
+from rankrl.ppo.strategy import AdapterOptimizer
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What a worker needs to know of a run."""
+
+    name: str
+    args: SimpleNamespace
+    """OpenRLHF's namespace for the run."""
+    rank: int
+    alpha: float
+    seed: int
+    lr_ratio: float
+    """Learning rate of B over that of A (LoRA+)."""
+    optimizer_steps: int
+
+
+@dataclass
+class RunState:
+    """All of one run that lives in a worker."""
+
+    spec: AdapterSpec
+    table: list[ModuleRank]
+    trainer: Any
+    """Upstream's PPO trainer of this run: loss, optimizer, scheduler, replay buffer."""
+    optimizer: AdapterOptimizer
+    scheduler: Any
+    rng: torch.Tensor
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What the kind of worker adds: the value head, the previous adapter."""
+
+
+class RunHost:
+    """Mixin of upstream's model actors. Subclasses set `self.host` and `self.runs`, and say which parameters a run trains."""
+
+    host: AdapterHost
+    runs: dict[str, RunState]
+    trainer: Any
+
+    def call(self, name: str, method: str, kwargs: dict[str, Any]) -> Any:
+        """Runs an upstream or own method for one run."""
+        with self.activate(name):
+            return getattr(self, method)(**kwargs)
+
+    def execute_batch(self, method_name: str, all_data: dict[str, list[Any]], start_idx: int, end_idx: int) -> list[Any]:
+        """Upstream's batched call; the run stands in `run_names`, once per item."""
+        data = {key: value for key, value in all_data.items() if key != "run_names"}
+        with self.activate(all_data["run_names"][0]):
+            return super().execute_batch(method_name, data, start_idx, end_idx)  # type: ignore[misc]
+
+    @contextmanager
+    def activate(self, name: str) -> Iterator[RunState]:
+        run = self.runs[name]
+        self.host.activate(name)
+        self.trainer = run.trainer
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(run.rng)
+            yield run
+            run.rng = torch.get_rng_state()
+
+    def detach(self, name: str) -> None:
+        """Forgets a run. The base stays."""
+        if self.runs.pop(name, None) is not None:
+            self.host.detach(name)
+
+    def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
+        """Name -> trained parameter, in a fixed order."""
+        factors = self.host.factors(run.spec.name, run.table)
+        return {f"{module}.lora_{side}": p for module, pair in factors.items() for side, p in zip("AB", pair, strict=True)}
+
+    def state(self, name: str) -> dict[str, Any]:
+        """Tensors and plain values from which `restore` continues this run."""
+        run = self.runs[name]
+        weights = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
+        return {"weights": weights, "optimizer": run.optimizer.state_dict(), "scheduler": run.scheduler.state_dict(), "rng": run.rng}
+
+    def restore(self, name: str, state: dict[str, Any]) -> None:
+        run = self.runs[name]
+        with torch.no_grad():
+            for key, p in self.parameters_of(run).items():
+                p.copy_(state["weights"][key])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.scheduler.load_state_dict(state["scheduler"])
+        run.rng = state["rng"]
+
+
+def scheduler(optimizer: AdapterOptimizer, cfg: SimpleNamespace, steps: int) -> Any:
+    """The learning-rate schedule that upstream builds from the same arguments. `cfg`: args.actor or args.critic."""
+    shape = {"min_lr_rate": cfg.min_lr_ratio} if cfg.lr_scheduler == "cosine_with_min_lr" else {}
+    warmup = math.ceil(steps * cfg.lr_warmup_ratio)
+    return get_scheduler(cfg.lr_scheduler, optimizer.adam, warmup, steps, scheduler_specific_kwargs=shape)
+
+
+def initial_rng(seed: int) -> torch.Tensor:
+    return torch.Generator().manual_seed(seed).get_state()

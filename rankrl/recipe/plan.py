@@ -1,0 +1,144 @@
+"""Recipe x scale -> runs: every seed of every cell with its derived hyperparameters. No torch; 10,000 runs in under a second."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rankrl.recipe.load import ROOT, Experiment
+from rankrl.recipe.rules import Knob, derive
+from rankrl.recipe.schema import Recipe, Scale, require
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one cell: the unit of work, of resume and of statistics."""
+
+    sweep: str
+    arm: str
+    rank: int
+    batch_size: int
+    """Prompts per PPO step."""
+    seed: int
+    recipe: Recipe
+    scale: Scale
+    knobs: dict[str, Knob]
+    trainable_params: int
+    """Parameters of the policy adapter."""
+
+    @cached_property
+    def run_id(self) -> str:
+        return (f"{self.arm}-" if self.arm else "") + f"r{self.rank}-b{self.batch_size}-s{self.seed}"
+
+    def __getitem__(self, knob: str) -> float:
+        return self.knobs[knob].value
+
+    @property
+    def rollout_samples(self) -> int:
+        return self.batch_size * self.recipe.samples_per_prompt
+
+    @property
+    def train_batch(self) -> int:
+        """Samples per optimizer step."""
+        return self.rollout_samples // self.recipe.updates_per_rollout
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.recipe.steps * self.recipe.updates_per_rollout
+
+    def row(self) -> dict[str, Any]:
+        """What `plan` shows of this run."""
+        grid = {"run_id": self.run_id, "arm": self.arm, "rank": self.rank, "batch_size": self.batch_size, "seed": self.seed}
+        return {**grid, "steps": self.recipe.steps, **{name: knob.value for name, knob in self.knobs.items()},
+                "trainable_params": self.trainable_params}  # fmt: skip
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that determines this run, for run.yaml."""
+        grid = {k: v for k, v in self.row().items() if k not in self.knobs}
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in ("ranks", "batch_sizes", "seeds", "arms", "rules")}
+        return {"sweep": self.sweep, **grid, "derived": {name: asdict(knob) for name, knob in self.knobs.items()},
+                "recipe": recipe, "rules": asdict(self.recipe.rules), "scale": asdict(self.scale)}  # fmt: skip
+
+
+def adapter_params(scale: Scale, rank: int) -> int:
+    """Parameters of a uniform adapter: rank (d_in + d_out) summed over all adapted modules."""
+    return rank * scale.model.layers * sum(d_in + d_out for d_in, d_out in scale.model.modules.values())
+
+
+def largest_rank(scale: Scale) -> int:
+    """The rank at which the narrowest adapted module is already of full rank."""
+    return min(min(shape) for shape in scale.model.modules.values())
+
+
+def deepspeed_config(scale: Scale) -> dict[str, Any]:
+    """The scale's DeepSpeed file. Raises ValueError if it is missing or no JSON object with a ZeRO stage."""
+    path = next((p for p in (Path(scale.deepspeed), ROOT / scale.deepspeed) if p.is_file()), None)
+    if path is None:
+        raise ValueError(f"deepspeed: got {scale.deepspeed!r}, allowed: an existing JSON file (ds_configs/ has some)")
+    try:
+        config = json.loads(path.read_text())
+        stage = config["zero_optimization"]["stage"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"deepspeed: {path} is no DeepSpeed configuration with zero_optimization.stage: {error}") from error
+    require(stage in (0, 1, 2, 3), "deepspeed", stage, "ZeRO stage 0, 1, 2 or 3")
+    return config
+
+
+def plan(experiment: Experiment) -> list[Run]:
+    """All runs, arms outermost, then ranks, batch sizes and seeds in the recipe's order.
+
+    Raises ValueError, one line, for a grid point that cannot run at this scale.
+    """
+    scale = experiment.scale
+    deepspeed_config(scale)
+    runs = []
+    for arm, recipe in experiment.arms.items():
+        _check(recipe, scale)
+        for rank in recipe.ranks:
+            knobs, params = derive(recipe, scale.reference, rank), adapter_params(scale, rank)
+            runs += [
+                Run(experiment.name, arm, rank, batch_size, seed, recipe, scale, knobs, params)
+                for batch_size in recipe.batch_sizes
+                for seed in recipe.seeds
+            ]
+    return runs
+
+
+def _check(recipe: Recipe, scale: Scale) -> None:
+    most, place = largest_rank(scale), scale.placement
+    narrow = min(scale.model.modules, key=lambda name: min(scale.model.modules[name]))
+    for rank in recipe.ranks:
+        require(rank <= most, "ranks", rank, f"1 to {most} at scale {scale.name}", f"{narrow} is {scale.model.modules[narrow]}")
+    require(recipe.critic.rank <= most, "critic.rank", recipe.critic.rank, f"1 to {most} at scale {scale.name}")
+    workers = {"policy": place.nodes * place.policy_per_node, "value": place.nodes * place.critic_per_node}
+    for batch_size in recipe.batch_sizes:
+        for role, world in workers.items():
+            samples, share = batch_size * recipe.samples_per_prompt, recipe.updates_per_rollout * world
+            require(samples % share == 0, "batch_sizes", batch_size,
+                    f"batch_size * samples_per_prompt divisible by updates_per_rollout * {role} workers = {share}",
+                    f"{batch_size} * {recipe.samples_per_prompt} = {samples}")  # fmt: skip
+        require(batch_size <= scale.data.train_items, "batch_sizes", batch_size, f"at most data.train_items={scale.data.train_items}")
+    _check_no_effect(recipe)
+
+
+def micro_batch(run: Run, workers: int) -> int:
+    """The largest micro batch within the scale's that divides a worker's share of an optimizer step (samples)."""
+    share = run.train_batch // workers
+    return max(m for m in range(1, min(run.scale.placement.micro_batch, share) + 1) if share % m == 0)
+
+
+def _check_no_effect(recipe: Recipe) -> None:
+    """Refuses settings that would be silently without effect."""
+    clipping = [name for name in ("clip_low", "clip_high") if getattr(recipe.rules, name) != type(recipe.rules)().clip_low]
+    clipping += ["clip_final"] * (recipe.clip_final != 1) + ["dual_clip"] * (recipe.dual_clip is not None)
+    if recipe.updates_per_rollout == 1 and clipping:
+        key = clipping[0] if clipping[0] in ("clip_final", "dual_clip") else f"rules.{clipping[0]}"
+        raise ValueError(f"{key}: got a value while updates_per_rollout=1, allowed: nothing (the ratio is 1 throughout, so clipping "
+                         "cannot act; set updates_per_rollout to 2 or more)")  # fmt: skip
+    level = recipe.rules.kl
+    if level.rule == "constant" and level.value == 0 and recipe.kl_schedule.shape != "constant":
+        raise ValueError(f"kl_schedule.shape: got {recipe.kl_schedule.shape!r} while rules.kl is 0, allowed: constant "
+                         "(there is no penalty to schedule)")  # fmt: skip

@@ -1,0 +1,382 @@
+"""What a recipe and a scale may say: frozen dataclasses, every field with its unit.
+
+A recipe chooses what is studied (grid, rules of rank, critic, reward, evaluation) and says nothing of hardware or model. A scale
+chooses model, data, lengths, sampling, parallelism and the reference point at which the rules start. Checks name the dotted key,
+the value, what is allowed and the likely fix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+RULES = {
+    "alpha": ("constant", "power", "table"),
+    "lr": ("constant", "equal_kl", "power", "table"),
+    "lr_ratio": ("constant", "table"),
+    "kl": ("constant", "power", "table"),
+    "clip_low": ("constant", "table"),
+    "clip_high": ("constant", "table"),
+    "max_norm": ("constant", "gradient_scale", "table"),
+    "warmup": ("constant", "by_rank", "table"),
+}
+RULE_OPTIONS = {"power": {"exponent"}, "equal_kl": {"c"}, "table": {"table"}}
+KL_SHAPES = ("constant", "linear", "cosine", "early_anchor", "adaptive")
+LR_SHAPES = ("constant", "linear", "cosine")
+
+
+def require(ok: bool, key: str, value: Any, allowed: str, fix: str = "") -> None:
+    """Raises ValueError in one line: the key, the value, what is allowed, the likely fix."""
+    if not ok:
+        raise ValueError(f"{key}: got {value!r}, allowed: {allowed}" + (f" ({fix})" if fix else ""))
+
+
+def require_distinct(key: str, values: tuple[int, ...], least: int) -> None:
+    require(len(values) > 0, key, list(values), "at least one value", f"for instance {key}=[{max(least, 1)}]")
+    require(all(v >= least for v in values), key, list(values), f"integers of at least {least}")
+    require(len(set(values)) == len(values), key, list(values), "distinct values", "a run is named after its grid point")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One hyperparameter as a function of rank. Options that the named rule does not use must be left out."""
+
+    rule: str = "constant"
+    """Name of the rule; `constant` switches the dependence on rank off."""
+    value: Optional[float] = None
+    """Value at the reference rank; null takes the scale's reference."""
+    at_rank: int = 32
+    """Reference rank, at which the rule gives `value`."""
+    exponent: Optional[float] = None
+    """Power of r / at_rank, for `power`."""
+    c: Optional[float] = None
+    """Rank below which the incoherent part of the KL per step dominates, for `equal_kl` (methods 1.4: at most about 12)."""
+    table: Optional[dict[int, float]] = None
+    """Value by rank, for `table`; every rank of the grid must be listed."""
+
+    def check(self, key: str) -> None:
+        knob = key.split(".")[-1]
+        require(self.rule in RULES[knob], f"{key}.rule", self.rule, ", ".join(RULES[knob]))
+        require(self.at_rank >= 1, f"{key}.at_rank", self.at_rank, "a rank of at least 1")
+        used = RULE_OPTIONS.get(self.rule, set())
+        for option in ("exponent", "c", "table"):
+            given = getattr(self, option)
+            require(given is None or option in used, f"{key}.{option}", given, f"nothing: rule {self.rule!r} has no such option")
+            require(given is not None or option not in used, f"{key}.{option}", given, f"a value: rule {self.rule!r} needs it")
+        if self.rule == "table":
+            require(self.value is None, f"{key}.value", self.value, "nothing: rule 'table' reads its table")
+        for name, given in [("value", self.value), *[(f"table.{r}", v) for r, v in (self.table or {}).items()]]:
+            self._check_value(f"{key}.{name}", knob, given)
+        if self.c is not None:
+            require(self.c >= 0, f"{key}.c", self.c, "at least 0", "0 makes the rate independent of rank")
+
+    @staticmethod
+    def _check_value(key: str, knob: str, given: float | None) -> None:
+        if given is None:
+            return
+        if knob in ("kl", "max_norm"):
+            require(given >= 0, key, given, "at least 0", "0 switches it off")
+        elif knob == "warmup":
+            require(0 <= given < 1, key, given, "a share of the steps from 0 to below 1")
+        elif knob == "clip_low":
+            require(0 < given < 1, key, given, "above 0 and below 1")
+        else:
+            require(given > 0, key, given, "above 0")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The knobs that may depend on rank."""
+
+    alpha: Rule = field(default_factory=lambda: Rule("constant"))
+    """LoRA alpha; the update is scaled by alpha / rank."""
+    lr: Rule = field(default_factory=lambda: Rule("equal_kl", c=4.0))
+    """Adam learning rate of the adapter's A."""
+    lr_ratio: Rule = field(default_factory=lambda: Rule("constant", value=1.0))
+    """LoRA+: learning rate of B over that of A."""
+    kl: Rule = field(default_factory=lambda: Rule("constant"))
+    """Level of the KL penalty against the base (per token, in the reward)."""
+    clip_low: Rule = field(default_factory=lambda: Rule("constant"))
+    """PPO clip: the ratio is clipped below 1 - clip_low."""
+    clip_high: Rule = field(default_factory=lambda: Rule("constant"))
+    """PPO clip: the ratio is clipped above 1 + clip_high."""
+    max_norm: Rule = field(default_factory=lambda: Rule("gradient_scale"))
+    """Global gradient norm above which the adapter's gradient is scaled down; 0 is no clipping."""
+    warmup: Rule = field(default_factory=lambda: Rule("by_rank"))
+    """Share of the optimizer steps with a linearly rising learning rate."""
+
+    def check(self) -> None:
+        for name in RULES:
+            getattr(self, name).check(f"rules.{name}")
+        alpha, lr = self.alpha, self.lr
+        if lr.rule == "equal_kl":
+            flat = alpha.rule == "constant" or (alpha.rule == "power" and alpha.exponent == 0)
+            require(flat, "rules.lr.rule", lr.rule, "constant, power or table while alpha depends on rank",
+                    "the closed form of equal_kl is derived for constant alpha")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class KLSchedule:
+    """The KL coefficient over the steps, as a share of the level that `rules.kl` gives."""
+
+    shape: str = "constant"
+    """constant; linear or cosine (to `final`); early_anchor (from `anchor` times the level down to the level); adaptive."""
+    final: float = 0.0
+    """Share of the level at the last step, for linear and cosine."""
+    anchor: float = 10.0
+    """Multiple of the level at step 0, for early_anchor."""
+    anchor_share: float = 0.1
+    """Share of the steps over which early_anchor comes down."""
+    target: Optional[float] = None
+    """KL to the base (nats per token) that `adaptive` steers to."""
+    horizon_steps: float = 50.0
+    """PPO steps over which `adaptive` may change the coefficient e-fold times 0.2, whatever the batch size."""
+
+    def check(self, level_can_be_zero: bool) -> None:
+        require(self.shape in KL_SHAPES, "kl_schedule.shape", self.shape, ", ".join(KL_SHAPES))
+        adaptive = self.shape == "adaptive"
+        require(adaptive or self.target is None, "kl_schedule.target", self.target, "nothing unless kl_schedule.shape=adaptive")
+        if adaptive:
+            require(self.target is not None and self.target > 0, "kl_schedule.target", self.target, "a KL above 0 (nats per token)")
+            require(not level_can_be_zero, "kl_schedule.target", self.target, "a KL level above 0 in rules.kl",
+                    "an adaptive coefficient multiplies the level, and 0 stays 0")  # fmt: skip
+        require(self.final >= 0, "kl_schedule.final", self.final, "at least 0")
+        require(self.anchor >= 1, "kl_schedule.anchor", self.anchor, "at least 1")
+        require(0 < self.anchor_share <= 1, "kl_schedule.anchor_share", self.anchor_share, "above 0 and at most 1")
+        require(self.horizon_steps > 0, "kl_schedule.horizon_steps", self.horizon_steps, "above 0")
+
+
+@dataclass(frozen=True)
+class Critic:
+    """The value model: an adapter and a head of its own, which do not follow the dial."""
+
+    rank: int = 32
+    """LoRA rank of the value adapter."""
+    alpha: float = 32.0
+    """LoRA alpha of the value adapter."""
+    lr: Optional[float] = None
+    """Adam learning rate; null takes the scale's reference."""
+    value_clip: float = 0.5
+    """PPO value clip range (reward units)."""
+    max_norm: float = 1.0
+    """Global gradient norm above which the critic's gradient is scaled down."""
+    warmup_steps: int = 0
+    """PPO steps at the start in which only the critic learns."""
+
+    def check(self) -> None:
+        require(self.rank >= 1, "critic.rank", self.rank, "an integer of at least 1")
+        for name in ("alpha", "value_clip"):
+            require(getattr(self, name) > 0, f"critic.{name}", getattr(self, name), "above 0")
+        require(self.lr is None or self.lr > 0, "critic.lr", self.lr, "above 0")
+        require(self.max_norm >= 0, "critic.max_norm", self.max_norm, "at least 0")
+        require(self.warmup_steps >= 0, "critic.warmup_steps", self.warmup_steps, "at least 0")
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The shaped reward, for training only; the score is the verifier's verdict."""
+
+    boxed_bonus: float = 0.05
+    """Added if the answer is boxed, subtracted if not."""
+    length_penalty: float = 0.02
+    """Weight of the length term: minus this at the longest response, 0 up to `length_free`."""
+    length_free: float = 0.5
+    """Share of the longest response that costs nothing."""
+
+    def check(self) -> None:
+        require(self.boxed_bonus >= 0, "reward.boxed_bonus", self.boxed_bonus, "at least 0")
+        require(self.length_penalty >= 0, "reward.length_penalty", self.length_penalty, "at least 0")
+        require(0 <= self.length_free < 1, "reward.length_free", self.length_free, "a share from 0 to below 1")
+        swing = 2 * self.boxed_bonus + self.length_penalty
+        require(swing < 1, "reward.boxed_bonus", self.boxed_bonus, "2 * boxed_bonus + length_penalty below 1",
+                "or wrong and boxed beats right and unboxed")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is studied: the grid and everything that is chosen per run but hardware, model and data."""
+
+    ranks: tuple[int, ...]
+    """LoRA ranks of the policy adapter."""
+    batch_sizes: tuple[int, ...]
+    """Prompts per PPO step."""
+    seeds: tuple[int, ...]
+    """Seeds; a seed fixes prompt order, adapter and value initialisation and every request's sampling seed."""
+    steps: int
+    """PPO steps."""
+    name: str = ""
+    """Name of the sweep; the file's name unless set."""
+    samples_per_prompt: int = 8
+    """Responses sampled for each prompt."""
+    updates_per_rollout: int = 2
+    """Optimizer steps on each rollout. With one, the ratio is 1 throughout and clipping cannot act."""
+    lr_shape: str = "constant"
+    """Learning rate after the warm-up: constant, linear or cosine (to a tenth)."""
+    clip_final: float = 1.0
+    """Share of the clip range that is left at the last step; linear in between."""
+    dual_clip: Optional[float] = None
+    """Bound on the ratio for negative advantages (above 1); null is off."""
+    gamma: float = 1.0
+    """Discount of the GAE."""
+    gae_lambda: float = 1.0
+    """Lambda of the GAE."""
+    eval_every: int = 0
+    """PPO steps between evaluations; 0 evaluates the base and the last step only."""
+    checkpoint_every: int = 10
+    """PPO steps between checkpoints."""
+    rules: Rules = field(default_factory=Rules)
+    kl_schedule: KLSchedule = field(default_factory=KLSchedule)
+    critic: Critic = field(default_factory=Critic)
+    reward: Reward = field(default_factory=Reward)
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Variants of this recipe: name -> overrides. Empty: one unnamed variant."""
+
+    def __post_init__(self) -> None:
+        require_distinct("ranks", self.ranks, 1)
+        require_distinct("batch_sizes", self.batch_sizes, 1)
+        require_distinct("seeds", self.seeds, 0)
+        for name in ("steps", "samples_per_prompt", "updates_per_rollout", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
+        require(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
+        require(self.lr_shape in LR_SHAPES, "lr_shape", self.lr_shape, ", ".join(LR_SHAPES))
+        require(0 < self.clip_final <= 1, "clip_final", self.clip_final, "above 0 and at most 1")
+        require(self.dual_clip is None or self.dual_clip > 1, "dual_clip", self.dual_clip, "above 1, or null")
+        for name in ("gamma", "gae_lambda"):
+            require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
+        self.rules.check()
+        self.kl_schedule.check(self.rules.kl.value == 0 or 0 in (self.rules.kl.table or {}).values())
+        self.critic.check()
+        self.reward.check()
+        require(self.critic.warmup_steps < self.steps, "critic.warmup_steps", self.critic.warmup_steps, f"below steps={self.steps}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The frozen base."""
+
+    path: str
+    """Hugging Face directory or hub id; `embedded:nano` is the model inside this package."""
+    layers: int
+    """Decoder layers."""
+    modules: dict[str, list[int]]
+    """Adapted linear modules of a layer: name -> [d_in, d_out]; compared with the real model before training."""
+    base_params: int
+    """Parameters of the base."""
+    revision: Optional[str] = None
+    """Commit of the hub repository."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off unless you set it."""
+    attention: str = "sdpa"
+    """Attention kernel of the trainer (transformers' name); flash_attention_2 where flash-attn is installed."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and evaluation items."""
+
+    train: str
+    """`nano`, or a JSONL file with the keys prompt and answer (item_id and source are optional)."""
+    evaluation: str
+    """`nano`, or a JSONL file like `train`."""
+    train_items: int
+    """Items to train on; the order is drawn from the seed, epoch by epoch."""
+    eval_items: int
+    """Items to evaluate on."""
+    template: Optional[str] = None
+    """`chat` applies the tokenizer's chat template; a text with {} is filled with the prompt; null leaves the prompt alone."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    prompt_tokens: int
+    """Longest prompt; a longer one is an error."""
+    response_tokens: int
+    """Longest response; a longer one is cut and counted as truncated."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 1.0
+    """Of training rollouts."""
+    top_p: float = 1.0
+    """Of training rollouts."""
+    eval_temperature: float = 1.0
+    """Of evaluations."""
+    eval_samples: int = 4
+    """Samples per item of an evaluation during and after training."""
+    base_samples: int = 16
+    """Samples per item of the base's evaluation, which every run's gain is measured against."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which process groups run, and on what. On a machine without GPUs the counts are processes."""
+
+    nodes: int = 1
+    """Nodes of the policy workers, and of the value workers."""
+    policy_per_node: int = 1
+    """Policy workers (GPUs) per node."""
+    critic_per_node: int = 1
+    """Value workers (GPUs) per node."""
+    engines: int = 1
+    """vLLM engines."""
+    tensor_parallel: int = 1
+    """GPUs per engine."""
+    engine_memory: float = 0.9
+    """Share of an engine GPU's memory that vLLM takes."""
+    micro_batch: int = 1
+    """Samples per worker and forward pass."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference point of the rules, at rank 32 of this model."""
+
+    lr: float
+    alpha: float = 32.0
+    kl: float = 0.001
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    max_norm: float = 1.0
+    warmup: float = 0.03
+    critic_lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Model, data, lengths, sampling, parallelism and the reference point. It says nothing of what is studied."""
+
+    model: Model
+    data: Data
+    lengths: Lengths
+    reference: Reference
+    name: str = ""
+    """The file's name unless set."""
+    deepspeed: str = "ds_configs/zero2.json"
+    """DeepSpeed configuration that is merged over OpenRLHF's."""
+    sampling: Sampling = field(default_factory=Sampling)
+    placement: Placement = field(default_factory=Placement)
+
+    def __post_init__(self) -> None:
+        checks = {
+            "model.layers": self.model.layers, "model.base_params": self.model.base_params,
+            "data.train_items": self.data.train_items, "data.eval_items": self.data.eval_items,
+            "lengths.prompt_tokens": self.lengths.prompt_tokens, "lengths.response_tokens": self.lengths.response_tokens,
+            "sampling.eval_samples": self.sampling.eval_samples, "sampling.base_samples": self.sampling.base_samples,
+            **{f"placement.{k}": getattr(self.placement, k)
+               for k in ("nodes", "policy_per_node", "critic_per_node", "engines", "tensor_parallel", "micro_batch")},
+        }  # fmt: skip
+        for key, value in checks.items():
+            require(value >= 1, key, value, "an integer of at least 1")
+        rates = {f"reference.{k}": getattr(self.reference, k) for k in ("lr", "alpha", "clip_low", "clip_high", "critic_lr")}
+        for key, value in {**rates, "sampling.temperature": self.sampling.temperature}.items():
+            require(value > 0, key, value, "above 0")
+        require(0 < self.sampling.top_p <= 1, "sampling.top_p", self.sampling.top_p, "above 0 and at most 1")
+        require(self.sampling.eval_temperature >= 0, "sampling.eval_temperature", self.sampling.eval_temperature, "at least 0")
+        require(len(self.model.modules) > 0, "model.modules", {}, "at least one adapted module")
+        for name, shape in self.model.modules.items():
+            require(len(shape) == 2 and min(shape) >= 1, f"model.modules.{name}", shape, "[d_in, d_out], both at least 1")
+        require(self.data.template is None or self.data.template == "chat" or "{}" in self.data.template,
+                "data.template", self.data.template, "chat, null, or a text with {}")  # fmt: skip

@@ -1,0 +1,54 @@
+"""Run directories -> summary.json, runs.csv, figures and the page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rankrl.report import figures
+from rankrl.report.page import page
+from rankrl.report.read import find_sweeps
+from rankrl.report.stats import summary
+
+
+def build(directory: Path) -> list[dict[str, Any]]:
+    """Writes the report of every sweep at or below `directory`; returns their summaries, with `sweep` and `page` added.
+
+    Raises ValueError if there is nothing to report.
+    """
+    reports = []
+    for sweep in find_sweeps(directory):
+        to = sweep.directory / "report"
+        to.mkdir(exist_ok=True)
+        statistics = summary(sweep.results)
+        (to / "summary.json").write_text(json.dumps(statistics, indent=1) + "\n")
+        pd.DataFrame(sweep.results).to_csv(to / "runs.csv", index=False)
+        drawings = [
+            figures.gain_by_rank(sweep.results, statistics["ranks"], to / "figures"),
+            figures.learning_curves(sweep.directory, sweep.results, to / "figures"),
+        ]
+        (to / "index.html").write_text(page(sweep, statistics, drawings))
+        reports.append(statistics | {"sweep": sweep.name, "page": str(to / "index.html")})
+    return reports
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """The rank families as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report['sweep']}: gain over the base by rank", title_justify="left", box=None)
+    for column in ("arm", "rank", "seeds", "mean gain", "95 % interval", "sd", "best", "negative", "risk below", "gain per M tokens"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for row in report["ranks"]:
+        interval = "[{:+.3f}, {:+.3f}]".format(*row["gain_ci95"]) if row["gain_ci95"] else "-"
+        table.add_row(row["arm"], str(row["rank"]), str(row["n_seeds"]), f"{row['mean_gain']:+.4f}", interval,
+                      "-" if row["sd_gain"] is None else f"{row['sd_gain']:.4f}", f"{row['best_gain']:+.4f}",
+                      f"{row['negative_runs']}/{row['n_seeds']}", f"{row['risk_ci95'][1]:.2f}",
+                      f"{row['token_efficiency']:.3f}" if row["token_efficiency"] is not None else "-")  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+    print(f"page: {report['page']}")

@@ -1,0 +1,29 @@
+"""The answer in a response: the content of its last balanced \\boxed{...}, or its last line if nothing is boxed."""
+
+from __future__ import annotations
+
+BOX = r"\boxed{"
+LONGEST = 20_000  # characters searched, from the end: a response cannot make extraction slow
+
+
+def last_boxed(text: str) -> str | None:
+    """Content of the last balanced `\\boxed{...}` (the one that closes last); None if there is none. One pass."""
+    text = text[-LONGEST:]
+    opened: list[int | None] = []  # where a box's content starts; None for any other brace
+    content = None
+    for i, character in enumerate(text):
+        if character == "{":
+            opened.append(i + 1 if text.endswith(BOX, 0, i + 1) else None)
+        elif character == "}" and opened:
+            start = opened.pop()
+            content = text[start:i] if start is not None else content
+    return content
+
+
+def answer(text: str) -> tuple[str, bool]:
+    """(answer, whether it was boxed). Unboxed, the last non-empty line as a whole is the answer: numbers are not fished for."""
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed.strip(), True
+    lines = [line.strip() for line in text[-LONGEST:].splitlines() if line.strip()]
+    return (lines[-1] if lines else ""), False

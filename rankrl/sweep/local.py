@@ -1,0 +1,136 @@
+"""Many runs on one machine or in one Slurm task: one after another on warm services, skipping what is finished, resuming what broke."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rankrl.recipe.plan import Run, largest_rank, plan
+from rankrl.recipe.schema import Scale
+
+STOPPED = 75  # EX_TEMPFAIL: stopped on request and resumable
+ATTEMPTS = 2  # of a run whose services died
+
+
+class Stopped(Exception):
+    """A STOP file was found; the run is saved and can be resumed."""
+
+
+@contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """Holds the sweep directory for this process; the kernel lets go when the process dies, however it dies."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"--runs: {directory} is in use by another rankrl process; wait for it, or choose another directory") from error
+        yield
+
+
+def _prepare_process() -> None:
+    """Before the heavy imports: the CPU stand-ins where there is no GPU, and quiet libraries."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import warnings
+
+    warnings.simplefilter("ignore")  # of libraries; rankrl reports by exceptions and printed lines
+    import torch
+
+    if not torch.cuda.is_available():
+        from rankrl.ppo import cpu
+
+        cpu.install()
+    for name in ("ray", "deepspeed", "DeepSpeed", "vllm", "transformers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def sweep(runs: list[Run], directory: Path, report: bool = True) -> int:
+    """Runs everything that is not finished. Returns 0, 75 if stopped on request, 1 if a run failed."""
+    root = directory / runs[0].sweep
+    with owned(root / runs[0].run_id if len(runs) == 1 and not report else root):
+        code = _sweep(runs, directory)
+    if report:
+        from rankrl.report.build import build, print_table
+
+        for summary in build(root):
+            print_table(summary)
+    return code
+
+
+def _sweep(runs: list[Run], directory: Path) -> int:
+    from rankrl.ppo.records import read_result
+
+    results = {run.run_id: read_result(directory / run.sweep / run.run_id) for run in runs}
+    todo = [run for run in runs if (results[run.run_id] or {}).get("status") not in ("finished", "diverged")]
+    say(f"{len(runs) - len(todo)} of {len(runs)} runs are finished, {len(todo)} to do")
+    if not todo:
+        return 0
+    _prepare_process()
+    from rankrl.sweep.worker import Bench
+
+    failed, started_s = 0, time.time()
+    with Bench(todo, directory) as bench:
+        for done, run in enumerate(todo):
+            result = bench.attempt(run, ATTEMPTS)
+            if result is None:
+                say(f"{run.run_id}: stopped on request; the same command continues it")
+                return STOPPED
+            failed += result["status"] == "failed"
+            eta_s = (time.time() - started_s) / (done + 1) * (len(todo) - done - 1)
+            say(progress(result, done + 1, len(todo), eta_s))
+    return 1 if failed else 0
+
+
+def progress(result: dict[str, Any], done: int, total: int, eta_s: float) -> str:
+    gain = "" if result["gain"] is None else f"gain {result['gain']:+.4f} ({result['base_score']:.4f} -> {result['final_score']:.4f})"
+    text = result.get("error") or gain
+    left = f", {eta_s / 60:.0f} min left" if done < total else ""
+    return f"[{done}/{total}] {result['run_id']} {result['status']}: {text}, {result['wall_s']:.0f} s{left}"
+
+
+def base_key(scale: Scale, model_path: str, eval_revision: str) -> str:
+    """What the base's score depends on: model, items, prompt, lengths and sampling."""
+    files = sorted(Path(model_path).glob("*.safetensors")) + [Path(model_path) / "config.json"]
+    weights = [(file.name, file.stat().st_size, _digest(file) if file.stat().st_size < 1 << 28 else file.stat().st_mtime) for file in files]
+    sampling = scale.sampling
+    parts = [weights, eval_revision, scale.data.template, scale.lengths.response_tokens, sampling.eval_temperature, sampling.base_samples]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def evaluate_base(scale_name: str, directory: Path) -> int:
+    """Prints the base's pass@1 and pass@k at a scale, by source."""
+    from rankrl.recipe.load import Experiment, load_scale
+    from rankrl.recipe.schema import Recipe
+
+    scale = load_scale(scale_name)
+    runs = plan(Experiment("base", {"": Recipe(ranks=(1,), batch_sizes=(16,), seeds=(0,), steps=1)}, scale))
+    assert largest_rank(scale)
+    _prepare_process()
+    from rankrl.report.passk import pass_table
+    from rankrl.sweep.worker import Bench
+
+    with Bench(runs, directory) as bench:
+        for line in pass_table([(s.item.item_id, s.item.source, s.verdict.correct) for s in bench.base_samples()]):
+            print(line)
+    return 0

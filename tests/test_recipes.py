@@ -1,0 +1,140 @@
+"""Recipes and scales: every shipped one plans; wrong ones give one line that names key, value and what is allowed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, rankrl, runs_of
+
+from rankrl.recipe.load import load_experiment
+from rankrl.recipe.plan import adapter_params, plan
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+SCALES = sorted(path.stem for path in (ROOT / "rankrl" / "scales").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_plans_at_every_scale(recipe, scale):
+    runs = runs_of(recipe, f"scale={scale}")
+    assert len({run.run_id for run in runs}) == len(runs) > 0
+    assert {run.scale.name for run in runs} == {scale}
+
+
+def test_baseline_is_the_published_grid():
+    runs = runs_of("baseline", "scale=qwen3-8b")
+    assert len(runs) == 9 * 4 * 6
+    assert {run.recipe.steps for run in runs} == {500}
+    assert [run.trainable_params for run in runs if run.batch_size == 16 and run.seed == 0] == [
+        2_727_936 * r for r in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    ]
+
+
+def test_run_ids_carry_arm_rank_batch_and_seed(tmp_path):
+    recipe = tmp_path / "ablate.yaml"
+    recipe.write_text(
+        "ranks: [1]\nbatch_sizes: [16]\nseeds: [3]\nsteps: 2\n"
+        "arms:\n  off: {rules: {lr: {rule: constant}}}\n  on: {rules: {lr: {rule: equal_kl, c: 4.0}}}\n"
+    )
+    runs = plan(load_experiment(recipe))
+    assert [run.run_id for run in runs] == ["off-r1-b16-s3", "on-r1-b16-s3"]
+    assert [run.knobs["lr"].rule for run in runs] == ["constant", "equal_kl"]
+    assert runs[0].sweep == "ablate"
+
+
+def test_nano_adapter_size_is_literal():
+    assert adapter_params(runs_of("demo")[0].scale, 1) == 2 * (4 * 512 + 3 * 640)
+
+
+def test_planning_imports_no_torch_and_prints_json():
+    code = (
+        "import sys, json, io, contextlib; from rankrl.cli import main; out = io.StringIO()\n"
+        "with contextlib.redirect_stdout(out): assert main(['plan', 'recipes/baseline.yaml', '--json']) == 0\n"
+        "assert len(json.loads(out.getvalue())) == 216\n"
+        "print([m for m in ('torch', 'ray', 'vllm', 'transformers', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_ten_thousand_runs_resolve_each_rank_once(monkeypatch):
+    from rankrl.recipe import plan as module
+
+    derived = []
+    monkeypatch.setattr(module, "derive", lambda *args: derived.append(args[2]) or {})
+    runs = runs_of("baseline", f"seeds={list(range(278))}".replace(" ", ""))
+    assert len(runs) == 9 * 4 * 278 == 10_008
+    assert derived == [1, 2, 4, 8, 16, 32, 64, 128, 256]  # the cost is per rank, not per run
+
+
+WRONG = {
+    "unknown key": (["rnks=[1]"], "rnks", "ranks"),
+    "unknown nested key": (["rules.lr.exponnt=1"], "exponnt", "exponent"),
+    "wrong type": (["steps=many"], "steps", "many"),
+    "fraction for an integer": (["steps=1.5"], "steps", "1.5"),
+    "scalar for a list": (["ranks=4"], "ranks", "list"),
+    "rank 0": (["ranks=[0]"], "ranks", "at least 1"),
+    "rank above a module's dimension": (["ranks=[257]"], "257", "1 to 256"),
+    "batch not divisible": (["batch_sizes=[3]", "samples_per_prompt=1"], "batch_sizes", "divisible"),
+    "unknown scale": (["scale=qwen9"], "qwen9", "nano"),
+    "negative rate": (["rules.lr=-1e-4"], "rules.lr", "above 0"),
+    "empty grid": (["seeds=[]"], "seeds", "at least one"),
+    "repeated seed": (["seeds=[1,1]"], "seeds", "distinct"),
+    "contradictory knobs": (["rules.alpha.rule=power", "rules.alpha.exponent=1"], "rules.lr.rule", "constant"),
+    "option without effect": (["rules.lr.exponent=1"], "rules.lr.exponent", "no such option"),
+    "clipping that cannot act": (["updates_per_rollout=1", "dual_clip=3"], "dual_clip", "cannot act"),
+    "KL target with the KL off": (
+        ["rules.kl=0", "kl_schedule.shape=adaptive", "kl_schedule.target=0.1"],
+        "kl_schedule.target",
+        "above 0",
+    ),
+    "bonus that beats correctness": (["reward.boxed_bonus=0.6"], "reward.boxed_bonus", "below 1"),
+    "no such rule": (["rules.lr.rule=magic"], "magic", "equal_kl"),
+    "missing table entry": (["rules.lr.rule=table", "rules.lr.table={1: 0.1}"], "rules.lr.table", "rank 8"),
+    "missing DeepSpeed file": (["scale.deepspeed=none.json"], "none.json", "existing"),
+    "not an override": (["seeds"], "seeds", "key=value"),
+}
+
+
+@pytest.mark.parametrize("words", WRONG.values(), ids=WRONG)
+def test_a_wrong_recipe_gives_one_line_that_teaches(words):
+    overrides, *told = words
+    done = rankrl("plan", "recipes/demo.yaml", *overrides)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("rankrl: ")
+    for word in told:
+        assert word in lines[0]
+
+
+def test_a_missing_recipe_file_and_a_broken_one(tmp_path):
+    assert "no.yaml" in rankrl("plan", "recipes/no.yaml").stderr
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("ranks: [1\n")
+    done = rankrl("plan", str(broken))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_model_directory_is_refused_before_anything_starts(tmp_path):
+    words = ["recipes/demo.yaml", "ranks=[1]", "seeds=[0]", f"scale.model.path={tmp_path / 'nothing'}", "--runs", str(tmp_path)]
+    done = rankrl("sweep", *words, timeout_s=300)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("rankrl: model.path: got ")
+
+
+def test_overrides_may_stand_after_options():
+    done = rankrl("plan", "recipes/demo.yaml", "--json", "seeds=[7]")
+    assert {row["seed"] for row in json.loads(done.stdout)} == {7}
+
+
+def test_recipes_stay_short_and_say_what_to_expect():
+    for recipe in RECIPES:
+        lines = Path(ROOT / "recipes" / f"{recipe}.yaml").read_text().splitlines()
+        assert len(lines) < 60
+        assert lines[0].startswith("# ")

@@ -1,0 +1,104 @@
+"""Statistics with literal numbers, and a page from run directories."""
+
+import json
+
+import pytest
+from conftest import rankrl
+
+from rankrl.report.build import build
+from rankrl.report.passk import pass_at_k, pass_table
+from rankrl.report.stats import clopper_pearson, grouped, summarise, summary, t_interval
+
+
+def result(rank=1, seed=0, gain=0.1, status="finished", batch_size=16, arm="", **more):
+    final = None if gain is None else 0.2 + gain
+    return {"run_id": f"r{rank}-b{batch_size}-s{seed}", "arm": arm, "rank": rank, "batch_size": batch_size, "seed": seed, "status": status,
+            "base_score": 0.2, "final_score": final, "best_score": final, "gain": gain, "tokens_total": 2_000_000, "steps": 30,
+            "wall_s": 10.0, "trainable_params": 100 * rank, "base_params": 10_000, **more}  # fmt: skip
+
+
+def test_clopper_pearson_matches_the_published_values():
+    assert clopper_pearson(0, 6) == pytest.approx([0, 0.459], abs=5e-4)
+    assert clopper_pearson(4, 6) == pytest.approx([0.223, 0.957], abs=5e-4)
+    assert clopper_pearson(8, 24) == pytest.approx([0.156, 0.553], abs=5e-4)
+
+
+def test_t_interval_matches_the_published_cell():
+    gains = [0.0855 + 0.0073 * z for z in (-1.2, -0.6, -0.2, 0.2, 0.6, 1.2)]
+    mean = sum(gains) / 6
+    assert t_interval([0.1]) is None
+    low, high = t_interval([0.0, 1.0, 2.0])
+    assert (low, high) == pytest.approx((1 - 2.484, 1 + 2.484), abs=1e-3)  # 4.3027 / sqrt(3)
+    assert t_interval(gains)[0] < mean < t_interval(gains)[1]
+
+
+def test_a_cell_is_summarised_by_hand():
+    row = summarise([result(seed=0, gain=0.1), result(seed=1, gain=0.3), result(seed=2, gain=-0.1)])
+    assert row["n_seeds"] == 3
+    assert row["mean_gain"] == pytest.approx(0.1)
+    assert row["sd_gain"] == pytest.approx(0.2)
+    assert row["best_gain"] == pytest.approx(0.3)
+    assert row["mean_best_gap"] == pytest.approx(0.2)
+    assert row["upside_index"] == pytest.approx(1.0)
+    assert (row["negative_runs"], row["negative_gain_risk"]) == (1, pytest.approx(1 / 3))
+    assert row["token_efficiency"] == pytest.approx(0.05)
+
+
+def test_failed_and_diverged_runs_are_negative_outcomes():
+    row = summarise([result(gain=0.4), result(gain=None, status="failed"), result(gain=None, status="diverged")])
+    assert row["negative_runs"] == 2
+    assert row["mean_gain"] == pytest.approx((0.4 - 0.2 - 0.2) / 3)
+
+
+def test_summary_has_the_schema_of_the_contract():
+    results = [result(rank=r, batch_size=b, seed=s) for r in (1, 32) for b in (16, 64) for s in (0, 1)]
+    statistics = summary(results)
+    assert [(c["rank"], c["batch_size"]) for c in statistics["cells"]] == [(1, 16), (1, 64), (32, 16), (32, 64)]
+    assert [r["rank"] for r in statistics["ranks"]] == [1, 32]
+    assert statistics["footprint"][1] == {"rank": 32, "trainable_params": 3200, "fraction_of_base": 0.32,
+                                          "checkpoint_bytes": 12_800, "optimizer_bytes": 25_600}  # fmt: skip
+    keys = {"arm", "rank", "batch_size", "n_seeds", "mean_gain", "sd_gain", "gain_ci95", "best_gain", "mean_best_gap", "upside_index",
+            "negative_runs", "negative_gain_risk", "risk_ci95", "mean_final_score", "mean_tokens", "token_efficiency"}  # fmt: skip
+    assert set(statistics["cells"][0]) == keys
+    assert grouped(results, ("arm", "rank"))[0]["n_seeds"] == 4
+
+
+def test_report_of_run_directories(tmp_path):
+    for seed, gain in ((0, 0.1), (1, 0.2), (2, None)):
+        run = tmp_path / "demo" / f"r1-b16-s{seed}"
+        run.mkdir(parents=True)
+        (run / "run.yaml").write_text("rank: 1\n")
+        status = "finished" if gain else "failed"
+        (run / "result.json").write_text(json.dumps(result(seed=seed, gain=gain, status=status, error="" if gain else "<b>&boom")))
+        lines = [json.dumps({"step": step, "accuracy": 0.2 + 0.01 * step}) for step in (1, 2, 3)]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "accu')  # the last line was cut by a crash
+    (tmp_path / "demo" / "r1-b16-s9").mkdir()
+    (tmp_path / "demo" / "r1-b16-s9" / "run.yaml").write_text("rank: 1\n")
+    (report,) = build(tmp_path)
+    to = tmp_path / "demo" / "report"
+    assert report["ranks"][0]["negative_runs"] == 1
+    assert json.loads((to / "summary.json").read_text())["cells"][0]["n_seeds"] == 3
+    page = (to / "index.html").read_text()
+    assert "1 unfinished runs (r1-b16-s9)" in page
+    assert "&lt;b&gt;&amp;boom" in page and "<b>&boom" not in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace(
+        "https://matplotlib.org", ""
+    )
+    for name in ("gain_by_rank", "learning_curves"):
+        assert (to / "figures" / f"{name}.svg").exists() and (to / "figures" / f"{name}.png").exists()
+    assert (to / "runs.csv").read_text().count("\n") == 4
+
+
+def test_reporting_nothing_is_one_line(tmp_path):
+    done = rankrl("report", str(tmp_path))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_pass_at_k_is_unbiased_and_literal():
+    assert pass_at_k(16, 4, 1) == pytest.approx(0.25)
+    assert pass_at_k(4, 1, 2) == pytest.approx(0.5)
+    assert pass_at_k(16, 0, 16) == 0
+    assert pass_at_k(16, 1, 16) == 1
+    lines = pass_table([("a", "x", True), ("a", "x", False), ("b", "y", False), ("b", "y", False)])
+    assert lines[-1].split() == ["all", "2", "0.2500", "0.2500", "0.5000"]
