@@ -30,7 +30,9 @@ def _plan(args: argparse.Namespace) -> int:
     for column in rows[0]:
         table.add_column(column, justify="left" if column in ("run_id", "arm") else "right")
     for row in rows:
-        table.add_row(*[f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()])
+        table.add_row(
+            *[f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()]
+        )
     _console().print(table)
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
     print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
@@ -70,7 +72,9 @@ def _run(args: argparse.Namespace) -> int:
     runs = plan(load_experiment(args.recipe, args.overrides))
     chosen = [run for run in runs if run.run_id == args.run_id]
     if not chosen:
-        raise ValueError(f"RUN_ID: got {args.run_id!r}, allowed: {runs[0].run_id} ... {runs[-1].run_id} (see rankrl plan)")
+        raise ValueError(
+            f"RUN_ID: got {args.run_id!r}, allowed: {runs[0].run_id} ... {runs[-1].run_id} (see rankrl plan)"
+        )
     return sweep(chosen, Path(args.runs), report=False)
 
 
@@ -115,7 +119,9 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
     report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
     for name in ("plan", "explain", "sweep", "run"):
-        commands.choices[name].add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME")
+        commands.choices[name].add_argument(
+            "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
+        )
     return top
 
 

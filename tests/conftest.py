@@ -32,4 +32,6 @@ def runs_of(recipe: str, *overrides: str) -> list[Run]:
 
 def rankrl(*words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """The command as a user types it, from the root of the clone."""
-    return subprocess.run([sys.executable, "-m", "rankrl", *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
+    return subprocess.run(
+        [sys.executable, "-m", "rankrl", *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
+    )

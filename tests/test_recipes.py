@@ -122,7 +122,14 @@ def test_a_missing_recipe_file_and_a_broken_one(tmp_path):
 
 
 def test_a_missing_model_directory_is_refused_before_anything_starts(tmp_path):
-    words = ["recipes/demo.yaml", "ranks=[1]", "seeds=[0]", f"scale.model.path={tmp_path / 'nothing'}", "--runs", str(tmp_path)]
+    words = [
+        "recipes/demo.yaml",
+        "ranks=[1]",
+        "seeds=[0]",
+        f"scale.model.path={tmp_path / 'nothing'}",
+        "--runs",
+        str(tmp_path),
+    ]
     done = rankrl("sweep", *words, timeout_s=300)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("rankrl: model.path: got ")

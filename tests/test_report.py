@@ -12,9 +12,24 @@ from rankrl.report.stats import clopper_pearson, grouped, summarise, summary, t_
 
 def result(rank=1, seed=0, gain=0.1, status="finished", batch_size=16, arm="", **more):
     final = None if gain is None else 0.2 + gain
-    return {"run_id": f"r{rank}-b{batch_size}-s{seed}", "arm": arm, "rank": rank, "batch_size": batch_size, "seed": seed, "status": status,
-            "base_score": 0.2, "final_score": final, "best_score": final, "gain": gain, "tokens_total": 2_000_000, "steps": 30,
-            "wall_s": 10.0, "trainable_params": 100 * rank, "base_params": 10_000, **more}  # fmt: skip
+    return {
+        "run_id": f"r{rank}-b{batch_size}-s{seed}",
+        "arm": arm,
+        "rank": rank,
+        "batch_size": batch_size,
+        "seed": seed,
+        "status": status,
+        "base_score": 0.2,
+        "final_score": final,
+        "best_score": final,
+        "gain": gain,
+        "tokens_total": 2_000_000,
+        "steps": 30,
+        "wall_s": 10.0,
+        "trainable_params": 100 * rank,
+        "base_params": 10_000,
+        **more,
+    }
 
 
 def test_clopper_pearson_matches_the_published_values():
@@ -55,10 +70,31 @@ def test_summary_has_the_schema_of_the_contract():
     statistics = summary(results)
     assert [(c["rank"], c["batch_size"]) for c in statistics["cells"]] == [(1, 16), (1, 64), (32, 16), (32, 64)]
     assert [r["rank"] for r in statistics["ranks"]] == [1, 32]
-    assert statistics["footprint"][1] == {"rank": 32, "trainable_params": 3200, "fraction_of_base": 0.32,
-                                          "checkpoint_bytes": 12_800, "optimizer_bytes": 25_600}  # fmt: skip
-    keys = {"arm", "rank", "batch_size", "n_seeds", "mean_gain", "sd_gain", "gain_ci95", "best_gain", "mean_best_gap", "upside_index",
-            "negative_runs", "negative_gain_risk", "risk_ci95", "mean_final_score", "mean_tokens", "token_efficiency"}  # fmt: skip
+    assert statistics["footprint"][1] == {
+        "rank": 32,
+        "trainable_params": 3200,
+        "fraction_of_base": 0.32,
+        "checkpoint_bytes": 12_800,
+        "optimizer_bytes": 25_600,
+    }
+    keys = {
+        "arm",
+        "rank",
+        "batch_size",
+        "n_seeds",
+        "mean_gain",
+        "sd_gain",
+        "gain_ci95",
+        "best_gain",
+        "mean_best_gap",
+        "upside_index",
+        "negative_runs",
+        "negative_gain_risk",
+        "risk_ci95",
+        "mean_final_score",
+        "mean_tokens",
+        "token_efficiency",
+    }
     assert set(statistics["cells"][0]) == keys
     assert grouped(results, ("arm", "rank"))[0]["n_seeds"] == 4
 
@@ -69,7 +105,9 @@ def test_report_of_run_directories(tmp_path):
         run.mkdir(parents=True)
         (run / "run.yaml").write_text("rank: 1\n")
         status = "finished" if gain else "failed"
-        (run / "result.json").write_text(json.dumps(result(seed=seed, gain=gain, status=status, error="" if gain else "<b>&boom")))
+        (run / "result.json").write_text(
+            json.dumps(result(seed=seed, gain=gain, status=status, error="" if gain else "<b>&boom"))
+        )
         lines = [json.dumps({"step": step, "accuracy": 0.2 + 0.01 * step}) for step in (1, 2, 3)]
         (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "accu')  # the last line was cut by a crash
     (tmp_path / "demo" / "r1-b16-s9").mkdir()
@@ -81,9 +119,9 @@ def test_report_of_run_directories(tmp_path):
     page = (to / "index.html").read_text()
     assert "1 unfinished runs (r1-b16-s9)" in page
     assert "&lt;b&gt;&amp;boom" in page and "<b>&boom" not in page
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace(
-        "https://matplotlib.org", ""
-    )
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
     for name in ("gain_by_rank", "learning_curves"):
         assert (to / "figures" / f"{name}.svg").exists() and (to / "figures" / f"{name}.png").exists()
     assert (to / "runs.csv").read_text().count("\n") == 4

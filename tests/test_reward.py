@@ -35,9 +35,21 @@ def test_unboxed_answers_are_whole_lines():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1,234.50", Fraction(2469, 2)), ("3/4", Fraction(3, 4)), ("-7", Fraction(-7)), (" $12$ ", Fraction(12)), (".5", Fraction(1, 2)),
-     ("1/0", None), ("12,34", None), ("9**9**9", None), ("1e400", None), ("99999999!", None), ("x", None), ("9" * 31, None)],
-)  # fmt: skip
+    [
+        ("1,234.50", Fraction(2469, 2)),
+        ("3/4", Fraction(3, 4)),
+        ("-7", Fraction(-7)),
+        (" $12$ ", Fraction(12)),
+        (".5", Fraction(1, 2)),
+        ("1/0", None),
+        ("12,34", None),
+        ("9**9**9", None),
+        ("1e400", None),
+        ("99999999!", None),
+        ("x", None),
+        ("9" * 31, None),
+    ],
+)
 def test_numbers(text, value):
     assert number(text) == value
 
@@ -49,7 +61,9 @@ def test_equal_by_text_or_by_number():
     assert not equal("8", "7")
 
 
-@pytest.mark.parametrize("bomb", [r"\boxed{" * 200_000, "{" * 10**6, "9" * 10**6, r"\boxed{10**10**8}", "1/" * 10**5, ",000" * 10**5])
+@pytest.mark.parametrize(
+    "bomb", [r"\boxed{" * 200_000, "{" * 10**6, "9" * 10**6, r"\boxed{10**10**8}", "1/" * 10**5, ",000" * 10**5]
+)
 def test_nothing_a_model_writes_can_hang_the_grader(bomb):
     start = time.process_time()
     assert not grade(bomb, "sqrt(2)").correct

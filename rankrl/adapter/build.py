@@ -19,14 +19,21 @@ def target_shapes(model: nn.Module, modules: dict[str, list[int]], layers: int) 
 
     Raises ValueError if the model disagrees with the scale file about shapes or the number of layers.
     """
-    found = {name: (m.in_features, m.out_features) for name, m in model.named_modules()
-             if isinstance(m, nn.Linear) and name.rpartition(".")[2] in modules}  # fmt: skip
+    found = {
+        name: (m.in_features, m.out_features)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear) and name.rpartition(".")[2] in modules
+    }
     for name, shape in found.items():
         stated = tuple(modules[name.rpartition(".")[2]])
         if shape != stated:
-            raise ValueError(f"model.modules.{name.rpartition('.')[2]}: got {list(stated)}, but {name} of the model is {list(shape)}")
+            raise ValueError(
+                f"model.modules.{name.rpartition('.')[2]}: got {list(stated)}, but {name} of the model is {list(shape)}"
+            )
     if len(found) != layers * len(modules):
-        raise ValueError(f"model.modules: got {layers} layers x {sorted(modules)}, but the model has {len(found)} such linear modules")
+        raise ValueError(
+            f"model.modules: got {layers} layers x {sorted(modules)}, but the model has {len(found)} such linear modules"
+        )
     return found
 
 

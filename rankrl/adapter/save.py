@@ -16,18 +16,23 @@ CARD = """---
 ---
 # LoRA adapter of rank {rank}, trained by reinforcement learning
 
-Run `{run_id}` of the rankrl sweep `{sweep}` on `{base}`: {steps} PPO steps, {params:,} trained parameters ({share:.3%} of the base).
+Run `{run_id}` of the rankrl sweep `{sweep}` on `{base}`: {steps} PPO steps, {params:,} trained parameters
+({share:.3%} of the base).
 Held-out score {final:.4f} after training, {start:.4f} before (gain {gain:+.4f}), one seed: read it with the sweep's other seeds.
 """
 
 
-def save_adapter(to: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], base: str, facts: dict[str, Any]) -> None:
+def save_adapter(
+    to: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], base: str, facts: dict[str, Any]
+) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and README.md to `to`, all or nothing. `facts` fills the card."""
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    (part / "adapter_config.json").write_text(json.dumps({**plain, "base_model_name_or_path": base}, indent=1, default=str) + "\n")
+    (part / "adapter_config.json").write_text(
+        json.dumps({**plain, "base_model_name_or_path": base}, indent=1, default=str) + "\n"
+    )
     save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
     hub = base if "/" in base and not base.startswith(("/", ".")) else None  # a card names hub models only
     data = ModelCardData(base_model=hub, library_name="peft", tags=["lora", "ppo", "rankrl"])

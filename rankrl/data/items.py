@@ -30,8 +30,7 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
     if data.train == data.evaluation == "nano":
         from rankrl.data import nano
 
-        train, evaluation = nano.splits(data.train_items, data.eval_items)
-        return list(train), list(evaluation)
+        return nano.splits(data.train_items, data.eval_items)
     train = read_jsonl(Path(data.train), "data.train")[: data.train_items]
     evaluation = read_jsonl(Path(data.evaluation), "data.evaluation")[: data.eval_items]
     for key, items, count in (("train", train, data.train_items), ("eval", evaluation, data.eval_items)):
@@ -39,14 +38,18 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
             raise ValueError(f"data.{key}_items: got {count}, allowed: at most the {len(items)} items of the file")
     shared = {item.prompt for item in train} & {item.prompt for item in evaluation}
     if shared:
-        raise ValueError(f"data.evaluation: got {len(shared)} prompts that also stand in data.train, for instance {min(shared)[:60]!r}")
+        raise ValueError(
+            f"data.evaluation: got {len(shared)} prompts that also stand in data.train, for instance {min(shared)[:60]!r}"
+        )
     return train, evaluation
 
 
 def read_jsonl(path: Path, key: str) -> list[Item]:
     """Rows {"prompt", "answer"}; "item_id" defaults to file name and line, "source" to the file name."""
     if not path.is_file():
-        raise ValueError(f"{key}: got {str(path)!r}, allowed: nano, or an existing JSONL file with the keys prompt and answer")
+        raise ValueError(
+            f"{key}: got {str(path)!r}, allowed: nano, or an existing JSONL file with the keys prompt and answer"
+        )
     items = []
     with path.open() as lines:
         for number, line in enumerate(lines, 1):
@@ -55,7 +58,9 @@ def read_jsonl(path: Path, key: str) -> list[Item]:
                 item_id = str(row.get("item_id", f"{path.stem}-{number}"))
                 items.append(Item(item_id, str(row.get("source", path.stem)), str(row["prompt"]), str(row["answer"])))
             except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{key}: line {number} of {path} is no JSON object with prompt and answer ({error!r})") from error
+                raise ValueError(
+                    f"{key}: line {number} of {path} is no JSON object with prompt and answer ({error!r})"
+                ) from error
     return items
 
 

@@ -22,7 +22,9 @@ def _draw(source: str, start: int, count: int) -> list[Item]:
 
     task, config = SOURCES[source]
     dataset = reasoning_gym.create_dataset(task, seed=start, size=count, **config)
-    return [Item(f"{source}-{start + i}", source, f"{row['question']}\n", row["answer"]) for i, row in enumerate(dataset)]
+    return [
+        Item(f"{source}-{start + i}", source, f"{row['question']}\n", row["answer"]) for i, row in enumerate(dataset)
+    ]
 
 
 def _unique(items: list[Item], seen: set[str]) -> list[Item]:
@@ -31,7 +33,7 @@ def _unique(items: list[Item], seen: set[str]) -> list[Item]:
 
 
 @cache
-def splits(train_items: int, eval_items: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+def splits(train_items: int, eval_items: int) -> tuple[list[Item], list[Item]]:
     """(train, evaluation) items, sources in turn, all prompts distinct and the two splits disjoint.
 
     Raises ValueError if the generators cannot give that many distinct prompts.
@@ -43,19 +45,23 @@ def splits(train_items: int, eval_items: int) -> tuple[tuple[Item, ...], tuple[I
     return train, evaluation
 
 
-def pools(draws: dict[str, int], eval_items: int) -> tuple[list[Item], tuple[Item, ...]]:
-    """(everything that `draws` items per source hold, evaluation items): what the base model was made from and what it never saw."""
+def pools(draws: dict[str, int], eval_items: int) -> tuple[list[Item], list[Item]]:
+    """(what `draws` items per source hold, evaluation items): what the base model was made from and what it never saw."""
     seen: set[str] = set()
     evaluation = _interleave(EVAL_START, eval_items, seen)
-    return [item for source, count in draws.items() for item in _unique(_draw(source, TRAIN_START, count), seen)], evaluation
+    return [
+        item for source, count in draws.items() for item in _unique(_draw(source, TRAIN_START, count), seen)
+    ], evaluation
 
 
-def _interleave(start: int, count: int, seen: set[str]) -> tuple[Item, ...]:
+def _interleave(start: int, count: int, seen: set[str]) -> list[Item]:
     per_source = -(-count // len(SOURCES))
     columns = []
     for source in SOURCES:
         items = _unique(_draw(source, start, 4 * per_source + 200), seen)[:per_source]
         if len(items) < per_source:
-            raise ValueError(f"data: the nano source {source!r} has only {len(items)} distinct prompts, {per_source} were asked for")
+            raise ValueError(
+                f"data: the nano source {source!r} has only {len(items)} distinct prompts, {per_source} were asked for"
+            )
         columns.append(items)
-    return tuple(item for row in zip(*columns, strict=True) for item in row)[:count]
+    return [item for row in zip(*columns, strict=True) for item in row][:count]

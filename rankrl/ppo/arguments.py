@@ -1,4 +1,4 @@
-"""A run as OpenRLHF's command line. Everything that a recipe or scale decides is passed explicitly; the rest is upstream's default."""
+"""A run as OpenRLHF's command line: what a recipe or scale decides is passed explicitly, the rest is upstream's default."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def command_line(run: Run, model: str) -> list[str]:
         "critic.lr_scheduler": "constant_with_warmup",
         "critic.max_norm": recipe.critic.max_norm,
         "critic.value_clip": recipe.critic.value_clip,
-        "critic.freezing_steps": recipe.critic.warmup_steps - 1,  # upstream trains the policy from the step after this one
+        "critic.freezing_steps": recipe.critic.warmup_steps
+        - 1,  # upstream trains the policy from the step after this one
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     words += ["--actor.eps_clip_low_high", str(run["clip_low"]), str(run["clip_high"])]

@@ -4,8 +4,9 @@ The engine's log-probability of a sampled token minus the trainer's is noise d (
 questions are asked of it, both relative to how far the adapter has moved:
 
 - Which adapter is it? If the engine held the base, d would be e = log p_base - log p_adapter; if it were one sync behind, the same
-  with the previous adapter. The regression share sum(d e) / sum(e^2) is near 1 for a wrong engine and near 0 for a right one, with a
-  standard error that falls with the number of tokens and with the distance e, so it speaks long before the mean gap does.
+  with the previous adapter. The regression share sum(d e) / sum(e^2) is near 1 for a wrong engine and near 0 for a right one. The
+  trainer's own rounding stands in d and in e, which biases the share by at most half the noise variance over the mean of e^2, so it is
+  read only where the distance e is at least twice the noise.
 - Is anything else wrong (a corrupted tensor, a wrong scale)? The root mean square of d must stay near its value at the first
   rollout, where the adapter is still the base, plus a small share of the distance to the base.
 """
@@ -19,8 +20,9 @@ import numpy as np
 MAX_GAP_NATS = 0.05
 """Mean |d| at which a run stops whatever the rest says: 50 times what a right adapter shows."""
 WRONG_SHARE = 0.5
-CERTAIN = 6.0
-"""Standard errors between a right engine (share 0) and a wrong one (share 1) before the share may stop a run."""
+DISTANCE = 2.0
+"""Root mean square of e, in units of the noise, from which a share is read (bias at most 1/8)."""
+FEW_TOKENS = 100
 MEMORY = 0.7
 """Weight of the evidence of earlier rollouts."""
 NOISE_FACTOR = 2.5
@@ -51,7 +53,7 @@ class Share:
 
     def certain(self, noise_rms: float) -> bool:
         """Whether a share of 1 and a share of 0 are told apart."""
-        return self.ee**0.5 > CERTAIN * max(noise_rms, 1e-6)
+        return self.tokens >= FEW_TOKENS and (self.ee / self.tokens) ** 0.5 > DISTANCE * noise_rms
 
 
 @dataclass
@@ -76,15 +78,21 @@ class Canary:
         self.base.add(d, e)
         self.previous.add(d[: len(previous)], previous - trainer[: len(previous)])
         moved = float(np.sqrt((e * e).mean()))
-        for held, share in (("the base model", self.base), ("the adapter of the previous step", self.previous)):
-            if share.certain(self.noise_rms) and share.value > WRONG_SHARE:
-                raise SyncError(f"adapter sync: the rollout engine acts with {held}: {share.value:.0%} of the difference to it shows in the "
-                                f"engine's log-probabilities (gap {gap:.4f} nats a token)")  # fmt: skip
+        suspects = {"the base model": self.base, "the adapter of the previous step": self.previous}
+        held = [name for name, share in suspects.items() if share.certain(self.noise_rms) and share.value > WRONG_SHARE]
+        if held:
+            share = max(suspects[name].value for name in held)
+            raise SyncError(
+                f"adapter sync: the rollout engine acts with {' or '.join(held)}: {share:.0%} of the difference to it shows in "
+                f"the engine's log-probabilities (gap {gap:.4f} nats a token)"
+            )
         limit = NOISE_FACTOR * self.noise_rms + MOVED_SHARE * moved
         if gap > MAX_GAP_NATS or rms > limit:
-            raise SyncError(f"adapter sync: the rollout engine's log-probabilities differ from the trainer's by {gap:.4f} nats a token (rms "
-                            f"{rms:.4f}, allowed {limit:.4f}; the adapter has moved {moved:.4f} from the base): a tensor or a scale is "
-                            "wrong in the engine")  # fmt: skip
+            raise SyncError(
+                f"adapter sync: the rollout engine's log-probabilities differ from the trainer's by {gap:.4f} nats a token (rms "
+                f"{rms:.4f}, allowed {limit:.4f}; the adapter has moved {moved:.4f} from the base): a tensor or a scale is "
+                "wrong in the engine"
+            )
         return gap
 
     def state(self) -> dict:

@@ -32,7 +32,9 @@ def value_head(hidden_size: int, seed: int) -> ValueHead:
 
 
 class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
-    def init_model_from_pretrained(self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int) -> None:
+    def init_model_from_pretrained(
+        self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int
+    ) -> None:
         """Loads the base. Runs come later, by `attach`."""
         self._setup_distributed(strategy)
         args = strategy.args
@@ -73,7 +75,9 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
             value_clip=cfg.value_clip,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        self.runs[spec.name] = RunState(spec, table, trainer, optimizer, schedule, initial_rng(spec.seed), {"head": head})
+        self.runs[spec.name] = RunState(
+            spec, table, trainer, optimizer, schedule, initial_rng(spec.seed), {"head": head}
+        )
         return sum(row.params for row in table) + head.weight.numel()
 
     def activate(self, name: str) -> Any:

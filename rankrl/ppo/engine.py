@@ -41,11 +41,14 @@ class Responses:
     def split(self) -> list[tuple[list[int], list[float]]]:
         """(token ids, log-probabilities) of each response."""
         ends = np.cumsum(self.lengths)[:-1]
-        return [(t.tolist(), p.tolist()) for t, p in zip(np.split(self.token_ids, ends), np.split(self.logprobs, ends), strict=True)]
+        return [
+            (t.tolist(), p.tolist())
+            for t, p in zip(np.split(self.token_ids, ends), np.split(self.logprobs, ends), strict=True)
+        ]
 
 
 class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
-    async def __init__(self, **kwargs: Any):
+    async def __init__(self, **kwargs: Any):  # type: ignore[misc]
         await super().__init__(**kwargs)
         await self.llm.collective_rpc("die_with_parent")
         self.served: dict[int, LoRARequest] = {}
@@ -73,7 +76,12 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
         await self.llm.pause_generation(mode="keep", clear_cache=False)
         try:
             queues = [
-                await self.llm.add_request(random_uuid(), TokensPrompt(prompt_token_ids=prompt), self._params(requests, seed), lora_request=lora)
+                await self.llm.add_request(
+                    random_uuid(),
+                    TokensPrompt(prompt_token_ids=prompt),
+                    self._params(requests, seed),
+                    lora_request=lora,
+                )
                 for prompt, seed in zip(requests.prompts, requests.seeds, strict=True)
             ]
         finally:
@@ -95,7 +103,11 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
 
 def _collect(outputs: list[Any]) -> Responses:
     token_ids = [token for output in outputs for token in output.token_ids]
-    logprobs = [entry[token].logprob for output in outputs for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
+    logprobs = [
+        entry[token].logprob
+        for output in outputs
+        for token, entry in zip(output.token_ids, output.logprobs, strict=True)
+    ]
     return Responses(
         np.array(token_ids, dtype=np.int64),
         np.array(logprobs, dtype=np.float32),

@@ -94,7 +94,9 @@ class RunTrainer(BasePPOTrainer):
     def broadcast_to_vllm(self) -> None:
         """Sends the adapter, and nothing else, from worker 0 through Ray to every engine."""
         payload = self.actor_model_group.async_run_method("payload", dtype="bfloat16")[0]
-        self.sync_bytes = ray.get([engine.load_adapter.remote(self.adapter_id, payload) for engine in self.vllm_engines])[0]
+        self.sync_bytes = ray.get(
+            [engine.load_adapter.remote(self.adapter_id, payload) for engine in self.vllm_engines]
+        )[0]
 
     def evaluate(self, samples: int) -> list[Sample]:  # type: ignore[override]
         return self.rollouts.evaluate(self.adapter_id, self.eval_items, samples)
@@ -159,10 +161,18 @@ class RunTrainer(BasePPOTrainer):
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything from which the run continues after `step` PPO steps."""
-        workers = [group.async_run_method("state", self.run.run_id) for group in (self.services.policy, self.services.critic)]
+        workers = [
+            group.async_run_method("state", self.run.run_id) for group in (self.services.policy, self.services.critic)
+        ]
         policy, critic = (ray.get(refs) for refs in workers)
-        return {"step": step, "tokens_total": self.tokens_total, "kl_adapted": self.kl_ctl.adapted, "canary": self.canary.state(),
-                "policy": policy, "critic": critic}  # fmt: skip
+        return {
+            "step": step,
+            "tokens_total": self.tokens_total,
+            "kl_adapted": self.kl_ctl.adapted,
+            "canary": self.canary.state(),
+            "policy": policy,
+            "critic": critic,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         for group, states in ((self.services.policy, state["policy"]), (self.services.critic, state["critic"])):
@@ -176,6 +186,6 @@ class RunTrainer(BasePPOTrainer):
 
 
 def k3(new: np.ndarray, old: np.ndarray) -> float:
-    """KL(new || old) in nats a token, from log-probabilities [N] of tokens drawn from `new` (Schulman's k3 estimator, never negative)."""
+    """KL(new || old) in nats a token, from log-probabilities [N] of tokens drawn from `new` (Schulman's k3, never negative)."""
     ratio = old - new
     return float((np.exp(ratio) - 1 - ratio).mean())

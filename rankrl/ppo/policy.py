@@ -44,7 +44,9 @@ class PolicyTrainer(ActorPPOTrainer):
 
 
 class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
-    def init_model_from_pretrained(self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int) -> None:
+    def init_model_from_pretrained(
+        self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int
+    ) -> None:
         """Loads the base. Runs come later, by `attach`."""
         self._setup_distributed(strategy)
         self.actor = AdapterActor(path, strategy.args, strategy)

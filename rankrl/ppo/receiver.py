@@ -1,4 +1,4 @@
-"""The part of vLLM's worker that takes adapters from memory. Named to vLLM as its worker extension; runs inside the engine process."""
+"""The part of vLLM's worker that takes adapters from memory: its worker extension, inside the engine process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class AdapterReceiver:
         """Linux: this engine process is killed when the process that started it dies, however it dies."""
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    def receive_adapter(self, adapter_id: int, names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes) -> int:
+    def receive_adapter(
+        self, adapter_id: int, names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes
+    ) -> int:
         """Puts an adapter of scale 1 in place of adapter `adapter_id`. Returns the bytes received.
 
         The steps are those of vLLM 0.29 LRUCacheWorkerLoRAManager.add_adapter with load_inplace, without the file.

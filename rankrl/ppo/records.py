@@ -87,15 +87,25 @@ class Record:
 
     def _hparams_start(self, resolved: dict[str, Any]) -> None:
         run = self.run
-        row = {"arm": run.arm or "-", "rank": run.rank, "batch_size": run.batch_size, "seed": run.seed,
-               **{name: float(knob.value) for name, knob in run.knobs.items()}, "critic_rank": run.recipe.critic.rank}  # fmt: skip
+        row = {
+            "arm": run.arm or "-",
+            "rank": run.rank,
+            "batch_size": run.batch_size,
+            "seed": run.seed,
+            **{name: float(knob.value) for name, knob in run.knobs.items()},
+            "critic_rank": run.recipe.critic.rank,
+        }
         experiment, start, self._hparams_end = hparams(row, dict.fromkeys(OUTCOMES, 0.0))
         writer = self.board.file_writer
         assert writer is not None
         writer.add_summary(experiment)
         writer.add_summary(start)
-        table = "\n".join(f"| {k} | {v['value']:.6g} | {v['formula']} | {v['reference']} |" for k, v in resolved["derived"].items())
-        self.board.add_text("recipe", f"| knob | value | formula | reference point |\n| --- | --- | --- | --- |\n{table}", 0)
+        table = "\n".join(
+            f"| {k} | {v['value']:.6g} | {v['formula']} | {v['reference']} |" for k, v in resolved["derived"].items()
+        )
+        self.board.add_text(
+            "recipe", f"| knob | value | formula | reference point |\n| --- | --- | --- | --- |\n{table}", 0
+        )
         self.board.add_text("run", "```yaml\n" + yaml.safe_dump(resolved, sort_keys=False) + "```", 0)
 
     def step(self, line: dict[str, Any]) -> None:
@@ -137,7 +147,10 @@ class Record:
         except Exception as error:
             aside = path.with_suffix(".corrupt")
             path.replace(aside)
-            print(f"{self.run.run_id}: checkpoint unreadable ({type(error).__name__}), kept as {aside.name}; starting from step 0", flush=True)
+            print(
+                f"{self.run.run_id}: checkpoint unreadable ({type(error).__name__}), kept as {aside.name}; starting from step 0",
+                flush=True,
+            )
             return None
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -160,8 +173,15 @@ class Record:
 
 def eval_rows(step: int, samples: list[Sample]) -> list[dict[str, Any]]:
     return [
-        {"step": step, "item_id": s.item.item_id, "source": s.item.source, "sample": s.index, "correct": s.verdict.correct,
-         "boxed": s.verdict.boxed, "response_tokens": len(s.response_ids)}  # fmt: skip
+        {
+            "step": step,
+            "item_id": s.item.item_id,
+            "source": s.item.source,
+            "sample": s.index,
+            "correct": s.verdict.correct,
+            "boxed": s.verdict.boxed,
+            "response_tokens": len(s.response_ids),
+        }
         for s in samples
     ]
 

@@ -56,7 +56,9 @@ class Prompter:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         longest = self.scale.lengths.prompt_tokens
         if len(ids) > longest:
-            raise ValueError(f"lengths.prompt_tokens: got {longest}, but item {item.item_id} has {len(ids)} prompt tokens")
+            raise ValueError(
+                f"lengths.prompt_tokens: got {longest}, but item {item.item_id} has {len(ids)} prompt tokens"
+            )
         return ids
 
 
@@ -67,17 +69,27 @@ class Rollouts(SamplesGenerator):
         super().__init__(strategy, None, None, prompter.tokenizer, engines)
         self.prompter, self.scale = prompter, scale
 
-    def sample(self, adapter_id: int | None, items: list[Item], seeds: list[list[int]], temperature: float, top_p: float) -> list[Sample]:
+    def sample(
+        self, adapter_id: int | None, items: list[Item], seeds: list[list[int]], temperature: float, top_p: float
+    ) -> list[Sample]:
         """`len(seeds[i])` graded samples of each item, in order of items and samples, whatever the order of completion."""
-        flat = [(item, k, seed) for item, item_seeds in zip(items, seeds, strict=True) for k, seed in enumerate(item_seeds)]
+        flat = [
+            (item, k, seed) for item, item_seeds in zip(items, seeds, strict=True) for k, seed in enumerate(item_seeds)
+        ]
         share = -(-len(flat) // len(self.vllm_engines))
         chunks = [flat[i : i + share] for i in range(0, len(flat), share)]
         refs = []
         for engine, chunk in zip(self.vllm_engines, chunks, strict=False):
             prompts = [self.prompter(item) for item, _, _ in chunk]
-            requests = Requests(prompts, [seed for _, _, seed in chunk], temperature, top_p, self.scale.lengths.response_tokens)
+            requests = Requests(
+                prompts, [seed for _, _, seed in chunk], temperature, top_p, self.scale.lengths.response_tokens
+            )
             refs.append(engine.generate_batch.remote(adapter_id, requests))
-        return [sample for chunk, responses in zip(chunks, ray.get(refs), strict=True) for sample in self._graded(chunk, responses)]
+        return [
+            sample
+            for chunk, responses in zip(chunks, ray.get(refs), strict=True)
+            for sample in self._graded(chunk, responses)
+        ]
 
     def _graded(self, chunk: list[tuple[Item, int, int]], responses: Responses) -> list[Sample]:
         parts = responses.split()

@@ -1,4 +1,4 @@
-"""Services hold a base, runs hold adapters: policy workers, value workers and engines, started once and used by one run after another."""
+"""Services hold a base, runs hold adapters: workers and engines, started once and used by one run after another."""
 
 from __future__ import annotations
 
@@ -26,17 +26,24 @@ EMBEDDED = {"embedded:nano": Path(__file__).parents[1] / "data" / "nano_model"}
 
 
 def resolve_model(model: Model) -> str:
-    """Local directory of the base, fetched from the hub if need be. Raises ValueError for a missing model or one that wants to run code."""
+    """Local directory of the base, fetched from the hub if need be.
+
+    Raises ValueError for a missing model, or for one that wants to run code of its own.
+    """
     path = EMBEDDED.get(model.path) or Path(model.path)
     if not path.is_dir():
         path = _fetch(model)
     config = path / "config.json"
     if not config.is_file():
-        raise ValueError(f"model.path: got {model.path!r}, allowed: a Hugging Face model directory; {path} has no config.json")
+        raise ValueError(
+            f"model.path: got {model.path!r}, allowed: a Hugging Face model directory; {path} has no config.json"
+        )
     for file in (config, path / "tokenizer_config.json"):
         if file.is_file() and "auto_map" in json.loads(file.read_text()) and not model.trust_remote_code:
-            raise ValueError(f"model.trust_remote_code: got False, but {file.name} of {model.path} wants to run code that comes with the "
-                             "model; set it to true if you trust that code")  # fmt: skip
+            raise ValueError(
+                f"model.trust_remote_code: got False, but {file.name} of {model.path} wants to run code that comes with the "
+                "model; set it to true if you trust that code"
+            )
     return str(path)
 
 
@@ -46,18 +53,28 @@ def _fetch(model: Model) -> Path:
     try:
         return Path(snapshot_download(model.path, revision=model.revision))
     except Exception as error:
-        raise ValueError(f"model.path: got {model.path!r}, allowed: an existing directory, or a hub id that this machine can reach "
-                         f"({type(error).__name__})") from error  # fmt: skip
+        raise ValueError(
+            f"model.path: got {model.path!r}, allowed: an existing directory, or a hub id that this machine can reach "
+            f"({type(error).__name__})"
+        ) from error
 
 
 def start_ray(processes: int) -> None:
     """Joins the cluster of this Slurm step if there is one; otherwise starts Ray here, on loopback, alone on this machine."""
-    environment = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
+    environment = {
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "PYTHONWARNINGS": "ignore",
+    }
     runtime: dict[str, Any] = {"env_vars": environment}
     if not torch.cuda.is_available():
         from rankrl.ppo import cpu
 
-        runtime = {"env_vars": {**environment, **cpu.ENVIRONMENT}, "worker_process_setup_hook": "rankrl.ppo.cpu.install"}
+        runtime = {
+            "env_vars": {**environment, **cpu.ENVIRONMENT},
+            "worker_process_setup_hook": "rankrl.ppo.cpu.install",
+        }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", runtime_env=runtime, log_to_driver=False)
         return
@@ -93,7 +110,9 @@ class Services:
     def __init__(self, run: Run, max_rank: int):
         self.scale, self.model_path = run.scale, resolve_model(run.scale.model)
         place = self.scale.placement
-        processes = place.nodes * (place.policy_per_node + place.critic_per_node) + place.engines * place.tensor_parallel
+        processes = (
+            place.nodes * (place.policy_per_node + place.critic_per_node) + place.engines * place.tensor_parallel
+        )
         args = arguments(run, self.model_path)  # refuses a bad run before anything is started
         start_ray(processes)
         self.engines = start_engines(run.scale, self.model_path, max_rank)

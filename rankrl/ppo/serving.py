@@ -1,7 +1,7 @@
 """An adapter on its way to a rollout engine: scaling folded into B, alpha = rank, flat in the engine's precision.
 
-vLLM reads one rank and one alpha per adapter and drops PEFT's patterns, so the true scale of every module is folded into its B and the
-adapter is published with scale 1. It is sent unpadded; the engine's buffers, of its serving rank, are zero beyond the adapter's.
+vLLM reads one rank and one alpha per adapter and drops PEFT's patterns, so the true scale of every module is folded into
+its B and the adapter is published with scale 1. It is sent unpadded; the engine's buffers, of its serving rank, are zero beyond the adapter's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SERVING_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM 0.29 config/lora.
 
 @dataclass(frozen=True)
 class Payload:
-    """Tensors `names` of `shapes`, in this order and of one torch dtype, as raw bytes: what vLLM's process boundary passes unchanged."""
+    """Tensors `names` of `shapes`, in this order and of one dtype, as bytes: what vLLM's process boundary passes unchanged."""
 
     names: list[str]
     shapes: list[tuple[int, int]]

@@ -21,7 +21,9 @@ class AdapterOptimizer:
     """
 
     def __init__(self, groups: list[dict[str, Any]], adam: SimpleNamespace, max_norm: float, accumulate: int):
-        self.adam = torch.optim.AdamW(groups, lr=adam.lr, betas=tuple(adam.betas), eps=adam.eps, weight_decay=adam.weight_decay)
+        self.adam = torch.optim.AdamW(
+            groups, lr=adam.lr, betas=tuple(adam.betas), eps=adam.eps, weight_decay=adam.weight_decay
+        )
         self.parameters = [p for group in groups for p in group["params"]]
         self.max_norm, self.accumulate = max_norm, accumulate
         self.micro_steps, self.grad_norm = 0, 0.0
@@ -81,7 +83,9 @@ class AdapterStrategy(DeepspeedStrategy):
         """
         config = super().get_ds_eval_config(offload)
         stage = config["zero_optimization"]["stage"]
-        config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] * dist.get_world_size()  # the base never trains
+        config["train_batch_size"] = (
+            config["train_micro_batch_size_per_gpu"] * dist.get_world_size()
+        )  # the base never trains
         merged = merge(config, self.deepspeed)
         merged["zero_optimization"]["stage"] = stage
         return merged
@@ -96,7 +100,9 @@ class AdapterStrategy(DeepspeedStrategy):
     def backward(self, loss: torch.Tensor, model: Any, _optimizer: Any, **kwargs: Any) -> None:
         (loss / self.accumulated_gradient).backward()
 
-    def optimizer_step(self, optimizer: AdapterOptimizer, model: Any, scheduler: Any, name: str = "", **kwargs: Any) -> None:
+    def optimizer_step(
+        self, optimizer: AdapterOptimizer, model: Any, scheduler: Any, name: str = "", **kwargs: Any
+    ) -> None:
         if optimizer.micro_step():
             scheduler.step()
         self.grad_norm = optimizer.grad_norm
@@ -110,5 +116,7 @@ def merge(config: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`config` with `over` merged over it, nested dicts key by key."""
     merged = dict(config)
     for key, value in over.items():
-        merged[key] = merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        merged[key] = (
+            merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        )
     return merged

@@ -27,7 +27,9 @@ def check_version() -> None:
     """Raises RuntimeError on another OpenRLHF than the one whose seams these are."""
     found = version("openrlhf")
     if found != OPENRLHF:
-        raise RuntimeError(f"openrlhf {found} is installed, rankrl extends {OPENRLHF} exactly: pip install openrlhf=={OPENRLHF}")
+        raise RuntimeError(
+            f"openrlhf {found} is installed, rankrl extends {OPENRLHF} exactly: pip install openrlhf=={OPENRLHF}"
+        )
 
 
 def raw(actor_class: Any) -> type:
@@ -44,7 +46,9 @@ def _main_body() -> tuple[CodeType, CodeType]:
     statements = main.body if isinstance(main, ast.If) else []
     texts = [ast.unparse(statement) for statement in statements]
     if not texts or texts[-1] != LAST or PARSED not in texts:
-        raise RuntimeError(f"{path} does not end with `{LAST}` after `{PARSED}`: OpenRLHF changed, adapt rankrl/ppo/upstream.py")
+        raise RuntimeError(
+            f"{path} does not end with `{LAST}` after `{PARSED}`: OpenRLHF changed, adapt rankrl/ppo/upstream.py"
+        )
     cut = texts.index(PARSED) + 1
     parts = (ast.Module(part, []) for part in (statements[:cut], statements[cut:-1]))
     parse, check = (compile(ast.fix_missing_locations(part), str(path), "exec") for part in parts)

@@ -63,7 +63,9 @@ class RunHost:
         with self.activate(name):
             return getattr(self, method)(**kwargs)
 
-    def execute_batch(self, method_name: str, all_data: dict[str, list[Any]], start_idx: int, end_idx: int) -> list[Any]:
+    def execute_batch(
+        self, method_name: str, all_data: dict[str, list[Any]], start_idx: int, end_idx: int
+    ) -> list[Any]:
         """Upstream's batched call; the run stands in `run_names`, once per item."""
         data = {key: value for key, value in all_data.items() if key != "run_names"}
         with self.activate(all_data["run_names"][0]):
@@ -87,13 +89,20 @@ class RunHost:
     def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
         """Name -> trained parameter, in a fixed order."""
         factors = self.host.factors(run.spec.name, run.table)
-        return {f"{module}.lora_{side}": p for module, pair in factors.items() for side, p in zip("AB", pair, strict=True)}
+        return {
+            f"{module}.lora_{side}": p for module, pair in factors.items() for side, p in zip("AB", pair, strict=True)
+        }
 
     def state(self, name: str) -> dict[str, Any]:
         """Tensors and plain values from which `restore` continues this run."""
         run = self.runs[name]
         weights = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
-        return {"weights": weights, "optimizer": run.optimizer.state_dict(), "scheduler": run.scheduler.state_dict(), "rng": run.rng}
+        return {
+            "weights": weights,
+            "optimizer": run.optimizer.state_dict(),
+            "scheduler": run.scheduler.state_dict(),
+            "rng": run.rng,
+        }
 
     def restore(self, name: str, state: dict[str, Any]) -> None:
         run = self.runs[name]

@@ -48,14 +48,21 @@ def find_scale(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    require(path.suffix in (".yaml", ".yml") and path.is_file(), "scale", name, f"{', '.join(shipped)}, or the path of a YAML file")
+    require(
+        path.suffix in (".yaml", ".yml") and path.is_file(),
+        "scale",
+        name,
+        f"{', '.join(shipped)}, or the path of a YAML file",
+    )
     return path
 
 
 def _expand(config: DictConfig) -> DictConfig:
-    """`rules.lr: 1e-4` is short for a constant rule with that value: an explicit value always wins. Arms may be called off and on."""
+    """`rules.lr: 1e-4` is short for a constant rule with that value. Arms may be called off and on."""
     if isinstance(config.get("arms"), DictConfig):
-        config.arms = {{False: "off", True: "on"}.get(key, key): value for key, value in config.arms.items()}  # YAML reads off as false
+        config.arms = {
+            {False: "off", True: "on"}.get(key, key): value for key, value in config.arms.items()
+        }  # YAML reads off as false
     rules = config.get("rules")
     if isinstance(rules, DictConfig):
         for knob in RULES:
@@ -70,7 +77,9 @@ def _expand(config: DictConfig) -> DictConfig:
 def _overrides(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """(dotlist as a config, scale words): `scale=NAME` and `scale.KEY=VALUE` are kept apart from the recipe's keys."""
     for word in words:
-        require("=" in word and not word.startswith(("=", "-")), "override", word, "key=value", "for instance seeds=[0,1]")
+        require(
+            "=" in word and not word.startswith(("=", "-")), "override", word, "key=value", "for instance seeds=[0,1]"
+        )
     scale = {w.partition("=")[0]: w for w in words if w.startswith(("scale=", "scale."))}
     try:
         return OmegaConf.from_dotlist([w for w in words if w not in scale.values()]), scale
@@ -87,7 +96,9 @@ def build(kind: type[T], *layers: Any) -> T:
             raise ValueError(f"{min(missing)}: missing; the {kind.__name__.lower()} must set it")
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key or kind.__name__.lower()}: {_one_line(error).partition(' full_key:')[0]}") from error
+        raise ValueError(
+            f"{error.full_key or kind.__name__.lower()}: {_one_line(error).partition(' full_key:')[0]}"
+        ) from error
 
 
 def load_scale(name: str, *layers: Any) -> Scale:

@@ -51,16 +51,34 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         """What `plan` shows of this run."""
-        grid = {"run_id": self.run_id, "arm": self.arm, "rank": self.rank, "batch_size": self.batch_size, "seed": self.seed}
-        return {**grid, "steps": self.recipe.steps, **{name: knob.value for name, knob in self.knobs.items()},
-                "trainable_params": self.trainable_params}  # fmt: skip
+        grid = {
+            "run_id": self.run_id,
+            "arm": self.arm,
+            "rank": self.rank,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+        return {
+            **grid,
+            "steps": self.recipe.steps,
+            **{name: knob.value for name, knob in self.knobs.items()},
+            "trainable_params": self.trainable_params,
+        }
 
     def resolved(self) -> dict[str, Any]:
         """Everything that determines this run, for run.yaml."""
         grid = {k: v for k, v in self.row().items() if k not in self.knobs}
-        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in ("ranks", "batch_sizes", "seeds", "arms", "rules")}
-        return {"sweep": self.sweep, **grid, "derived": {name: asdict(knob) for name, knob in self.knobs.items()},
-                "recipe": recipe, "rules": asdict(self.recipe.rules), "scale": asdict(self.scale)}  # fmt: skip
+        recipe = {
+            k: v for k, v in asdict(self.recipe).items() if k not in ("ranks", "batch_sizes", "seeds", "arms", "rules")
+        }
+        return {
+            "sweep": self.sweep,
+            **grid,
+            "derived": {name: asdict(knob) for name, knob in self.knobs.items()},
+            "recipe": recipe,
+            "rules": asdict(self.recipe.rules),
+            "scale": asdict(self.scale),
+        }
 
 
 def adapter_params(scale: Scale, rank: int) -> int:
@@ -82,7 +100,9 @@ def deepspeed_config(scale: Scale) -> dict[str, Any]:
         config = json.loads(path.read_text())
         stage = config["zero_optimization"]["stage"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"deepspeed: {path} is no DeepSpeed configuration with zero_optimization.stage: {error}") from error
+        raise ValueError(
+            f"deepspeed: {path} is no DeepSpeed configuration with zero_optimization.stage: {error}"
+        ) from error
     require(stage in (0, 1, 2, 3), "deepspeed", stage, "ZeRO stage 0, 1, 2 or 3")
     return config
 
@@ -111,16 +131,31 @@ def _check(recipe: Recipe, scale: Scale) -> None:
     most, place = largest_rank(scale), scale.placement
     narrow = min(scale.model.modules, key=lambda name: min(scale.model.modules[name]))
     for rank in recipe.ranks:
-        require(rank <= most, "ranks", rank, f"1 to {most} at scale {scale.name}", f"{narrow} is {scale.model.modules[narrow]}")
+        require(
+            rank <= most,
+            "ranks",
+            rank,
+            f"1 to {most} at scale {scale.name}",
+            f"{narrow} is {scale.model.modules[narrow]}",
+        )
     require(recipe.critic.rank <= most, "critic.rank", recipe.critic.rank, f"1 to {most} at scale {scale.name}")
     workers = {"policy": place.nodes * place.policy_per_node, "value": place.nodes * place.critic_per_node}
     for batch_size in recipe.batch_sizes:
         for role, world in workers.items():
             samples, share = batch_size * recipe.samples_per_prompt, recipe.updates_per_rollout * world
-            require(samples % share == 0, "batch_sizes", batch_size,
-                    f"batch_size * samples_per_prompt divisible by updates_per_rollout * {role} workers = {share}",
-                    f"{batch_size} * {recipe.samples_per_prompt} = {samples}")  # fmt: skip
-        require(batch_size <= scale.data.train_items, "batch_sizes", batch_size, f"at most data.train_items={scale.data.train_items}")
+            require(
+                samples % share == 0,
+                "batch_sizes",
+                batch_size,
+                f"batch_size * samples_per_prompt divisible by updates_per_rollout * {role} workers = {share}",
+                f"{batch_size} * {recipe.samples_per_prompt} = {samples}",
+            )
+        require(
+            batch_size <= scale.data.train_items,
+            "batch_sizes",
+            batch_size,
+            f"at most data.train_items={scale.data.train_items}",
+        )
     _check_no_effect(recipe)
 
 
@@ -132,13 +167,19 @@ def micro_batch(run: Run, workers: int) -> int:
 
 def _check_no_effect(recipe: Recipe) -> None:
     """Refuses settings that would be silently without effect."""
-    clipping = [name for name in ("clip_low", "clip_high") if getattr(recipe.rules, name) != type(recipe.rules)().clip_low]
+    clipping = [
+        name for name in ("clip_low", "clip_high") if getattr(recipe.rules, name) != type(recipe.rules)().clip_low
+    ]
     clipping += ["clip_final"] * (recipe.clip_final != 1) + ["dual_clip"] * (recipe.dual_clip is not None)
     if recipe.updates_per_rollout == 1 and clipping:
         key = clipping[0] if clipping[0] in ("clip_final", "dual_clip") else f"rules.{clipping[0]}"
-        raise ValueError(f"{key}: got a value while updates_per_rollout=1, allowed: nothing (the ratio is 1 throughout, so clipping "
-                         "cannot act; set updates_per_rollout to 2 or more)")  # fmt: skip
+        raise ValueError(
+            f"{key}: got a value while updates_per_rollout=1, allowed: nothing (the ratio is 1 throughout, so clipping "
+            "cannot act; set updates_per_rollout to 2 or more)"
+        )
     level = recipe.rules.kl
     if level.rule == "constant" and level.value == 0 and recipe.kl_schedule.shape != "constant":
-        raise ValueError(f"kl_schedule.shape: got {recipe.kl_schedule.shape!r} while rules.kl is 0, allowed: constant "
-                         "(there is no penalty to schedule)")  # fmt: skip
+        raise ValueError(
+            f"kl_schedule.shape: got {recipe.kl_schedule.shape!r} while rules.kl is 0, allowed: constant "
+            "(there is no penalty to schedule)"
+        )

@@ -38,12 +38,12 @@ def equal_kl(r: int, x0: float, r0: int, c: float) -> float:
 
 
 def gradient_scale(r: int, x0: float, r0: int, alpha: float, alpha0: float) -> float:
-    """x0 (s sqrt r) / (s0 sqrt r0): the gradient norm of (A, B) grows with s sqrt r, so a fixed bound would clip low rank harder."""
+    """x0 (s sqrt r) / (s0 sqrt r0): the gradient norm of (A, B) grows with s sqrt r; a fixed bound would clip low rank harder."""
     return x0 * (alpha / r * sqrt(r)) / (alpha0 / r0 * sqrt(r0))
 
 
 def warmup_by_rank(r: int, x0: float) -> float:
-    """The reference share at r >= 8, at least 10 % at r <= 4, midway between: low rank takes noisier first sign steps (conjecture)."""
+    """x0 at r >= 8, at least 10 % at r <= 4, midway between: low rank takes noisier first sign steps (conjecture)."""
     long = max(x0, 0.1)
     return x0 if r >= 8 else long if r <= 4 else (x0 + long) / 2
 
@@ -79,7 +79,9 @@ def _value(knob: str, rule: Rule, r: int, x0: float, alpha: Callable[[int], floa
         return warmup_by_rank(r, x0)
     if rule.rule == "table":
         if r not in (rule.table or {}):
-            raise ValueError(f"rules.{knob}.table: got no entry for rank {r}, allowed: one entry for every rank of the grid")
+            raise ValueError(
+                f"rules.{knob}.table: got no entry for rank {r}, allowed: one entry for every rank of the grid"
+            )
         return rule.table[r]  # type: ignore[index]
     return x0
 
@@ -90,10 +92,14 @@ def derive(recipe: Recipe, reference: Reference, r: int) -> dict[str, Knob]:
     def knob(name: str, rank: int) -> Knob:
         rule: Rule = getattr(recipe.rules, name)
         explicit = rule.value is not None
-        x0 = rule.value if explicit else getattr(reference, name, 1.0)
+        x0 = float(getattr(reference, name, 1.0) if rule.value is None else rule.value)
         value = _value(name, rule, rank, x0, lambda at: knob("alpha", at).value)
         formula = FORMULAS[rule.rule].format(exponent=rule.exponent or 0, c=rule.c or 0)
-        where = f"x0 = {x0:g} at r0 = {rule.at_rank} ({'recipe' if explicit else 'scale'})" if rule.rule != "table" else "recipe"
+        where = (
+            f"x0 = {x0:g} at r0 = {rule.at_rank} ({'recipe' if explicit else 'scale'})"
+            if rule.rule != "table"
+            else "recipe"
+        )
         return Knob(value, rule.rule, formula, where, SOURCES[rule.rule])
 
     return {name: knob(name, r) for name in recipe.rules.__dataclass_fields__}

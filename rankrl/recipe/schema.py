@@ -34,7 +34,9 @@ def require(ok: bool, key: str, value: Any, allowed: str, fix: str = "") -> None
 def require_distinct(key: str, values: tuple[int, ...], least: int) -> None:
     require(len(values) > 0, key, list(values), "at least one value", f"for instance {key}=[{max(least, 1)}]")
     require(all(v >= least for v in values), key, list(values), f"integers of at least {least}")
-    require(len(set(values)) == len(values), key, list(values), "distinct values", "a run is named after its grid point")
+    require(
+        len(set(values)) == len(values), key, list(values), "distinct values", "a run is named after its grid point"
+    )
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,18 @@ class Rule:
         used = RULE_OPTIONS.get(self.rule, set())
         for option in ("exponent", "c", "table"):
             given = getattr(self, option)
-            require(given is None or option in used, f"{key}.{option}", given, f"nothing: rule {self.rule!r} has no such option")
-            require(given is not None or option not in used, f"{key}.{option}", given, f"a value: rule {self.rule!r} needs it")
+            require(
+                given is None or option in used,
+                f"{key}.{option}",
+                given,
+                f"nothing: rule {self.rule!r} has no such option",
+            )
+            require(
+                given is not None or option not in used,
+                f"{key}.{option}",
+                given,
+                f"a value: rule {self.rule!r} needs it",
+            )
         if self.rule == "table":
             require(self.value is None, f"{key}.value", self.value, "nothing: rule 'table' reads its table")
         for name, given in [("value", self.value), *[(f"table.{r}", v) for r, v in (self.table or {}).items()]]:
@@ -111,8 +123,13 @@ class Rules:
         alpha, lr = self.alpha, self.lr
         if lr.rule == "equal_kl":
             flat = alpha.rule == "constant" or (alpha.rule == "power" and alpha.exponent == 0)
-            require(flat, "rules.lr.rule", lr.rule, "constant, power or table while alpha depends on rank",
-                    "the closed form of equal_kl is derived for constant alpha")  # fmt: skip
+            require(
+                flat,
+                "rules.lr.rule",
+                lr.rule,
+                "constant, power or table while alpha depends on rank",
+                "the closed form of equal_kl is derived for constant alpha",
+            )
 
 
 @dataclass(frozen=True)
@@ -135,11 +152,26 @@ class KLSchedule:
     def check(self, level_can_be_zero: bool) -> None:
         require(self.shape in KL_SHAPES, "kl_schedule.shape", self.shape, ", ".join(KL_SHAPES))
         adaptive = self.shape == "adaptive"
-        require(adaptive or self.target is None, "kl_schedule.target", self.target, "nothing unless kl_schedule.shape=adaptive")
+        require(
+            adaptive or self.target is None,
+            "kl_schedule.target",
+            self.target,
+            "nothing unless kl_schedule.shape=adaptive",
+        )
         if adaptive:
-            require(self.target is not None and self.target > 0, "kl_schedule.target", self.target, "a KL above 0 (nats per token)")
-            require(not level_can_be_zero, "kl_schedule.target", self.target, "a KL level above 0 in rules.kl",
-                    "an adaptive coefficient multiplies the level, and 0 stays 0")  # fmt: skip
+            require(
+                self.target is not None and self.target > 0,
+                "kl_schedule.target",
+                self.target,
+                "a KL above 0 (nats per token)",
+            )
+            require(
+                not level_can_be_zero,
+                "kl_schedule.target",
+                self.target,
+                "a KL level above 0 in rules.kl",
+                "an adaptive coefficient multiplies the level, and 0 stays 0",
+            )
         require(self.final >= 0, "kl_schedule.final", self.final, "at least 0")
         require(self.anchor >= 1, "kl_schedule.anchor", self.anchor, "at least 1")
         require(0 < self.anchor_share <= 1, "kl_schedule.anchor_share", self.anchor_share, "above 0 and at most 1")
@@ -188,8 +220,13 @@ class Reward:
         require(self.length_penalty >= 0, "reward.length_penalty", self.length_penalty, "at least 0")
         require(0 <= self.length_free < 1, "reward.length_free", self.length_free, "a share from 0 to below 1")
         swing = 2 * self.boxed_bonus + self.length_penalty
-        require(swing < 1, "reward.boxed_bonus", self.boxed_bonus, "2 * boxed_bonus + length_penalty below 1",
-                "or wrong and boxed beats right and unboxed")  # fmt: skip
+        require(
+            swing < 1,
+            "reward.boxed_bonus",
+            self.boxed_bonus,
+            "2 * boxed_bonus + length_penalty below 1",
+            "or wrong and boxed beats right and unboxed",
+        )
 
 
 @dataclass(frozen=True)
@@ -247,7 +284,12 @@ class Recipe:
         self.kl_schedule.check(self.rules.kl.value == 0 or 0 in (self.rules.kl.table or {}).values())
         self.critic.check()
         self.reward.check()
-        require(self.critic.warmup_steps < self.steps, "critic.warmup_steps", self.critic.warmup_steps, f"below steps={self.steps}")
+        require(
+            self.critic.warmup_steps < self.steps,
+            "critic.warmup_steps",
+            self.critic.warmup_steps,
+            f"below steps={self.steps}",
+        )
 
 
 @dataclass(frozen=True)
@@ -361,22 +403,41 @@ class Scale:
 
     def __post_init__(self) -> None:
         checks = {
-            "model.layers": self.model.layers, "model.base_params": self.model.base_params,
-            "data.train_items": self.data.train_items, "data.eval_items": self.data.eval_items,
-            "lengths.prompt_tokens": self.lengths.prompt_tokens, "lengths.response_tokens": self.lengths.response_tokens,
-            "sampling.eval_samples": self.sampling.eval_samples, "sampling.base_samples": self.sampling.base_samples,
-            **{f"placement.{k}": getattr(self.placement, k)
-               for k in ("nodes", "policy_per_node", "critic_per_node", "engines", "tensor_parallel", "micro_batch")},
-        }  # fmt: skip
+            "model.layers": self.model.layers,
+            "model.base_params": self.model.base_params,
+            "data.train_items": self.data.train_items,
+            "data.eval_items": self.data.eval_items,
+            "lengths.prompt_tokens": self.lengths.prompt_tokens,
+            "lengths.response_tokens": self.lengths.response_tokens,
+            "sampling.eval_samples": self.sampling.eval_samples,
+            "sampling.base_samples": self.sampling.base_samples,
+            **{
+                f"placement.{k}": getattr(self.placement, k)
+                for k in ("nodes", "policy_per_node", "critic_per_node", "engines", "tensor_parallel", "micro_batch")
+            },
+        }
         for key, value in checks.items():
             require(value >= 1, key, value, "an integer of at least 1")
-        rates = {f"reference.{k}": getattr(self.reference, k) for k in ("lr", "alpha", "clip_low", "clip_high", "critic_lr")}
+        rates = {
+            f"reference.{k}": getattr(self.reference, k) for k in ("lr", "alpha", "clip_low", "clip_high", "critic_lr")
+        }
         for key, value in {**rates, "sampling.temperature": self.sampling.temperature}.items():
             require(value > 0, key, value, "above 0")
         require(0 < self.sampling.top_p <= 1, "sampling.top_p", self.sampling.top_p, "above 0 and at most 1")
-        require(self.sampling.eval_temperature >= 0, "sampling.eval_temperature", self.sampling.eval_temperature, "at least 0")
+        require(
+            self.sampling.eval_temperature >= 0,
+            "sampling.eval_temperature",
+            self.sampling.eval_temperature,
+            "at least 0",
+        )
         require(len(self.model.modules) > 0, "model.modules", {}, "at least one adapted module")
         for name, shape in self.model.modules.items():
-            require(len(shape) == 2 and min(shape) >= 1, f"model.modules.{name}", shape, "[d_in, d_out], both at least 1")
-        require(self.data.template is None or self.data.template == "chat" or "{}" in self.data.template,
-                "data.template", self.data.template, "chat, null, or a text with {}")  # fmt: skip
+            require(
+                len(shape) == 2 and min(shape) >= 1, f"model.modules.{name}", shape, "[d_in, d_out], both at least 1"
+            )
+        require(
+            self.data.template is None or self.data.template == "chat" or "{}" in self.data.template,
+            "data.template",
+            self.data.template,
+            "chat, null, or a text with {}",
+        )

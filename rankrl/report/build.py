@@ -42,13 +42,32 @@ def print_table(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{report['sweep']}: gain over the base by rank", title_justify="left", box=None)
-    for column in ("arm", "rank", "seeds", "mean gain", "95 % interval", "sd", "best", "negative", "risk below", "gain per M tokens"):
+    for column in (
+        "arm",
+        "rank",
+        "seeds",
+        "mean gain",
+        "95 % interval",
+        "sd",
+        "best",
+        "negative",
+        "risk below",
+        "gain per M tokens",
+    ):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for row in report["ranks"]:
         interval = "[{:+.3f}, {:+.3f}]".format(*row["gain_ci95"]) if row["gain_ci95"] else "-"
-        table.add_row(row["arm"], str(row["rank"]), str(row["n_seeds"]), f"{row['mean_gain']:+.4f}", interval,
-                      "-" if row["sd_gain"] is None else f"{row['sd_gain']:.4f}", f"{row['best_gain']:+.4f}",
-                      f"{row['negative_runs']}/{row['n_seeds']}", f"{row['risk_ci95'][1]:.2f}",
-                      f"{row['token_efficiency']:.3f}" if row["token_efficiency"] is not None else "-")  # fmt: skip
+        table.add_row(
+            row["arm"],
+            str(row["rank"]),
+            str(row["n_seeds"]),
+            f"{row['mean_gain']:+.4f}",
+            interval,
+            "-" if row["sd_gain"] is None else f"{row['sd_gain']:.4f}",
+            f"{row['best_gain']:+.4f}",
+            f"{row['negative_runs']}/{row['n_seeds']}",
+            f"{row['risk_ci95'][1]:.2f}",
+            f"{row['token_efficiency']:.3f}" if row["token_efficiency"] is not None else "-",
+        )
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
     print(f"page: {report['page']}")

@@ -16,7 +16,13 @@ from rankrl.report.stats import outcome_gain
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito
 MARKERS = "osD^vP*"
-STYLE = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.hashsalt": "rankrl"}
+STYLE = {
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 10,
+    "svg.hashsalt": "rankrl",
+}
 
 
 def _rank_axis(axes: Any, ranks: list[int]) -> None:
@@ -43,15 +49,30 @@ def gain_by_rank(results: list[dict[str, Any]], families: list[dict[str, Any]], 
         for i, arm in enumerate(arms):
             shift = 1 + 0.06 * (i - (len(arms) - 1) / 2)
             runs = [result for result in results if result["arm"] == arm]
-            axes.scatter([r["rank"] * shift for r in runs], [outcome_gain(r) for r in runs], s=18, alpha=0.45,
-                         color=COLOURS[i % 7], marker=MARKERS[i % 7], linewidths=0)  # fmt: skip
+            axes.scatter(
+                [r["rank"] * shift for r in runs],
+                [outcome_gain(r) for r in runs],
+                s=18,
+                alpha=0.45,
+                color=COLOURS[i % 7],
+                marker=MARKERS[i % 7],
+                linewidths=0,
+            )
             rows = [row for row in families if row["arm"] == arm]
             means = [row["mean_gain"] for row in rows]
             half = [row["gain_ci95"][1] - row["mean_gain"] if row["gain_ci95"] else 0 for row in rows]
             seeds = sorted({row["n_seeds"] for row in rows})
             n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
-            axes.errorbar([row["rank"] * shift for row in rows], means, yerr=half, color=COLOURS[i % 7], marker=MARKERS[i % 7],
-                          capsize=4, lw=1.5, label=f"{arm + ': ' if arm else ''}mean, 95 % interval ({n} runs per rank)")  # fmt: skip
+            axes.errorbar(
+                [row["rank"] * shift for row in rows],
+                means,
+                yerr=half,
+                color=COLOURS[i % 7],
+                marker=MARKERS[i % 7],
+                capsize=4,
+                lw=1.5,
+                label=f"{arm + ': ' if arm else ''}mean, 95 % interval ({n} runs per rank)",
+            )
         axes.axhline(0, color="0.5", lw=0.8, ls="--")
         _rank_axis(axes, ranks)
         axes.set_ylabel("gain over the base (score)")
@@ -65,7 +86,9 @@ def learning_curves(sweep: Path, results: list[dict[str, Any]], to: Path) -> Pat
     with plt.rc_context(STYLE):
         columns = min(len(ranks), 3)
         rows = -(-len(ranks) // columns)
-        figure, grid = plt.subplots(rows, columns, figsize=(2.6 * columns + 0.8, 2.5 * rows), sharex=True, sharey=True, squeeze=False)
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(2.6 * columns + 0.8, 2.5 * rows), sharex=True, sharey=True, squeeze=False
+        )
         for axes, rank in zip(grid.flat, ranks, strict=False):
             _rank_panel(axes, sweep, [result for result in results if result["rank"] == rank], rank)
         for axes in list(grid.flat)[len(ranks) :]:
@@ -80,11 +103,21 @@ def learning_curves(sweep: Path, results: list[dict[str, Any]], to: Path) -> Pat
 
 def _rank_panel(axes: Any, sweep: Path, results: list[dict[str, Any]], rank: int) -> None:
     for i, arm in enumerate(sorted({result["arm"] for result in results})):
-        lines = {r["run_id"]: {c["step"]: c["accuracy"] for c in curves(sweep / r["run_id"])} for r in results if r["arm"] == arm}
+        lines = {
+            r["run_id"]: {c["step"]: c["accuracy"] for c in curves(sweep / r["run_id"])}
+            for r in results
+            if r["arm"] == arm
+        }
         frame = pd.DataFrame(lines).sort_index()
         if frame.empty:
             continue
         axes.plot(frame.index, frame.to_numpy(), color=COLOURS[i % 7], lw=0.7, alpha=0.35)
-        axes.plot(frame.index, frame.mean(axis=1), color=COLOURS[i % 7], lw=2, label=f"{arm + ', ' if arm else ''}n = {len(lines)}")
+        axes.plot(
+            frame.index,
+            frame.mean(axis=1),
+            color=COLOURS[i % 7],
+            lw=2,
+            label=f"{arm + ', ' if arm else ''}n = {len(lines)}",
+        )
     axes.set_title(f"rank {rank}", fontsize=10)
     axes.legend(frameon=False, fontsize=8, loc="lower right")

@@ -22,14 +22,32 @@ th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884;white-
 th:first-child,td:first-child{text-align:left}
 """
 CELL_COLUMNS = {
-    "arm": "arm", "rank": "rank", "batch_size": "batch", "n_seeds": "seeds", "mean_gain": "mean gain", "gain_ci95": "95 % interval",
-    "sd_gain": "sd", "best_gain": "best", "mean_best_gap": "best - mean", "negative_runs": "negative", "risk_ci95": "risk, 95 %",
-    "mean_final_score": "final score", "mean_tokens": "tokens", "token_efficiency": "gain per M tokens",
-}  # fmt: skip
+    "arm": "arm",
+    "rank": "rank",
+    "batch_size": "batch",
+    "n_seeds": "seeds",
+    "mean_gain": "mean gain",
+    "gain_ci95": "95 % interval",
+    "sd_gain": "sd",
+    "best_gain": "best",
+    "mean_best_gap": "best - mean",
+    "negative_runs": "negative",
+    "risk_ci95": "risk, 95 %",
+    "mean_final_score": "final score",
+    "mean_tokens": "tokens",
+    "token_efficiency": "gain per M tokens",
+}
 RUN_COLUMNS = {
-    "run_id": "run", "status": "status", "base_score": "base", "final_score": "final", "gain": "gain", "tokens_total": "tokens",
-    "steps": "steps", "wall_s": "seconds", "error": "error",
-}  # fmt: skip
+    "run_id": "run",
+    "status": "status",
+    "base_score": "base",
+    "final_score": "final",
+    "gain": "gain",
+    "tokens_total": "tokens",
+    "steps": "steps",
+    "wall_s": "seconds",
+    "error": "error",
+}
 
 
 def _text(value: Any) -> str:
@@ -46,7 +64,8 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str], caption: str) -> 
     used = {key: title for key, title in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in used.values())
     body = "".join("<tr>" + "".join(f"<td>{_text(row.get(key))}</td>" for key in used) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    rows_html = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table><caption>{escape(caption)}</caption>{rows_html}</table></div>'
 
 
 def _figure(path: Path, alt: str) -> str:
@@ -60,15 +79,22 @@ def _figure(path: Path, alt: str) -> str:
 def _sentence(row: dict[str, Any]) -> str:
     interval = " [{:+.3f}, {:+.3f}]".format(*row["gain_ci95"]) if row["gain_ci95"] else ""
     arm = f"{escape(row['arm'])}, " if row["arm"] else ""
-    return (f"<li>{arm}rank {row['rank']}: mean gain {row['mean_gain']:+.3f}{interval}, {row['negative_runs']} of {row['n_seeds']} runs "
-            f"negative (risk below {row['risk_ci95'][1]:.2f}).</li>")  # fmt: skip
+    return (
+        f"<li>{arm}rank {row['rank']}: mean gain {row['mean_gain']:+.3f}{interval}, "
+        f"{row['negative_runs']} of {row['n_seeds']} runs negative (risk below {row['risk_ci95'][1]:.2f}).</li>"
+    )
 
 
 def page(sweep: SweepRecords, statistics: dict[str, Any], drawings: list[Path]) -> str:
-    captions = ["Gain over the base against rank: every run a dot, mean and 95 % t interval.",
-                "Training accuracy over PPO steps by rank: every run a thin line, the mean a thick one."]  # fmt: skip
-    missing = "".join(f"<p>Not counted: {len(names)} {what} ({escape(', '.join(names))}).</p>"
-                      for what, names in (("unfinished runs", sweep.unfinished), ("unreadable results", sweep.unreadable)) if names)  # fmt: skip
+    captions = [
+        "Gain over the base against rank: every run a dot, mean and 95 % t interval.",
+        "Training accuracy over PPO steps by rank: every run a thin line, the mean a thick one.",
+    ]
+    missing = "".join(
+        f"<p>Not counted: {len(names)} {what} ({escape(', '.join(names))}).</p>"
+        for what, names in (("unfinished runs", sweep.unfinished), ("unreadable results", sweep.unreadable))
+        if names
+    )
     cells = table(statistics["cells"], CELL_COLUMNS, "One row per cell (rank x batch size)")
     runs = table(sweep.results, RUN_COLUMNS, "One row per run")
     return f"""<!doctype html>
@@ -78,8 +104,8 @@ def page(sweep: SweepRecords, statistics: dict[str, Any], drawings: list[Path]) 
 <ul>{"".join(_sentence(row) for row in statistics["ranks"])}</ul>{missing}
 <h2>Figures</h2>{"".join(_figure(path, text) for path, text in zip(drawings, captions, strict=True))}
 <h2>Cells</h2>{cells}
-<p>Scores and gains are fractions of correct answers on held-out items. Gain intervals are Student t, risk intervals Clopper-Pearson, both
-95 %. A failed or diverged run counts as negative. All gains share one base score, so its error is common to them.</p>
+<p>Scores and gains are fractions of correct answers on held-out items. Gain intervals are Student t, risk intervals
+Clopper-Pearson, both 95 %. A failed or diverged run counts as negative. All gains share one base score, so its error is common to them.</p>
 <h2>Runs</h2>{runs}
 </main></body></html>
 """

@@ -12,7 +12,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def pass_table(samples: list[tuple[str, str, bool]]) -> list[str]:
-    """Lines of text from (item_id, source, correct): pass@1 with its standard error over items, and pass@k at the samples an item has."""
+    """Lines of text from (item_id, source, correct): pass@1 with its standard error over items, pass@k at an item's samples."""
     items: dict[str, tuple[str, list[bool]]] = {}
     for item_id, source, correct in samples:
         items.setdefault(item_id, (source, []))[1].append(correct)

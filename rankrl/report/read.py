@@ -25,7 +25,9 @@ def find_sweeps(directory: Path) -> list[SweepRecords]:
     sweeps = [directory] if here else sorted({path.parent.parent for path in directory.glob("*/*/run.yaml")})
     records = [read_sweep(path) for path in sweeps]
     if not any(record.results for record in records):
-        raise ValueError(f"DIR: got {str(directory)!r}, allowed: a directory with at least one finished run (result.json)")
+        raise ValueError(
+            f"DIR: got {str(directory)!r}, allowed: a directory with at least one finished run (result.json)"
+        )
     return [record for record in records if record.results]
 
 

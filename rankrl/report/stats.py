@@ -72,10 +72,13 @@ def footprint(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Trainable parameters and bytes by rank."""
     by_rank = {result["rank"]: result for result in results}
     return [
-        {"rank": rank, "trainable_params": by_rank[rank]["trainable_params"],
-         "fraction_of_base": by_rank[rank]["trainable_params"] / by_rank[rank]["base_params"],
-         "checkpoint_bytes": by_rank[rank]["trainable_params"] * WEIGHT_BYTES,
-         "optimizer_bytes": by_rank[rank]["trainable_params"] * ADAM_BYTES}  # fmt: skip
+        {
+            "rank": rank,
+            "trainable_params": by_rank[rank]["trainable_params"],
+            "fraction_of_base": by_rank[rank]["trainable_params"] / by_rank[rank]["base_params"],
+            "checkpoint_bytes": by_rank[rank]["trainable_params"] * WEIGHT_BYTES,
+            "optimizer_bytes": by_rank[rank]["trainable_params"] * ADAM_BYTES,
+        }
         for rank in sorted(by_rank)
     ]
 

@@ -50,4 +50,8 @@ def shaped(verdict: Verdict, response_tokens: int, longest_tokens: int, weights:
     With 2 boxed_bonus + length_penalty < 1 (checked when the recipe is loaded), right always beats wrong.
     """
     beyond = max(0.0, response_tokens / longest_tokens - weights.length_free) / (1 - weights.length_free)
-    return float(verdict.correct) + weights.boxed_bonus * (1 if verdict.boxed else -1) - weights.length_penalty * min(beyond, 1.0)
+    return (
+        float(verdict.correct)
+        + weights.boxed_bonus * (1 if verdict.boxed else -1)
+        - weights.length_penalty * min(beyond, 1.0)
+    )

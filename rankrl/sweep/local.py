@@ -1,4 +1,4 @@
-"""Many runs on one machine or in one Slurm task: one after another on warm services, skipping what is finished, resuming what broke."""
+"""Many runs on warm services, one after another: what is finished is skipped, what broke is resumed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def owned(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"--runs: {directory} is in use by another rankrl process; wait for it, or choose another directory") from error
+            raise ValueError(
+                f"--runs: {directory} is in use by another rankrl process; wait for it, or choose another directory"
+            ) from error
         yield
 
 
@@ -99,7 +101,11 @@ def _sweep(runs: list[Run], directory: Path) -> int:
 
 
 def progress(result: dict[str, Any], done: int, total: int, eta_s: float) -> str:
-    gain = "" if result["gain"] is None else f"gain {result['gain']:+.4f} ({result['base_score']:.4f} -> {result['final_score']:.4f})"
+    gain = (
+        ""
+        if result["gain"] is None
+        else f"gain {result['gain']:+.4f} ({result['base_score']:.4f} -> {result['final_score']:.4f})"
+    )
     text = result.get("error") or gain
     left = f", {eta_s / 60:.0f} min left" if done < total else ""
     return f"[{done}/{total}] {result['run_id']} {result['status']}: {text}, {result['wall_s']:.0f} s{left}"
@@ -107,10 +113,20 @@ def progress(result: dict[str, Any], done: int, total: int, eta_s: float) -> str
 
 def base_key(scale: Scale, model_path: str, eval_revision: str) -> str:
     """What the base's score depends on: model, items, prompt, lengths and sampling."""
-    files = sorted(Path(model_path).glob("*.safetensors")) + [Path(model_path) / "config.json"]
-    weights = [(file.name, file.stat().st_size, _digest(file) if file.stat().st_size < 1 << 28 else file.stat().st_mtime) for file in files]
+    files = [*sorted(Path(model_path).glob("*.safetensors")), Path(model_path) / "config.json"]
+    weights = [
+        (file.name, file.stat().st_size, _digest(file) if file.stat().st_size < 1 << 28 else file.stat().st_mtime)
+        for file in files
+    ]
     sampling = scale.sampling
-    parts = [weights, eval_revision, scale.data.template, scale.lengths.response_tokens, sampling.eval_temperature, sampling.base_samples]
+    parts = [
+        weights,
+        eval_revision,
+        scale.data.template,
+        scale.lengths.response_tokens,
+        sampling.eval_temperature,
+        sampling.base_samples,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

@@ -62,7 +62,9 @@ class Bench:
         return self._base
 
     def _sample_base(self, path: Path) -> list[Sample]:
-        rollouts = Rollouts(SimpleNamespace(args=None), Prompter(self.tokenizer, self.scale), self.services.engines, self.scale)
+        rollouts = Rollouts(
+            SimpleNamespace(args=None), Prompter(self.tokenizer, self.scale), self.services.engines, self.scale
+        )
         samples = rollouts.evaluate(None, self.eval_items, self.scale.sampling.base_samples)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
@@ -72,8 +74,18 @@ class Bench:
 
     def _read_base(self, path: Path) -> list[Sample]:
         items = {item.item_id: item for item in self.eval_items}
-        return [Sample(items[row.item_id], row.sample, [], [0] * row.response_tokens, [], False, Verdict(row.correct, row.boxed))
-                for row in pd.read_parquet(path).itertuples()]  # fmt: skip
+        return [
+            Sample(
+                items[row.item_id],
+                row.sample,
+                [],
+                [0] * row.response_tokens,
+                [],
+                False,
+                Verdict(row.correct, row.boxed),
+            )
+            for row in pd.read_parquet(path).itertuples()
+        ]
 
     def attempt(self, run: Run, attempts: int) -> dict[str, Any] | None:
         """Trains `run`, restarting services that died. Returns its result, or None if it was stopped on request.
@@ -120,51 +132,73 @@ class Bench:
                 say(f"{run.run_id}: resumed at step {first}")
             else:
                 record.evaluation(0, base, score(base))
-            scores = [result for step in range(first, run.recipe.steps) if (result := self._step(run, record, trainer, step)) is not None]
+            for step in range(first, run.recipe.steps):
+                self._step(run, record, trainer, step)
+            scores = self._scores(record)
             self._save_adapter(run, record, trainer, score(base), scores[-1])
         finally:
             trainer.detach()
-        best = max(self._scores(record) + scores)
-        result = self._result(run, "finished", scores[-1], best, trainer.tokens_total, run.recipe.steps, start_s)
+        result = self._result(run, "finished", scores[-1], max(scores), trainer.tokens_total, run.recipe.steps, start_s)
         record.finish(result)
         return result
 
-    def _step(self, run: Run, record: Record, trainer: RunTrainer, step: int) -> float | None:
-        """One PPO step with its record; returns the score where the step is evaluated."""
+    def _step(self, run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
+        """One PPO step with its record, evaluation and checkpoint where they are due."""
         record.step(trainer.step(step))
-        done, recipe, evaluated = step + 1, run.recipe, None
+        done, recipe = step + 1, run.recipe
         if done == recipe.steps or (recipe.eval_every and done % recipe.eval_every == 0):
             samples = trainer.evaluate(self.scale.sampling.eval_samples)
-            evaluated = score(samples)
-            record.evaluation(done, samples, evaluated)
+            record.evaluation(done, samples, score(samples))
         stop = record.dir / "STOP"
         if done < recipe.steps and (done % recipe.checkpoint_every == 0 or stop.exists()):
             record.save_checkpoint(trainer.state(done))
         if done < recipe.steps and stop.exists():
             stop.unlink()
             raise Stopped
-        return evaluated
 
     def _scores(self, record: Record) -> list[float]:
-        """Scores of all evaluations after step 0, those before a resume included."""
+        """Scores of all evaluations after step 0, in order, those before a resume included."""
         rows = pd.read_parquet(record.dir / "evals.parquet")
         return [float(score) for step, score in rows.groupby("step")["correct"].mean().items() if step]
 
     def _check_params(self, run: Run, params: int) -> None:
         if params != run.trainable_params:
-            raise ValueError(f"model.modules: got shapes with {run.trainable_params:,} adapter parameters, but the model has {params:,}")
+            raise ValueError(
+                f"model.modules: got shapes with {run.trainable_params:,} adapter parameters, but the model has {params:,}"
+            )
 
     def _save_adapter(self, run: Run, record: Record, trainer: RunTrainer, start: float, final: float) -> None:
         config, tensors = ray.get(trainer.actor_model_group.async_run_method("peft_files")[0])
         share = run.trainable_params / self.scale.model.base_params
-        facts = {"rank": run.rank, "run_id": run.run_id, "sweep": run.sweep, "steps": run.recipe.steps, "params": run.trainable_params,
-                 "share": share, "final": final, "start": start, "gain": final - start}  # fmt: skip
+        facts = {
+            "rank": run.rank,
+            "run_id": run.run_id,
+            "sweep": run.sweep,
+            "steps": run.recipe.steps,
+            "params": run.trainable_params,
+            "share": share,
+            "final": final,
+            "start": start,
+            "gain": final - start,
+        }
         save_adapter(record.dir / "adapter", config, tensors, self.scale.model.path, facts)
 
-    def _result(self, run: Run, status: str, final: float | None, best: float | None, tokens: int, steps: int, start_s: float) -> dict[str, Any]:
+    def _result(
+        self, run: Run, status: str, final: float | None, best: float | None, tokens: int, steps: int, start_s: float
+    ) -> dict[str, Any]:
         base = score(self._base) if self._base else None
         gain = None if final is None or base is None else final - base
         grid = {"run_id": run.run_id, "arm": run.arm, "rank": run.rank, "batch_size": run.batch_size, "seed": run.seed}
-        return {**grid, "status": status, "base_score": base, "final_score": final, "best_score": best, "gain": gain, "tokens_total": tokens,
-                "steps": steps, "wall_s": time.time() - start_s, "trainable_params": run.trainable_params,
-                "base_params": self.scale.model.base_params}  # fmt: skip
+        return {
+            **grid,
+            "status": status,
+            "base_score": base,
+            "final_score": final,
+            "best_score": best,
+            "gain": gain,
+            "tokens_total": tokens,
+            "steps": steps,
+            "wall_s": time.time() - start_s,
+            "trainable_params": run.trainable_params,
+            "base_params": self.scale.model.base_params,
+        }

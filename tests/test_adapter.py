@@ -1,0 +1,188 @@
+"""Adapters: nested starts, patterns, exact counts, folding; the canary; schedules; the order of prompts."""
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from rankrl.adapter.build import AdapterHost, kaiming_rows, lora_config, target_shapes
+from rankrl.adapter.table import ModuleRank, uniform
+from rankrl.data.items import Item, load_items, request_seed, revision, step_indices
+from rankrl.ppo.canary import Canary, SyncError
+from rankrl.ppo.schedules import KLController, adapt, clip_share, kl_share
+from rankrl.ppo.serving import pack, unpack
+from rankrl.recipe.schema import Data, KLSchedule
+
+
+class Block(nn.Module):
+    def __init__(self, layers: int = 12):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"q_proj": nn.Linear(6, 4), "head": nn.Linear(4, 6)}) for _ in range(layers)
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer["head"](layer["q_proj"](x))
+        return x
+
+
+def test_ranks_of_one_seed_share_their_first_rows():
+    deep, shallow = kaiming_rows(3, "layers.0.q_proj", 32, 64), kaiming_rows(3, "layers.0.q_proj", 1, 64)
+    assert torch.equal(deep[:1], shallow)
+    assert not torch.equal(deep[0], kaiming_rows(4, "layers.0.q_proj", 1, 64)[0])
+    assert not torch.equal(deep[0], kaiming_rows(3, "layers.1.q_proj", 1, 64)[0])
+    assert deep.abs().max() <= 1 / 8
+    assert deep.std().item() == pytest.approx(1 / (8 * 3**0.5), rel=0.05)  # PEFT's Kaiming: U(-1/sqrt(d), 1/sqrt(d))
+
+
+def test_only_named_modules_of_the_stated_shape_are_targets():
+    block = Block()
+    assert len(target_shapes(block, {"q_proj": [6, 4]}, 12)) == 12
+    with pytest.raises(ValueError, match=r"model.modules.q_proj: got \[6, 5\]"):
+        target_shapes(block, {"q_proj": [6, 5]}, 12)
+    with pytest.raises(ValueError, match=r"model\.modules"):
+        target_shapes(block, {"q_proj": [6, 4]}, 11)
+
+
+def test_mixed_ranks_reach_exactly_their_modules():
+    """layers.1 must not hit layers.10 and layers.11: PEFT's pattern keys are regular expressions."""
+    table = [ModuleRank(f"layers.{i}.q_proj", 6, 4, 3 if i == 1 else 2, 6.0 if i == 1 else 8.0) for i in range(12)]
+    model = get_peft_model(Block(), lora_config(table))
+    layers = [model.base_model.model.layers[i]["q_proj"] for i in range(12)]
+    assert [layer.r["default"] for layer in layers] == [2, 3, *[2] * 10]
+    assert [layer.scaling["default"] for layer in layers] == [4.0, 2.0, *[4.0] * 10]
+
+
+def test_adapters_come_and_go_on_one_base():
+    host = AdapterHost(Block(2), {"q_proj": [6, 4]}, 2)
+    x = torch.randn(3, 6)
+    base = host.base(x)
+    for name, rank in (("r1-b16-s0", 1), ("r3-b16-s0", 3)):
+        host.attach(name, uniform(host.shapes, rank, lambda r: 8.0), seed=0)
+        assert torch.equal(host.model(x), base)  # B = 0
+    for a, b in host.factors("r3-b16-s0", uniform(host.shapes, 3, lambda r: 8.0)).values():
+        assert a.dtype == b.dtype == torch.float32
+        nn.init.normal_(b)
+    moved = host.model(x)
+    assert not torch.allclose(moved, base)
+    with host.model.disable_adapter():
+        assert torch.equal(host.model(x), base)
+    host.activate("r1-b16-s0")
+    assert torch.equal(host.model(x), base)
+    host.detach("r1-b16-s0")
+    host.activate("r3-b16-s0")
+    assert torch.equal(host.model(x), moved)
+    trainable = {name for name, p in host.model.named_parameters() if p.requires_grad}
+    assert trainable and all("r3-b16-s0" in name for name in trainable)
+
+
+def test_folding_keeps_the_update():
+    a, b = torch.randn(2, 6), torch.randn(4, 2)
+    payload = pack({"m": (a, b)}, {"m": 2.5}, "float32")
+    tensors = unpack(payload.names, payload.shapes, payload.dtype, payload.data)
+    folded_b, sent_a = tensors["base_model.model.m.lora_B.weight"], tensors["base_model.model.m.lora_A.weight"]
+    assert torch.allclose(folded_b @ sent_a, 2.5 * b @ a)
+    assert len(pack({"m": (a, b)}, {"m": 2.5}, "bfloat16").data) == 2 * (12 + 8)  # two bytes a parameter, nothing else
+
+
+NOISE = 0.004
+
+
+def canary_case(held: str, steps: int = 10, tokens: int = 600, moved_a_step: float = 0.02) -> Canary:
+    """A canary that has watched a policy move for `steps` steps while the engine holds `held`."""
+    rng, canary = np.random.default_rng(0), Canary()
+    for step in range(steps):
+        base = rng.normal(-1, 0.5, tokens)
+        direction = rng.normal(0, 1, tokens)
+        trainer, previous = base + moved_a_step * step * direction, base + moved_a_step * max(step - 1, 0) * direction
+        wrong = 0.1 * moved_a_step * step * rng.normal(0, 1, tokens)
+        engine = {"right": trainer, "base": base, "previous": previous, "corrupt": trainer + wrong}[held] + rng.normal(
+            0, NOISE, tokens
+        )
+        canary.check(engine, trainer, base, previous)
+    return canary
+
+
+def test_canary_is_quiet_on_a_right_engine():
+    canary = canary_case("right", steps=60)
+    assert canary.noise_rms == pytest.approx(NOISE, rel=0.1)
+    assert abs(canary.base.value) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [("base", "the base model"), ("previous", "the previous step"), ("corrupt", "a tensor or a scale")],
+)
+def test_canary_names_what_a_wrong_engine_holds(held, says):
+    with pytest.raises(SyncError, match=f"adapter sync: .*{says}"):
+        canary_case(held)
+
+
+def test_canary_state_survives_a_checkpoint():
+    canary = canary_case("right")
+    assert Canary.from_state(canary.state()) == canary
+
+
+def test_kl_schedules_are_literal():
+    share = lambda shape, **kw: [round(kl_share(KLSchedule(shape, **kw), step, 5), 4) for step in range(5)]  # noqa: E731
+    assert share("constant") == [1, 1, 1, 1, 1]
+    assert share("linear", final=0.2) == [1, 0.8, 0.6, 0.4, 0.2]
+    assert share("cosine", final=0.0) == [1, 0.8536, 0.5, 0.1464, 0]
+    assert share("early_anchor", anchor=5.0, anchor_share=0.5) == [5, 3, 1, 1, 1]
+
+
+def test_adaptive_kl_does_not_depend_on_the_batch():
+    assert adapt(1.0, kl=0.2, target=0.1, horizon_steps=50) == pytest.approx(1.004)
+    assert adapt(1.0, kl=0.0, target=0.1, horizon_steps=50) == pytest.approx(0.996)
+    small, large = (KLController(0.01, KLSchedule("adaptive", target=0.1), 10) for _ in range(2))
+    small.update(0.3, 16)
+    large.update(0.3, 4096)
+    assert small.value == large.value == pytest.approx(0.01 * 1.004)
+
+
+def test_clip_range_narrows_linearly():
+    assert [clip_share(0.5, step, 3) for step in range(3)] == [1, 0.75, 0.5]
+
+
+def test_prompt_order_depends_on_the_seed_alone():
+    stream = [i for step in range(6) for i in step_indices(0, step, 4, 8)]
+    assert sorted(stream[:8]) == sorted(stream[8:16]) == sorted(stream[16:]) == list(range(8))
+    assert stream[:8] != stream[8:16]
+    assert stream == [i for step in range(4) for i in step_indices(0, step, 6, 8)]  # batch sizes read one stream
+    assert stream[:4] != step_indices(1, 0, 4, 8)
+
+
+def test_request_seeds_are_literal_and_distinct():
+    assert request_seed("train", 0, 0, "sum2-0", 0) == request_seed("train", 0, 0, "sum2-0", 0)
+    assert len({request_seed("train", s, t, "x", k) for s in range(5) for t in range(5) for k in range(5)}) == 125
+    assert 0 <= request_seed("eval", "x", 1) < 2**31
+
+
+def test_nano_splits_are_disjoint_and_fixed():
+    train, evaluation = load_items(Data("nano", "nano", 6000, 252))
+    assert (len(train), len(evaluation)) == (6000, 252)
+    assert not {i.prompt for i in train} & {i.prompt for i in evaluation}
+    assert len({i.item_id for i in train + evaluation}) == 6252
+    assert evaluation[0] == Item("sum2-1000000", "sum2", evaluation[0].prompt, evaluation[0].answer)
+    assert eval(evaluation[0].prompt.split(":")[1].strip(" =\n")) == int(
+        evaluation[0].answer
+    )  # our own generator's sum
+
+
+def test_bad_data_files_are_named(tmp_path):
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"prompt": "1+1", "answer": 2}\n')
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "1+1", "answer": 2}\n{"prompt": "x"}\n')
+    for train, says in ((tmp_path / "none.jsonl", "none.jsonl"), (bad, "line 2"), (good, "also stand in data.train")):
+        with pytest.raises(ValueError, match=says):
+            load_items(Data(str(train), str(good), 1, 1))
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "2+2", "answer": 4}\n')
+    with pytest.raises(ValueError, match=r"data\.train_items: got 2, allowed: at most the 1"):
+        load_items(Data(str(good), str(other), 2, 1))
+    items, _ = load_items(Data(str(good), str(other), 1, 1))
+    assert items == [Item("good-1", "good", "1+1", "2")]
+    assert revision(items) != revision([])

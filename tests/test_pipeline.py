@@ -1,0 +1,332 @@
+"""The real thing at scale=nano: Ray, DeepSpeed, vLLM and OpenRLHF, on services that the tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+import torch
+import yaml
+from conftest import runs_of
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Services for adapters of rank 1 to 32, as a sweep starts them."""
+    from rankrl.sweep.local import _prepare_process
+
+    _prepare_process()
+    from rankrl.sweep.worker import Bench
+
+    with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs")) as bench:
+        yield bench
+
+
+@pytest.fixture
+def attach(bench):
+    """Brings a run to the services: attach("ranks=[1]") -> trainer. All are detached afterwards."""
+    from rankrl.ppo.loop import RunTrainer
+
+    attached = []
+
+    def attach(*overrides, trainer_class=RunTrainer):
+        run = runs_of("demo", "seeds=[0]", *overrides)[0]
+        trainer = trainer_class(run, bench.services, bench.tokenizer, bench.train_items, bench.eval_items)
+        assert trainer.attach() == run.trainable_params
+        attached.append(trainer)
+        return trainer
+
+    yield attach
+    for trainer in attached:
+        trainer.detach()
+
+
+def worker_state(trainer):
+    return ray.get(trainer.services.policy.async_run_method("state", trainer.run.run_id)[0])
+
+
+def test_the_base_has_headroom(bench):
+    from rankrl.report.passk import pass_at_k
+
+    frame = pd.DataFrame(
+        [(s.item.item_id, s.verdict.correct) for s in bench.base_samples()], columns=["item", "correct"]
+    )
+    counts = frame.groupby("item")["correct"].sum()
+    assert len(counts) == 252 and len(frame) == 252 * 16
+    assert 0.15 <= counts.map(lambda c: pass_at_k(16, c, 1)).mean() <= 0.45
+    assert counts.map(lambda c: pass_at_k(16, c, 16)).mean() >= 0.85
+    cached = list((bench.directory / "base").glob("nano-*.parquet"))
+    assert len(cached) == 1
+
+
+def test_one_seed_repeats_itself(attach):
+    """Prompts, initial adapter and first rollout are identical; the rest is compared to the tolerance that was seen."""
+    seen = []
+    for _ in range(2):
+        trainer = attach("ranks=[8]")
+        samples = trainer.rollouts.rollout(trainer.adapter_id, 0, 0, trainer.train_items[:16], 8)
+        lines = [trainer.step(step) for step in range(2)]
+        seen.append(
+            (worker_state(trainer)["weights"], [(s.item.item_id, s.index, s.response_ids) for s in samples], lines)
+        )
+        trainer.detach()
+    (_, first, lines), (_, second, again) = seen
+    assert first == second
+    for name in ("accuracy", "reward_mean", "tokens_total"):
+        assert lines[0][name] == again[0][name]
+    assert lines[0]["grad_norm"] == pytest.approx(again[0]["grad_norm"], rel=1e-3)
+
+
+def test_ranks_of_one_seed_share_the_first_row_of_every_a(attach):
+    one, eight = (worker_state(attach(f"ranks=[{rank}]"))["weights"] for rank in (1, 8))
+    rows = [name for name in one if name.endswith("lora_A")]
+    assert len(rows) == 14
+    for name in rows:
+        assert torch.equal(one[name][0], eight[name][0])
+        assert torch.count_nonzero(one[name.replace("lora_A", "lora_B")]) == 0
+
+
+def test_reference_equals_a_freshly_loaded_base(attach, bench):
+    """After the adapter has moved, the adapter-off forward is bit for bit that of OpenRLHF's own actor on the base."""
+    from openrlhf.models import Actor
+
+    trainer = attach("ranks=[8]")
+    for step in range(3):
+        trainer.step(step)
+    samples = trainer.rollouts.rollout(trainer.adapter_id, 0, 3, trainer.train_items[:2], 8)
+    experience = trainer.experience_maker.split_rollout_samples(
+        [trainer.rollouts.experience(s, trainer.run.recipe.reward) for s in samples]
+    )[0]
+    batch = {key: [getattr(experience, key)] for key in ("sequences", "action_mask", "attention_mask")}
+    reference = ray.get(trainer.reference_model_group.async_run_method_batch("forward", **batch))[0][0]
+    policy = ray.get(trainer.actor_model_group.async_run_method_batch("forward", **batch))[0][0]
+    fresh = Actor(bench.services.model_path, attn_implementation="sdpa", param_dtype="bf16")
+    with torch.no_grad():
+        expected = fresh(experience.sequences, experience.action_mask, experience.attention_mask)
+    assert torch.equal(reference, expected)
+    assert (policy - expected).abs().max() > 0.01
+
+
+def test_bytes_sent_are_the_adapters(attach):
+    trainer = attach("ranks=[1]")
+    assert trainer.sync_bytes == 2 * trainer.run.trainable_params  # bf16, not padded to the engine's rank
+
+
+def test_a_run_continues_from_its_checkpoint_as_if_never_stopped(attach, tmp_path):
+    from rankrl.ppo.records import Record
+
+    steady = attach("ranks=[8]")
+    lines = [steady.step(step) for step in range(4)]
+    steady.detach()
+    stopped = attach("ranks=[8]")
+    for step in range(2):
+        stopped.step(step)
+    record = Record(tmp_path, stopped.run)
+    record.save_checkpoint(stopped.state(2))
+    stopped.detach()
+    size = (tmp_path / "checkpoint" / "state.pt").stat().st_size
+    assert size < 4 * (4 * (8 + 32) * 7936 + 100_000)  # weights, two moments and the previous adapter; never the base
+
+    resumed = attach("ranks=[8]")
+    resumed.restore(record.load_checkpoint())
+    assert resumed.tokens_total == lines[1]["tokens_total"]
+    again = [resumed.step(step) for step in (2, 3)]
+    assert [line["accuracy"] for line in again] == [line["accuracy"] for line in lines[2:]]
+    assert [line["tokens_total"] for line in again] == [line["tokens_total"] for line in lines[2:]]
+    for name in ("lr", "kl_coef", "kl_ref", "kl_step", "grad_norm", "entropy"):
+        assert [line[name] for line in again] == pytest.approx(
+            [line[name] for line in lines[2:]], rel=0.02, abs=1e-4
+        ), name
+
+
+def faulty(fault):
+    """A trainer whose sync sends something else than its adapter."""
+    from rankrl.ppo.loop import RunTrainer
+    from rankrl.ppo.serving import Payload
+
+    class Faulty(RunTrainer):
+        sent: Payload | None = None
+
+        def broadcast_to_vllm(self):
+            payload = ray.get(self.actor_model_group.async_run_method("payload", dtype="bfloat16")[0])
+            wrong, self.sent = fault(payload, self.sent or payload), payload
+            ray.get([engine.load_adapter.remote(self.adapter_id, wrong) for engine in self.vllm_engines])
+
+    return Faulty
+
+
+def edited(payload, edit):
+    """`payload` with `edit(name, tensor)` applied to every tensor."""
+    from rankrl.ppo.serving import unpack
+
+    tensors = unpack(payload.names, payload.shapes, payload.dtype, payload.data)
+    flat = torch.cat([edit(name, tensor.clone()).flatten() for name, tensor in tensors.items()])
+    return dataclasses.replace(payload, data=flat.view(torch.uint8).numpy().tobytes())
+
+
+def corrupt(name, tensor):
+    return tensor.flip(0) if name.endswith("layers.1.mlp.down_proj.lora_B.weight") else tensor
+
+
+def rescale(name, tensor):
+    return 2 * tensor if name.endswith("layers.1.mlp.gate_proj.lora_B.weight") else tensor
+
+
+FAULTS = {
+    "left on the base": (lambda now, before: edited(now, lambda name, t: torch.zeros_like(t)), "the base model"),
+    "one sync behind": (lambda now, before: before, "the previous step"),
+    "one corrupted tensor": (lambda now, before: edited(now, corrupt), "adapter sync"),
+    "one wrong module scale": (lambda now, before: edited(now, rescale), "adapter sync"),
+}
+
+
+@pytest.mark.parametrize(("fault", "says"), FAULTS.values(), ids=FAULTS)
+def test_an_engine_without_the_adapter_stops_the_run_within_ten_steps(attach, fault, says):
+    from rankrl.ppo.canary import SyncError
+
+    trainer = attach("ranks=[8]", trainer_class=faulty(fault))
+    with pytest.raises(SyncError, match=says):
+        for step in range(10):
+            trainer.step(step)
+
+
+def test_a_run_leaves_the_directory_of_the_contract(bench):
+    run = runs_of("demo", "ranks=[8]", "seeds=[5]", "steps=3", "eval_every=2")[0]
+    result = bench.attempt(run, attempts=1)
+    assert result["status"] == "finished", result
+    directory = bench.directory / "demo" / run.run_id
+    assert sorted(p.name for p in directory.iterdir()) == [
+        "adapter",
+        "evals.parquet",
+        "metrics.jsonl",
+        "result.json",
+        "run.yaml",
+        "tb",
+    ]
+    assert json.loads((directory / "result.json").read_text()) == result
+    assert set(result) == {
+        "run_id",
+        "arm",
+        "rank",
+        "batch_size",
+        "seed",
+        "status",
+        "base_score",
+        "final_score",
+        "best_score",
+        "gain",
+        "tokens_total",
+        "steps",
+        "wall_s",
+        "trainable_params",
+        "base_params",
+    }
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert set(lines[0]) == {
+        "step",
+        "tokens_total",
+        "reward_mean",
+        "accuracy",
+        "kl_ref",
+        "kl_step",
+        "kl_coef",
+        "clip_low",
+        "clip_high",
+        "clip_frac",
+        "entropy",
+        "lr",
+        "grad_norm",
+        "response_tokens_mean",
+        "truncated_frac",
+        "sync_bytes",
+        "sync_gap_nats",
+        "rollout_s",
+        "experience_s",
+        "update_s",
+        "sync_s",
+        "step_s",
+    }
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    assert all(line["sync_gap_nats"] < 0.01 for line in lines)
+    assert result["tokens_total"] == lines[-1]["tokens_total"] > lines[0]["tokens_total"] > 0
+    check_evaluations(directory, result)
+    check_record(directory, run)
+    check_tensorboard(directory)
+    check_adapter(directory, bench)
+
+
+def check_evaluations(directory, result):
+    rows = pd.read_parquet(directory / "evals.parquet")
+    assert list(rows.columns) == ["step", "item_id", "source", "sample", "correct", "boxed", "response_tokens"]
+    assert rows.groupby("step").size().to_dict() == {0: 252 * 16, 2: 252 * 8, 3: 252 * 8}
+    scores = rows.groupby("step")["correct"].mean()
+    assert result["base_score"] == pytest.approx(scores[0])
+    assert result["final_score"] == pytest.approx(scores[3])
+    assert result["best_score"] == pytest.approx(max(scores[2], scores[3]))
+    assert result["gain"] == pytest.approx(scores[3] - scores[0])
+
+
+def check_record(directory, run):
+    record = yaml.safe_load((directory / "run.yaml").read_text())
+    assert record["derived"]["lr"]["value"] == pytest.approx(run["lr"])
+    assert record["derived"]["lr"]["source"]
+    assert record["versions"]["openrlhf"] == "0.11.2"
+    assert set(record["data_revision"]) == {"train", "evaluation"}
+
+
+def check_tensorboard(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory / "tb"), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {
+        "reward/reward_mean",
+        "kl/kl_ref",
+        "ppo/lr",
+        "rollout/tokens_total",
+        "sync/sync_gap_nats",
+        "time/step_s",
+        "eval/score",
+    } <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("eval/score")] == [0, 2, 3]
+    assert {"recipe/text_summary", "run/text_summary"} <= set(tags["tensors"])
+    assert {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(
+        events.summary_metadata
+    )
+
+
+def check_adapter(directory, bench):
+    """The saved adapter loads in PEFT and is the trained one: it answers unlike the base."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(bench.services.model_path)
+    model = PeftModel.from_pretrained(base, str(directory / "adapter"))
+    ids = torch.tensor([bench.tokenizer(bench.eval_items[0].prompt)["input_ids"]])
+    with torch.no_grad():
+        moved = model(ids).logits
+        with model.disable_adapter():
+            assert not torch.allclose(model(ids).logits, moved)
+    card = (directory / "adapter" / "README.md").read_text()
+    assert "rank 8" in card and "More Information Needed" not in card
+    assert "base_model_name_or_path" in (directory / "adapter" / "adapter_config.json").read_text()
+
+
+def test_a_failing_run_is_recorded_and_the_next_one_trains(bench, monkeypatch):
+    from rankrl.ppo.loop import RunTrainer
+
+    broken, sound = runs_of("demo", "ranks=[1]", "seeds=[6,7]", "steps=1")
+    step = RunTrainer.step
+    monkeypatch.setattr(RunTrainer, "step", lambda self, at: step(self, at) if self.run is sound else 1 / 0)
+    result = bench.attempt(broken, attempts=1)
+    assert (result["status"], result["gain"]) == ("failed", None)
+    assert result["error"] == "ZeroDivisionError: division by zero"
+    assert bench.attempt(sound, attempts=1)["status"] == "finished"

@@ -1,0 +1,145 @@
+"""The seams of OpenRLHF, PEFT and vLLM that rankrl stands on, so that an upgrade fails loudly. No Ray cluster."""
+
+import inspect
+
+import pytest
+import torch
+from conftest import runs_of
+
+from rankrl.ppo import upstream
+from rankrl.ppo.arguments import LR_SCHEDULERS, arguments, command_line
+
+pytestmark = pytest.mark.usefixtures("stack")
+
+
+def test_versions_are_the_pinned_ones(monkeypatch):
+    upstream.check_version()
+    monkeypatch.setattr(upstream, "version", lambda name: "0.12.0")
+    with pytest.raises(RuntimeError, match=r"openrlhf 0\.12\.0 is installed"):
+        upstream.check_version()
+
+
+def test_upstream_parser_ends_with_train(monkeypatch):
+    upstream._main_body()
+    monkeypatch.setattr(upstream, "LAST", "launch(args)")
+    with pytest.raises(RuntimeError, match="OpenRLHF changed"):
+        upstream._main_body()
+
+
+def test_arguments_carry_the_recipe():
+    run = runs_of("low_rank", "ranks=[1]", "seeds=[4]", "dual_clip=3.0")[0]
+    args = arguments(run, "/model")
+    assert args.actor.adam.lr == pytest.approx(run["lr"])
+    assert args.actor.max_norm == pytest.approx(32**0.5)
+    assert tuple(args.actor.eps_clip_low_high) == (0.2, 0.28)
+    assert (args.actor.dual_clip, args.train.seed, args.actor.lr_warmup_ratio) == (3.0, 4, 0.1)
+    assert (args.rollout.batch_size, args.rollout.n_samples_per_prompt, args.train.batch_size) == (16, 8, 64)
+    assert args.ds.lora.rank == 0  # upstream's LoRA stays out of the way
+
+
+def test_upstream_checks_and_rewrites_are_refused():
+    words = command_line(runs_of("demo")[0], "/model")
+    with pytest.raises(ValueError, match=r"--no\.such"):
+        upstream.parse_arguments([*words, "--no.such", "1"])
+    with pytest.raises(
+        ValueError, match=r"ds.attn_implementation: OpenRLHF would silently turn 'sdpa' into 'flash_attention_2'"
+    ):
+        upstream.parse_arguments([*words, "--train.dynamic_batch_enable", "--rollout.max_tokens_per_gpu", "64"])
+    with pytest.raises(ValueError, match="OpenRLHF refuses"):
+        upstream.parse_arguments([*words, "--train.partial_rollout_enable"])
+
+
+def test_raw_classes_have_the_methods_that_are_overridden():
+    from openrlhf.trainer.ray.launcher import BaseModelActor, RayActorGroup
+    from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
+    from openrlhf.trainer.ray.ppo_critic import CriticModelActor
+    from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+
+    policy, critic, engine = map(upstream.raw, (PolicyModelActor, CriticModelActor, RolloutRayActor))
+    for kind in (policy, critic):
+        assert issubclass(kind, BaseModelActor)
+        for method in ("init_model_from_pretrained", "forward", "append", "fit"):
+            assert callable(getattr(kind, method))
+    assert list(inspect.signature(policy.fit).parameters)[:2] == ["self", "kl_ctl"]
+    assert list(inspect.signature(BaseModelActor.execute_batch).parameters)[:5] == [
+        "self",
+        "method_name",
+        "all_data",
+        "start_idx",
+        "end_idx",
+    ]
+    assert hasattr(ActorPPOTrainer, "_init_vllm_sync_group")
+    assert hasattr(RayActorGroup, "async_run_method_batch")
+    assert inspect.iscoroutinefunction(engine.__init__)
+
+
+def test_upstream_trainer_and_experience_maker_are_called_as_expected():
+    from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+    step = inspect.getsource(BasePPOTrainer.train_step)
+    order = [
+        step.index(word)
+        for word in ("make_experience_batch", "self.ppo_train", "self.broadcast_to_vllm", "kl_ctl.update")
+    ]
+    assert order == sorted(order)
+    maker = inspect.getsource(RemoteExperienceMaker.make_experience)
+    assert "samples.kl = kl" in maker and "samples.action_log_probs = action_log_probs" in maker
+    assert "self.kl_ctl.value" in inspect.getsource(RemoteExperienceMaker.compute_advantages_and_returns)
+
+
+def test_vllm_still_has_what_the_receiver_calls():
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.model_manager import LRUCacheLoRAModelManager
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+
+    for method in ("add_adapter", "activate_adapter", "remove_adapter", "remove_oldest_adapter", "capacity"):
+        assert hasattr(LRUCacheLoRAModelManager, method)
+    parameters = inspect.signature(LoRAModel.from_lora_tensors).parameters
+    assert {"lora_model_id", "tensors", "peft_helper", "device", "dtype", "weights_mapper"} <= set(parameters)
+    assert "load_inplace" in inspect.getsource(LRUCacheWorkerLoRAManager.add_adapter)
+
+
+def test_serving_ranks_are_vllms():
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    from rankrl.ppo.serving import SERVING_RANKS, serving_rank
+
+    assert get_args(MaxLoRARanks) == SERVING_RANKS
+    assert [serving_rank(r) for r in (1, 2, 8, 9, 256)] == [1, 8, 8, 16, 256]
+    with pytest.raises(ValueError, match="at most 512"):
+        serving_rank(513)
+
+
+def test_every_lr_shape_is_a_scheduler_of_transformers():
+    from transformers.trainer_utils import SchedulerType
+
+    assert set(LR_SCHEDULERS.values()) <= {kind.value for kind in SchedulerType}
+
+
+def test_gradient_window_equals_one_large_batch():
+    """The adapter optimizer's accumulation and clipping, against AdamW on the mean gradient."""
+    import torch.distributed as dist
+
+    from rankrl.ppo.strategy import AdapterOptimizer
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    from types import SimpleNamespace
+
+    adam = SimpleNamespace(lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    data = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    windowed, whole = (torch.nn.Parameter(torch.tensor([0.5, -0.5])) for _ in range(2))
+    optimizer = AdapterOptimizer([{"params": [windowed], "lr": 0.1}], adam, max_norm=0.5, accumulate=2)
+    for row, steps in zip(data, (False, True), strict=True):
+        (((row * windowed).sum() ** 2) / 2).backward()
+        assert optimizer.micro_step() is steps
+    reference = torch.optim.AdamW([whole], lr=0.1, betas=(0.9, 0.95), weight_decay=0.0)
+    loss = ((data @ whole) ** 2).mean()
+    loss.backward()
+    assert optimizer.grad_norm == pytest.approx(whole.grad.norm().item())
+    torch.nn.utils.clip_grad_norm_([whole], 0.5)
+    reference.step()
+    assert torch.allclose(windowed, whole)

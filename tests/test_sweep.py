@@ -1,0 +1,108 @@
+"""`rankrl sweep` as a user types it, through kill -9 of the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.pipeline
+
+WORDS = [
+    "recipes/demo.yaml",
+    "ranks=[8]",
+    "seeds=[0,1]",
+    "steps=12",
+    "checkpoint_every=4",
+    "scale.sampling.eval_samples=2",
+]
+MARK = "RANKRL_TEST_SWEEP"
+
+
+def start(runs: Path, mark: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rankrl", "sweep", *WORDS, "--runs", str(runs)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, MARK: mark}
+    )
+
+
+def alive(mark: str) -> list[str]:
+    """Processes that this sweep started, by an environment variable that they inherit."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {' '.join(process.cmdline())[:80]}")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def lines(run: Path) -> list[dict]:
+    path = run / "metrics.jsonl"
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_until(condition, timeout_s: float) -> bool:
+    end = time.time() + timeout_s
+    while time.time() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def test_kill_resume_skip_and_report(tmp_path):
+    first, second = (tmp_path / "demo" / f"r8-b16-s{seed}" for seed in (0, 1))
+    sweep = start(tmp_path, "first")
+    assert wait_until(lambda: len(lines(second)) >= 6 or sweep.poll() is not None, 300)
+    assert sweep.poll() is None, sweep.stdout.read()
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    assert wait_until(lambda: not alive("first"), 60), alive("first")
+
+    finished = (first / "result.json").read_bytes()
+    assert not (first / "checkpoint").exists()
+    assert not (second / "result.json").exists()
+    before = {line["step"]: line for line in lines(second)}
+    saved = max(before) // 4 * 4
+
+    again = start(tmp_path, "second")
+    output, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, output
+    assert "1 of 2 runs are finished, 1 to do" in output
+    assert f"r8-b16-s1: resumed at step {saved}" in output
+    assert "[1/1] r8-b16-s1 finished: gain " in output
+    assert wait_until(lambda: not alive("second"), 30), alive("second")
+
+    assert (first / "result.json").read_bytes() == finished
+    after = lines(second)
+    assert [line["step"] for line in after] == list(range(1, 13))
+    assert all(after[step - 1] == before[step] for step in range(1, saved + 1))
+    tokens = [line["tokens_total"] for line in after]
+    assert tokens == sorted(tokens)
+    assert not (second / "checkpoint").exists()
+    for step in set(before) - set(range(1, saved + 1)):  # steps done twice: the same prompts and nearly the same policy
+        assert abs(after[step - 1]["accuracy"] - before[step]["accuracy"]) < 0.05
+
+    report = tmp_path / "demo" / "report"
+    assert json.loads((report / "summary.json").read_text())["cells"][0]["n_seeds"] == 2
+    assert "rank 8" in (report / "index.html").read_text()
+
+
+def test_two_sweeps_cannot_share_a_directory(tmp_path):
+    from rankrl.sweep.local import owned
+
+    with owned(tmp_path / "demo"):
+        other = start(tmp_path, "other")
+        output, _ = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert "is in use by another rankrl process" in output
