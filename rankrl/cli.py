@@ -138,6 +138,9 @@ def main(words: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 141
+    except OSError as error:  # a full disk, a directory without permission
+        print(f"rankrl: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

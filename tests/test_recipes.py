@@ -145,3 +145,15 @@ def test_recipes_stay_short_and_say_what_to_expect():
         lines = Path(ROOT / "recipes" / f"{recipe}.yaml").read_text().splitlines()
         assert len(lines) < 60
         assert lines[0].startswith("# ")
+
+
+def test_micro_batches_divide_every_workers_share():
+    from rankrl.recipe.plan import micro_batch
+
+    run = runs_of("demo")[0]
+    assert (run.rollout_samples, run.train_batch, run.optimizer_steps) == (128, 64, 60)
+    assert micro_batch(run) == 64
+    assert micro_batch(runs_of("demo", "scale.placement.micro_batch=48")[0]) == 32
+    assert (
+        micro_batch(runs_of("demo", "scale.placement.policy_per_node=2", "scale.placement.critic_per_node=4")[0]) == 16
+    )

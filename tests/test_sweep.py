@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -27,20 +29,28 @@ WORDS = [
 MARK = "RANKRL_TEST_SWEEP"
 
 
-def start(runs: Path, mark: str) -> subprocess.Popen[str]:
+@contextmanager
+def sweeping(runs: Path, mark: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep in a process of its own; whatever it leaves behind when the test fails is killed."""
     command = [sys.executable, "-m", "rankrl", "sweep", *WORDS, "--runs", str(runs)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, MARK: mark}
-    )
+    environment = {**os.environ, MARK: mark}
+    with (runs / f"{mark}.log").open("w+") as log:
+        sweep = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, env=environment)
+        try:
+            yield sweep
+        finally:
+            sweep.kill()
+            for process in alive(mark):
+                process.kill()
 
 
-def alive(mark: str) -> list[str]:
+def alive(mark: str) -> list[psutil.Process]:
     """Processes that this sweep started, by an environment variable that they inherit."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(f"{process.pid} {' '.join(process.cmdline())[:80]}")
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
@@ -62,12 +72,12 @@ def wait_until(condition, timeout_s: float) -> bool:
 
 def test_kill_resume_skip_and_report(tmp_path):
     first, second = (tmp_path / "demo" / f"r8-b16-s{seed}" for seed in (0, 1))
-    sweep = start(tmp_path, "first")
-    assert wait_until(lambda: len(lines(second)) >= 6 or sweep.poll() is not None, 300)
-    assert sweep.poll() is None, sweep.stdout.read()
-    sweep.send_signal(signal.SIGKILL)
-    sweep.wait()
-    assert wait_until(lambda: not alive("first"), 60), alive("first")
+    with sweeping(tmp_path, "first") as sweep:
+        assert wait_until(lambda: len(lines(second)) >= 6 or sweep.poll() is not None, 400)
+        assert sweep.poll() is None, (tmp_path / "first.log").read_text()
+        sweep.send_signal(signal.SIGKILL)
+        sweep.wait()
+        assert wait_until(lambda: not alive("first"), 30), alive("first")
 
     finished = (first / "result.json").read_bytes()
     assert not (first / "checkpoint").exists()
@@ -75,34 +85,35 @@ def test_kill_resume_skip_and_report(tmp_path):
     before = {line["step"]: line for line in lines(second)}
     saved = max(before) // 4 * 4
 
-    again = start(tmp_path, "second")
-    output, _ = again.communicate(timeout=400)
-    assert again.returncode == 0, output
+    with sweeping(tmp_path, "second") as again:
+        assert again.wait(timeout=400) == 0
+        assert wait_until(lambda: not alive("second"), 30), alive("second")
+    output = (tmp_path / "second.log").read_text()
     assert "1 of 2 runs are finished, 1 to do" in output
     assert f"r8-b16-s1: resumed at step {saved}" in output
     assert "[1/1] r8-b16-s1 finished: gain " in output
-    assert wait_until(lambda: not alive("second"), 30), alive("second")
 
     assert (first / "result.json").read_bytes() == finished
-    after = lines(second)
-    assert [line["step"] for line in after] == list(range(1, 13))
-    assert all(after[step - 1] == before[step] for step in range(1, saved + 1))
-    tokens = [line["tokens_total"] for line in after]
-    assert tokens == sorted(tokens)
+    check_curve(before, saved, lines(second))
     assert not (second / "checkpoint").exists()
-    for step in set(before) - set(range(1, saved + 1)):  # steps done twice: the same prompts and nearly the same policy
-        assert abs(after[step - 1]["accuracy"] - before[step]["accuracy"]) < 0.05
-
     report = tmp_path / "demo" / "report"
     assert json.loads((report / "summary.json").read_text())["cells"][0]["n_seeds"] == 2
     assert "rank 8" in (report / "index.html").read_text()
 
 
+def check_curve(before: dict[int, dict], saved: int, after: list[dict]) -> None:
+    """Steps up to the checkpoint are kept as they were, later ones were done again, and the curve does not jump."""
+    assert [line["step"] for line in after] == list(range(1, 13))
+    assert all(after[step - 1] == before[step] for step in range(1, saved + 1))
+    tokens = [line["tokens_total"] for line in after]
+    assert tokens == sorted(tokens)
+    for step in set(before) - set(range(1, saved + 1)):  # the same prompts and nearly the same policy
+        assert abs(after[step - 1]["accuracy"] - before[step]["accuracy"]) < 0.05
+
+
 def test_two_sweeps_cannot_share_a_directory(tmp_path):
     from rankrl.sweep.local import owned
 
-    with owned(tmp_path / "demo"):
-        other = start(tmp_path, "other")
-        output, _ = other.communicate(timeout=60)
-    assert other.returncode == 2
-    assert "is in use by another rankrl process" in output
+    with owned(tmp_path / "demo"), sweeping(tmp_path, "other") as other:
+        assert other.wait(timeout=60) == 2
+    assert "is in use by another rankrl process" in (tmp_path / "other.log").read_text()

@@ -13,7 +13,7 @@ LR_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine
 def command_line(run: Run, model: str) -> list[str]:
     """OpenRLHF's words for `run` on the model directory `model`."""
     recipe, scale, place = run.recipe, run.scale, run.scale.placement
-    micro = min(micro_batch(run, place.nodes * per_node) for per_node in (place.policy_per_node, place.critic_per_node))
+    micro = micro_batch(run)
     stage = deepspeed_config(scale)["zero_optimization"]["stage"]
     options = {
         "actor.model_name_or_path": model,

@@ -4,9 +4,9 @@ The engine's log-probability of a sampled token minus the trainer's is noise d (
 questions are asked of it, both relative to how far the adapter has moved:
 
 - Which adapter is it? If the engine held the base, d would be e = log p_base - log p_adapter; if it were one sync behind, the same
-  with the previous adapter. The regression share sum(d e) / sum(e^2) is near 1 for a wrong engine and near 0 for a right one. The
-  trainer's own rounding stands in d and in e, which biases the share by at most half the noise variance over the mean of e^2, so it is
-  read only where the distance e is at least twice the noise.
+  with the previous adapter. The regression share sum(d e) / sum(e^2) is near 1 for a wrong engine and near 0 for a right
+  one. The trainer's own rounding stands in d and in e, which biases the share by at most half the noise variance over the
+  mean of e^2, so it is read only where the distance e is at least twice the noise.
 - Is anything else wrong (a corrupted tensor, a wrong scale)? The root mean square of d must stay near its value at the first
   rollout, where the adapter is still the base, plus a small share of the distance to the base.
 """

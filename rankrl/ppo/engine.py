@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Responses:
 class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
     async def __init__(self, **kwargs: Any):  # type: ignore[misc]
         await super().__init__(**kwargs)
-        await self.llm.collective_rpc("die_with_parent")
+        await self.llm.collective_rpc("die_with", args=(os.getpid(),))
         self.served: dict[int, LoRARequest] = {}
 
     async def load_adapter(self, adapter_id: int, payload: Payload) -> int:

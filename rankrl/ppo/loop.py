@@ -38,8 +38,8 @@ class ExperienceMaker(RemoteExperienceMaker):
 
     @torch.no_grad()
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
-        few = max(1, CANARY_SAMPLES // len(samples_list[0].sequences))
-        few = max(few, len(self.actor_model_group.group._actor_handlers))  # every worker needs at least one micro batch
+        workers = len(self.actor_model_group.group._actor_handlers)
+        few = workers * max(1, CANARY_SAMPLES // (workers * len(samples_list[0].sequences)))  # all workers do the same
         previous_refs = self.actor_model_group.async_run_method_batch(
             "forward_previous",
             sequences=[s.sequences for s in samples_list[:few]],
@@ -147,6 +147,8 @@ class RunTrainer(BasePPOTrainer):
             raise Diverged(f"step {global_steps + 1}: a log-probability is not finite")
         self.gap = self.canary.check(seen["engine"], seen["trainer"], seen["base"], seen["previous"])
         status = super().ppo_train(global_steps)
+        if "policy_loss" not in status:
+            ray.get(self.actor_model_group.async_run_method("forget_rollout"))
         for name in ("policy_loss", "critic_loss", "actor_grad_norm", "critic_grad_norm"):
             if not math.isfinite(status.get(name, 0.0)):
                 raise Diverged(f"step {global_steps + 1}: {name} is {status[name]}")

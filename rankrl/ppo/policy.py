@@ -98,6 +98,10 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         run.extra["previous"] = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
         return super().fit(kl_ctl)
 
+    def forget_rollout(self) -> None:
+        """Drops the rollout of a step in which only the critic learns; upstream would train on it later, when it is stale."""
+        self.trainer.replay_buffer.clear()
+
     def set_clip(self, low: float, high: float) -> None:
         """The clip range of this step."""
         self.trainer.actor_loss_fn.clip_eps_low, self.trainer.actor_loss_fn.clip_eps_high = low, high
@@ -116,14 +120,6 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         config = {**self.host.model.peft_config[name].to_dict(), "inference_mode": True}
         tensors = get_peft_model_state_dict(self.host.model, adapter_name=name, save_embedding_layers=False)
         return config, {key: t.detach().cpu().clone() for key, t in tensors.items()}
-
-    def state(self, name: str) -> dict[str, Any]:
-        return {**super().state(name), "previous": self.runs[name].extra.get("previous", {})}
-
-    def restore(self, name: str, state: dict[str, Any]) -> None:
-        super().restore(name, state)
-        if state["previous"]:
-            self.runs[name].extra["previous"] = state["previous"]
 
     def _load(self, run: RunState, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():

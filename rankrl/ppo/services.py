@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.critic import ValueWorker
 from rankrl.ppo.engine import RemoteEngine
+from rankrl.ppo.guardian import guard
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.serving import serving_rank
 from rankrl.ppo.strategy import AdapterStrategy
@@ -78,6 +79,7 @@ def start_ray(processes: int) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", runtime_env=runtime, log_to_driver=False)
         return
+    guard()
     pretended = {} if torch.cuda.is_available() else {"num_gpus": processes}  # on a CPU, Ray's GPUs count processes
     ray.init(
         address="local",

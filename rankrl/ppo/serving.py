@@ -1,7 +1,8 @@
 """An adapter on its way to a rollout engine: scaling folded into B, alpha = rank, flat in the engine's precision.
 
 vLLM reads one rank and one alpha per adapter and drops PEFT's patterns, so the true scale of every module is folded into
-its B and the adapter is published with scale 1. It is sent unpadded; the engine's buffers, of its serving rank, are zero beyond the adapter's.
+its B and the adapter is published with scale 1. It is sent unpadded; the engine's buffers, of its serving rank, are zero
+beyond the adapter's.
 """
 
 from __future__ import annotations

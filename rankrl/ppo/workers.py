@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 from transformers.trainer import get_scheduler
 
 from rankrl.adapter.build import AdapterHost
@@ -94,15 +95,16 @@ class RunHost:
         }
 
     def state(self, name: str) -> dict[str, Any]:
-        """Tensors and plain values from which `restore` continues this run."""
+        """Tensors, on the CPU, and plain values from which `restore` continues this run."""
         run = self.runs[name]
-        weights = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
-        return {
-            "weights": weights,
+        state = {
+            "weights": {key: p.detach().clone() for key, p in self.parameters_of(run).items()},
+            "previous": run.extra.get("previous", {}),
             "optimizer": run.optimizer.state_dict(),
             "scheduler": run.scheduler.state_dict(),
             "rng": run.rng,
         }
+        return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state)
 
     def restore(self, name: str, state: dict[str, Any]) -> None:
         run = self.runs[name]
@@ -112,6 +114,8 @@ class RunHost:
         run.optimizer.load_state_dict(state["optimizer"])
         run.scheduler.load_state_dict(state["scheduler"])
         run.rng = state["rng"]
+        if state["previous"]:
+            run.extra["previous"] = state["previous"]
 
 
 def scheduler(optimizer: AdapterOptimizer, cfg: SimpleNamespace, steps: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,13 @@ def _check(recipe: Recipe, scale: Scale) -> None:
     _check_no_effect(recipe)
 
 
-def micro_batch(run: Run, workers: int) -> int:
-    """The largest micro batch within the scale's that divides a worker's share of an optimizer step (samples)."""
-    share = run.train_batch // workers
-    return max(m for m in range(1, min(run.scale.placement.micro_batch, share) + 1) if share % m == 0)
+def micro_batch(run: Run) -> int:
+    """The largest micro batch within the scale's that divides every worker's share of an optimizer step (samples)."""
+    place = run.scale.placement
+    share = gcd(
+        *(run.train_batch // (place.nodes * workers) for workers in (place.policy_per_node, place.critic_per_node))
+    )
+    return max(m for m in range(1, min(place.micro_batch, share) + 1) if share % m == 0)
 
 
 def _check_no_effect(recipe: Recipe) -> None:

@@ -105,7 +105,8 @@ def page(sweep: SweepRecords, statistics: dict[str, Any], drawings: list[Path]) 
 <h2>Figures</h2>{"".join(_figure(path, text) for path, text in zip(drawings, captions, strict=True))}
 <h2>Cells</h2>{cells}
 <p>Scores and gains are fractions of correct answers on held-out items. Gain intervals are Student t, risk intervals
-Clopper-Pearson, both 95 %. A failed or diverged run counts as negative. All gains share one base score, so its error is common to them.</p>
+Clopper-Pearson, both 95 %. A failed or diverged run counts as negative. All gains share one base score, so its error is
+common to them.</p>
 <h2>Runs</h2>{runs}
 </main></body></html>
 """

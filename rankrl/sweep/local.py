@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import signal
@@ -13,29 +11,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from rankrl.recipe.plan import Run, largest_rank, plan
-from rankrl.recipe.schema import Scale
+from rankrl.recipe.plan import Run, plan
+from rankrl.sweep.progress import progress, say
 
 STOPPED = 75  # EX_TEMPFAIL: stopped on request and resumable
 ATTEMPTS = 2  # of a run whose services died
 
 
-class Stopped(Exception):
-    """A STOP file was found; the run is saved and can be resumed."""
-
-
 @contextmanager
-def owned(directory: Path) -> Iterator[None]:
-    """Holds the sweep directory for this process; the kernel lets go when the process dies, however it dies."""
+def owned(directory: Path, name: str = "sweep") -> Iterator[None]:
+    """Holds `name` under a sweep directory for this process; the kernel lets go when the process dies, however it dies."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
+    with (directory / f".{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(
-                f"--runs: {directory} is in use by another rankrl process; wait for it, or choose another directory"
+                f"--runs: {name} in {directory} is in use by another rankrl process; wait for it, or choose another directory"
             ) from error
         yield
 
@@ -46,6 +39,8 @@ def _prepare_process() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if "RAY_ADDRESS" not in os.environ:  # a cluster of one machine: Ray listens on loopback alone, as it does on a Mac
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import warnings
 
     warnings.simplefilter("ignore")  # of libraries; rankrl reports by exceptions and printed lines
@@ -59,16 +54,12 @@ def _prepare_process() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
 def sweep(runs: list[Run], directory: Path, report: bool = True) -> int:
     """Runs everything that is not finished. Returns 0, 75 if stopped on request, 1 if a run failed."""
     root = directory / runs[0].sweep
-    with owned(root / runs[0].run_id if len(runs) == 1 and not report else root):
+    with owned(root, "sweep" if report else runs[0].run_id):
         code = _sweep(runs, directory)
-    if report:
+    if report and any(root.glob("*/result.json")):
         from rankrl.report.build import build, print_table
 
         for summary in build(root):
@@ -100,40 +91,6 @@ def _sweep(runs: list[Run], directory: Path) -> int:
     return 1 if failed else 0
 
 
-def progress(result: dict[str, Any], done: int, total: int, eta_s: float) -> str:
-    gain = (
-        ""
-        if result["gain"] is None
-        else f"gain {result['gain']:+.4f} ({result['base_score']:.4f} -> {result['final_score']:.4f})"
-    )
-    text = result.get("error") or gain
-    left = f", {eta_s / 60:.0f} min left" if done < total else ""
-    return f"[{done}/{total}] {result['run_id']} {result['status']}: {text}, {result['wall_s']:.0f} s{left}"
-
-
-def base_key(scale: Scale, model_path: str, eval_revision: str) -> str:
-    """What the base's score depends on: model, items, prompt, lengths and sampling."""
-    files = [*sorted(Path(model_path).glob("*.safetensors")), Path(model_path) / "config.json"]
-    weights = [
-        (file.name, file.stat().st_size, _digest(file) if file.stat().st_size < 1 << 28 else file.stat().st_mtime)
-        for file in files
-    ]
-    sampling = scale.sampling
-    parts = [
-        weights,
-        eval_revision,
-        scale.data.template,
-        scale.lengths.response_tokens,
-        sampling.eval_temperature,
-        sampling.base_samples,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def evaluate_base(scale_name: str, directory: Path) -> int:
     """Prints the base's pass@1 and pass@k at a scale, by source."""
     from rankrl.recipe.load import Experiment, load_scale
@@ -141,7 +98,6 @@ def evaluate_base(scale_name: str, directory: Path) -> int:
 
     scale = load_scale(scale_name)
     runs = plan(Experiment("base", {"": Recipe(ranks=(1,), batch_sizes=(16,), seeds=(0,), steps=1)}, scale))
-    assert largest_rank(scale)
     _prepare_process()
     from rankrl.report.passk import pass_table
     from rankrl.sweep.worker import Bench

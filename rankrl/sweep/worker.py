@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from pathlib import Path
@@ -19,10 +21,15 @@ from rankrl.ppo.records import Record, eval_rows, versions
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
 from rankrl.ppo.services import Services
 from rankrl.recipe.plan import Run
+from rankrl.recipe.schema import Scale
 from rankrl.reward.grade import Verdict
-from rankrl.sweep.local import Stopped, base_key, say
+from rankrl.sweep.progress import say
 
 SERVICE_ERRORS = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.RaySystemError)
+
+
+class Stopped(Exception):
+    """A STOP file was found; the run is saved and can be resumed."""
 
 
 class Bench:
@@ -202,3 +209,26 @@ class Bench:
             "trainable_params": run.trainable_params,
             "base_params": self.scale.model.base_params,
         }
+
+
+def base_key(scale: Scale, model_path: str, eval_revision: str) -> str:
+    """What the base's score depends on: model, items, prompt, lengths and sampling."""
+    files = [*sorted(Path(model_path).glob("*.safetensors")), Path(model_path) / "config.json"]
+    weights = [
+        (file.name, file.stat().st_size, _digest(file) if file.stat().st_size < 1 << 28 else file.stat().st_mtime)
+        for file in files
+    ]
+    sampling = scale.sampling
+    parts = [
+        weights,
+        eval_revision,
+        scale.data.template,
+        scale.lengths.response_tokens,
+        sampling.eval_temperature,
+        sampling.base_samples,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

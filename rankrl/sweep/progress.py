@@ -1,0 +1,21 @@
+"""What a sweep prints: one line per event, nothing that a log file cannot hold."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def progress(result: dict[str, Any], done: int, total: int, eta_s: float) -> str:
+    gain = (
+        ""
+        if result["gain"] is None
+        else f"gain {result['gain']:+.4f} ({result['base_score']:.4f} -> {result['final_score']:.4f})"
+    )
+    text = result.get("error") or gain
+    left = f", {eta_s / 60:.0f} min left" if done < total else ""
+    return f"[{done}/{total}] {result['run_id']} {result['status']}: {text}, {result['wall_s']:.0f} s{left}"
