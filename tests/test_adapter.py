@@ -74,6 +74,10 @@ def test_adapters_come_and_go_on_one_base():
     host.detach("r1-b16-s0")
     host.activate("r3-b16-s0")
     assert torch.equal(host.model(x), moved)
+    host.detach("r3-b16-s0")  # the last one goes, and one of the same name comes back
+    host.attach("r3-b16-s0", uniform(host.shapes, 3, lambda r: 8.0), seed=0)
+    host.activate("r3-b16-s0")
+    assert torch.equal(host.model(x), base)
     trainable = {name for name, p in host.model.named_parameters() if p.requires_grad}
     assert trainable and all("r3-b16-s0" in name for name in trainable)
 

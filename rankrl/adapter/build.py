@@ -84,7 +84,7 @@ class AdapterHost:
                 layer = self.layer(row.module)
                 layer.lora_A[name].weight.copy_(kaiming_rows(seed, row.module, row.rank, row.d_in))
                 layer.lora_B[name].weight.zero_()
-        self.activate(name)
+        self.model.set_adapter(name)  # also where an adapter of this name was active and has been deleted
 
     def detach(self, name: str) -> None:
         assert isinstance(self.model, PeftModel)
