@@ -24,19 +24,23 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows))
         return 0
-    from rich.table import Table
-
-    table = Table(box=None)
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("run_id", "arm") else "right")
-    for row in rows:
-        table.add_row(
-            *[f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()]
-        )
-    _console().print(table)
+    _print_rows(rows)
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
     print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
     return 0
+
+
+def _print_rows(rows: list[dict]) -> None:
+    """Aligned columns, without rich: it takes 12 s for 10,000 rows."""
+    cells = [
+        [f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()]
+        for row in rows
+    ]
+    shown = [i for i, name in enumerate(rows[0]) if name != "arm" or any(row["arm"] for row in rows)]
+    header = list(rows[0])
+    widths = {i: max(len(header[i]), *(len(row[i]) for row in cells)) for i in shown}
+    for row in [header, *cells]:
+        print("  ".join(row[i].ljust(widths[i]) if i == 0 else row[i].rjust(widths[i]) for i in shown))
 
 
 def _cells(experiment: Experiment) -> list[Run]:
@@ -134,7 +138,8 @@ def main(words: list[str] | None = None) -> int:
             args.overrides += rest
         return args.run(args)
     except ValueError as error:
-        print(f"rankrl: {error}", file=sys.stderr)
+        told = getattr(error, "cause", error)  # what a remote worker raised, without its traceback
+        print(f"rankrl: {' '.join(str(told).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 141

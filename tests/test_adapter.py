@@ -188,5 +188,5 @@ def test_bad_data_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"data\.train_items: got 2, allowed: at most the 1"):
         load_items(Data(str(good), str(other), 2, 1))
     items, _ = load_items(Data(str(good), str(other), 1, 1))
-    assert items == [Item("good-1", "good", "1+1", "2")]
+    assert items == [Item("train-good-1", "good", "1+1", "2")]
     assert revision(items) != revision([])

@@ -24,7 +24,7 @@ def first_steps(directory, *overrides):
 
     run = runs_of("demo", *ONE_UPDATE, *overrides)[0]
     with Bench([run], directory) as bench:
-        trainer = RunTrainer(run, bench.services, bench.tokenizer, bench.train_items, bench.eval_items)
+        trainer = RunTrainer(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)
         trainer.attach()
         line = trainer.step(0)
         states = ray.get(bench.services.policy.async_run_method("state", run.run_id))

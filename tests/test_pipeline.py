@@ -37,7 +37,7 @@ def attach(bench):
 
     def attach(*overrides, trainer_class=RunTrainer):
         run = runs_of("demo", "seeds=[0]", *overrides)[0]
-        trainer = trainer_class(run, bench.services, bench.tokenizer, bench.train_items, bench.eval_items)
+        trainer = trainer_class(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)
         assert trainer.attach() == run.trainable_params
         attached.append(trainer)
         return trainer
@@ -92,25 +92,45 @@ def test_ranks_of_one_seed_share_the_first_row_of_every_a(attach):
         assert torch.count_nonzero(one[name.replace("lora_A", "lora_B")]) == 0
 
 
-def test_reference_equals_a_freshly_loaded_base(attach, bench):
-    """After the adapter has moved, the adapter-off forward is bit for bit that of OpenRLHF's own actor on the base."""
+def one_batch(trainer, step):
+    """A rollout of two prompts as upstream's batch."""
+    samples = trainer.rollouts.rollout(trainer.adapter_id, 0, step, trainer.train_items[:2], 8)
+    rows = [trainer.rollouts.experience(sample, trainer.run.recipe.reward) for sample in samples]
+    return trainer.experience_maker.split_rollout_samples(rows)[0]
+
+
+def worker_logprobs(group, batch):
+    fields = {key: [getattr(batch, key)] for key in ("sequences", "action_mask", "attention_mask")}
+    return ray.get(group.async_run_method_batch("forward", **fields))[0][0]
+
+
+def test_reference_is_the_base_and_the_saved_adapter_the_policy(attach, bench, tmp_path):
+    """Bit for bit: adapter off against OpenRLHF's own actor on a fresh base; the saved adapter in PEFT against the worker."""
     from openrlhf.models import Actor
+    from peft import PeftModel
+
+    from rankrl.adapter.save import save_adapter
 
     trainer = attach("ranks=[8]")
     for step in range(3):
         trainer.step(step)
-    samples = trainer.rollouts.rollout(trainer.adapter_id, 0, 3, trainer.train_items[:2], 8)
-    experience = trainer.experience_maker.split_rollout_samples(
-        [trainer.rollouts.experience(s, trainer.run.recipe.reward) for s in samples]
-    )[0]
-    batch = {key: [getattr(experience, key)] for key in ("sequences", "action_mask", "attention_mask")}
-    reference = ray.get(trainer.reference_model_group.async_run_method_batch("forward", **batch))[0][0]
-    policy = ray.get(trainer.actor_model_group.async_run_method_batch("forward", **batch))[0][0]
+    batch = one_batch(trainer, 3)
+    reference = worker_logprobs(trainer.reference_model_group, batch)
+    policy = worker_logprobs(trainer.actor_model_group, batch)
     fresh = Actor(bench.services.model_path, attn_implementation="sdpa", param_dtype="bf16")
     with torch.no_grad():
-        expected = fresh(experience.sequences, experience.action_mask, experience.attention_mask)
+        expected = fresh(batch.sequences, batch.action_mask, batch.attention_mask)
     assert torch.equal(reference, expected)
     assert (policy - expected).abs().max() > 0.01
+
+    facts = dict.fromkeys(("rank", "run_id", "sweep", "steps"), "x") | dict.fromkeys(
+        ("params", "share", "final", "start", "gain"), 0
+    )
+    config, tensors = ray.get(trainer.actor_model_group.async_run_method("peft_files")[0])
+    save_adapter(tmp_path / "adapter", config, tensors, "embedded:nano", facts)
+    fresh.model = PeftModel.from_pretrained(fresh.model, str(tmp_path / "adapter"))
+    with torch.no_grad():
+        assert torch.equal(fresh(batch.sequences, batch.action_mask, batch.attention_mask), policy)
 
 
 def test_bytes_sent_are_the_adapters(attach):
@@ -259,7 +279,8 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
     check_evaluations(directory, result)
     check_record(directory, run)
     check_tensorboard(directory)
-    check_adapter(directory, bench)
+    card = (directory / "adapter" / "README.md").read_text()
+    assert "rank 8" in card and "More Information Needed" not in card
 
 
 def check_evaluations(directory, result):
@@ -303,23 +324,6 @@ def check_tensorboard(directory):
     )
 
 
-def check_adapter(directory, bench):
-    """The saved adapter loads in PEFT and is the trained one: it answers unlike the base."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(bench.services.model_path)
-    model = PeftModel.from_pretrained(base, str(directory / "adapter"))
-    ids = torch.tensor([bench.tokenizer(bench.eval_items[0].prompt)["input_ids"]])
-    with torch.no_grad():
-        moved = model(ids).logits
-        with model.disable_adapter():
-            assert not torch.allclose(model(ids).logits, moved)
-    card = (directory / "adapter" / "README.md").read_text()
-    assert "rank 8" in card and "More Information Needed" not in card
-    assert "base_model_name_or_path" in (directory / "adapter" / "adapter_config.json").read_text()
-
-
 def test_a_failing_run_is_recorded_and_the_next_one_trains(bench, monkeypatch):
     from rankrl.ppo.loop import RunTrainer
 
@@ -330,3 +334,57 @@ def test_a_failing_run_is_recorded_and_the_next_one_trains(bench, monkeypatch):
     assert (result["status"], result["gain"]) == ("failed", None)
     assert result["error"] == "ZeroDivisionError: division by zero"
     assert bench.attempt(sound, attempts=1)["status"] == "finished"
+
+
+def interfere(monkeypatch, at, what):
+    """Calls `what(trainer)` once, before PPO step `at`."""
+    from rankrl.ppo.loop import RunTrainer
+
+    step, done = RunTrainer.step, []
+
+    def interrupted(self, index):
+        if index == at and not done:
+            done.append(what(self))
+        return step(self, index)
+
+    monkeypatch.setattr(RunTrainer, "step", interrupted)
+
+
+def test_a_stop_file_saves_the_run_and_a_corrupt_checkpoint_restarts_it(bench, monkeypatch, capsys):
+    run = runs_of("demo", "ranks=[1]", "seeds=[8]", "steps=3")[0]
+    directory = bench.directory / "demo" / run.run_id
+    interfere(monkeypatch, 1, lambda trainer: (directory / "STOP").touch())
+    assert bench.attempt(run, attempts=1) is None
+    assert not (directory / "STOP").exists() and not (directory / "result.json").exists()
+    saved = directory / "checkpoint" / "state.pt"
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: len(whole) // 2])
+    assert bench.attempt(run, attempts=1)["status"] == "finished"
+    assert "checkpoint unreadable" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_critic_warmup_leaves_the_policy_where_it_is(attach):
+    trainer = attach("ranks=[1]", "critic.warmup_steps=1", "rules.warmup=0")
+    start = worker_state(trainer)["weights"]
+    trainer.step(0)
+    assert all(torch.equal(start[name], tensor) for name, tensor in worker_state(trainer)["weights"].items())
+    trainer.step(1)
+    assert not all(torch.equal(start[name], tensor) for name, tensor in worker_state(trainer)["weights"].items())
+
+
+def test_a_killed_engine_is_replaced_and_the_run_resumes(bench, monkeypatch, capsys):
+    import psutil
+
+    def kill_engine(trainer):
+        for process in psutil.Process().children(recursive=True):
+            if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()):
+                process.kill()
+
+    run = runs_of("demo", "ranks=[1]", "seeds=[9]", "steps=4", "checkpoint_every=2")[0]
+    interfere(monkeypatch, 3, kill_engine)
+    result = bench.attempt(run, attempts=2)
+    assert result["status"] == "finished", result
+    output = capsys.readouterr().out
+    assert "restarting services after" in output and f"{run.run_id}: resumed at step 2" in output
+    assert "error" not in json.loads((bench.directory / "demo" / run.run_id / "result.json").read_text())

@@ -75,7 +75,7 @@ WRONG = {
     "unknown nested key": (["rules.lr.exponnt=1"], "exponnt", "exponent"),
     "wrong type": (["steps=many"], "steps", "many"),
     "fraction for an integer": (["steps=1.5"], "steps", "1.5"),
-    "scalar for a list": (["ranks=4"], "ranks", "list"),
+    "scalar for a list": (["ranks=4"], "ranks", "tuple[int, ...]"),
     "rank 0": (["ranks=[0]"], "ranks", "at least 1"),
     "rank above a module's dimension": (["ranks=[257]"], "257", "1 to 256"),
     "batch not divisible": (["batch_sizes=[3]", "samples_per_prompt=1"], "batch_sizes", "divisible"),
@@ -88,9 +88,16 @@ WRONG = {
     "clipping that cannot act": (["updates_per_rollout=1", "dual_clip=3"], "dual_clip", "cannot act"),
     "KL target with the KL off": (
         ["rules.kl=0", "kl_schedule.shape=adaptive", "kl_schedule.target=0.1"],
-        "kl_schedule.target",
-        "above 0",
+        "kl_schedule.shape",
+        "nothing to schedule",
     ),
+    "negative reference": (["scale.reference.kl=-1"], "reference.kl", "at least 0"),
+    "schedule option without effect": (["kl_schedule.final=0.5"], "kl_schedule.final", "no such option"),
+    "index into a list": (["ranks.0=4"], "ranks", "tuple[int, ...]"),
+    "word for a rule": (["rules.lr=fast"], "rules.lr", "a number"),
+    "not finite": (["rules.kl.value=.inf"], "rules.kl.value", "finite"),
+    "name that leaves the directory": (["name=../../x"], "name", "letters"),
+    "interpolation": (["rules.lr=${x}"], "rules.lr", "x"),
     "bonus that beats correctness": (["reward.boxed_bonus=0.6"], "reward.boxed_bonus", "below 1"),
     "no such rule": (["rules.lr.rule=magic"], "magic", "equal_kl"),
     "missing table entry": (["rules.lr.rule=table", "rules.lr.table={1: 0.1}"], "rules.lr.table", "rank 8"),
@@ -133,6 +140,19 @@ def test_a_missing_model_directory_is_refused_before_anything_starts(tmp_path):
     done = rankrl("sweep", *words, timeout_s=300)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("rankrl: model.path: got ")
+
+
+def test_a_directory_of_another_run_is_refused(tmp_path):
+    import yaml
+
+    from rankrl.sweep.identity import check_identity
+
+    run, other = runs_of("demo", "ranks=[1]", "seeds=[0]")[0], runs_of("demo", "ranks=[1]", "seeds=[0]", "steps=60")[0]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**run.resolved(), "versions": {"torch": "x"}}, sort_keys=False))
+    check_identity(tmp_path, run)
+    with pytest.raises(ValueError, match=r"holds a run with steps=30, and this one has 60"):
+        check_identity(tmp_path, other)
+    check_identity(tmp_path / "new", other)
 
 
 def test_overrides_may_stand_after_options():

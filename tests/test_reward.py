@@ -42,6 +42,7 @@ def test_unboxed_answers_are_whole_lines():
         (" $12$ ", Fraction(12)),
         (".5", Fraction(1, 2)),
         ("1/0", None),
+        ("4 2", None),
         ("12,34", None),
         ("9**9**9", None),
         ("1e400", None),

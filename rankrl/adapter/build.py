@@ -87,8 +87,9 @@ class AdapterHost:
         self.model.set_adapter(name)  # also where an adapter of this name was active and has been deleted
 
     def detach(self, name: str) -> None:
-        assert isinstance(self.model, PeftModel)
-        self.model.delete_adapter(name)
+        """Removes an adapter, if it is there."""
+        if isinstance(self.model, PeftModel) and name in self.model.peft_config:
+            self.model.delete_adapter(name)
 
     def activate(self, name: str) -> None:
         assert isinstance(self.model, PeftModel)

@@ -17,10 +17,6 @@ class ModuleRank:
     alpha: float
 
     @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    @property
     def params(self) -> int:
         return self.rank * (self.d_in + self.d_out)
 

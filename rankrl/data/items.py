@@ -27,7 +27,11 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
 
     Raises ValueError, one line, for a missing file or column, too few items, or a prompt that stands in both.
     """
-    if data.train == data.evaluation == "nano":
+    if (data.train == "nano") != (data.evaluation == "nano"):
+        raise ValueError(
+            f"data.evaluation: got {data.evaluation!r} with data.train={data.train!r}, allowed: nano for both or neither"
+        )
+    if data.train == "nano":
         from rankrl.data import nano
 
         return nano.splits(data.train_items, data.eval_items)
@@ -36,6 +40,12 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
     for key, items, count in (("train", train, data.train_items), ("eval", evaluation, data.eval_items)):
         if len(items) < count:
             raise ValueError(f"data.{key}_items: got {count}, allowed: at most the {len(items)} items of the file")
+    ids = [item.item_id for item in train + evaluation]
+    if len(set(ids)) < len(ids):
+        twice = min(item_id for item_id in set(ids) if ids.count(item_id) > 1)
+        raise ValueError(
+            f"data.train: got the item_id {twice!r} twice, allowed: one id per item of training and evaluation"
+        )
     shared = {item.prompt for item in train} & {item.prompt for item in evaluation}
     if shared:
         raise ValueError(
@@ -55,7 +65,7 @@ def read_jsonl(path: Path, key: str) -> list[Item]:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                item_id = str(row.get("item_id", f"{path.stem}-{number}"))
+                item_id = str(row.get("item_id", f"{key.partition('.')[2]}-{path.stem}-{number}"))
                 items.append(Item(item_id, str(row.get("source", path.stem)), str(row["prompt"]), str(row["answer"])))
             except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
                 raise ValueError(

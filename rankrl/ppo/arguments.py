@@ -38,7 +38,6 @@ def command_line(run: Run, model: str) -> list[str]:
         "rollout.n_samples_per_prompt": recipe.samples_per_prompt,
         "rollout.max_new_tokens": scale.lengths.response_tokens,
         "rollout.temperature": scale.sampling.temperature,
-        "rollout.top_p": scale.sampling.top_p,
         "data.max_len": scale.lengths.prompt_tokens + scale.lengths.response_tokens,
         "algo.advantage.estimator": "gae",
         "algo.advantage.gamma": recipe.gamma,

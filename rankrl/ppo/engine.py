@@ -26,7 +26,6 @@ class Requests:
     prompts: list[list[int]]
     seeds: list[int]
     temperature: float
-    top_p: float
     response_tokens: int
 
 
@@ -93,7 +92,6 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
     def _params(requests: Requests, seed: int) -> SamplingParams:
         return SamplingParams(
             temperature=requests.temperature,
-            top_p=requests.top_p,
             max_tokens=requests.response_tokens,
             seed=seed,
             logprobs=0,  # of the sampled token alone

@@ -6,6 +6,7 @@ inherited the sweep's mark in its environment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def main(mark: str) -> None:
     end = time.time() + PATIENCE_S
     while (left := marked(mark)) and time.time() < end:
         for process in left:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process.kill()
         time.sleep(0.2)
 
 

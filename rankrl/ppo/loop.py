@@ -62,9 +62,11 @@ class ExperienceMaker(RemoteExperienceMaker):
 class RunTrainer(BasePPOTrainer):
     """Upstream's trainer for one attached run."""
 
-    def __init__(self, run: Run, services: Services, tokenizer: Any, train_items: list[Item], eval_items: list[Item]):
+    def __init__(
+        self, run: Run, services: Services, prompter: Prompter, train_items: list[Item], eval_items: list[Item]
+    ):
         self.run, self.services, self.train_items, self.eval_items = run, services, train_items, eval_items
-        args = arguments(run, services.model_path)
+        args, tokenizer = arguments(run, services.model_path), prompter.tokenizer
         strategy = SimpleNamespace(args=args)
         policy, critic = RunView(services.policy, run.run_id), RunView(services.critic, run.run_id)
         reference = RunView(services.policy, run.run_id, {"forward": "forward_reference"})
@@ -72,15 +74,15 @@ class RunTrainer(BasePPOTrainer):
         self.kl_ctl = KLController(run["kl"], run.recipe.kl_schedule, run.recipe.steps)
         groups = (policy, critic, None, reference)
         self.experience_maker = ExperienceMaker(*groups, self.kl_ctl, strategy, tokenizer)  # type: ignore[arg-type]
-        self.rollouts = Rollouts(strategy, Prompter(tokenizer, run.scale), services.engines, run.scale)
+        self.rollouts = Rollouts(strategy, prompter, services.engines, run.scale)
         self.canary, self.tokens_total, self.sync_bytes = Canary(), 0, 0
         self.adapter_id = services.next_adapter_id()
 
     def attach(self) -> int:
         """Brings the run to the services. Returns the parameters of the policy adapter."""
         run, recipe, args = self.run, self.run.recipe, self.args
-        steps = run.optimizer_steps
-        policy = AdapterSpec(run.run_id, args, run.rank, run["alpha"], run.seed, run["lr_ratio"], steps)
+        steps, frozen = run.optimizer_steps, recipe.critic.warmup_steps * recipe.updates_per_rollout
+        policy = AdapterSpec(run.run_id, args, run.rank, run["alpha"], run.seed, run["lr_ratio"], steps - frozen)
         critic = AdapterSpec(run.run_id, args, recipe.critic.rank, recipe.critic.alpha, run.seed, 1.0, steps)
         refs = self.services.policy.async_run_method("attach", policy)
         ray.get(self.services.critic.async_run_method("attach", critic))

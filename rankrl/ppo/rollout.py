@@ -42,9 +42,9 @@ class Prompter:
         self.cache: dict[str, list[int]] = {}
 
     def __call__(self, item: Item) -> list[int]:
-        if item.item_id not in self.cache:
-            self.cache[item.item_id] = self._tokenize(item)
-        return self.cache[item.item_id]
+        if item.prompt not in self.cache:
+            self.cache[item.prompt] = self._tokenize(item)
+        return self.cache[item.prompt]
 
     def _tokenize(self, item: Item) -> list[int]:
         template = self.scale.data.template
@@ -70,7 +70,7 @@ class Rollouts(SamplesGenerator):
         self.prompter, self.scale = prompter, scale
 
     def sample(
-        self, adapter_id: int | None, items: list[Item], seeds: list[list[int]], temperature: float, top_p: float
+        self, adapter_id: int | None, items: list[Item], seeds: list[list[int]], temperature: float
     ) -> list[Sample]:
         """`len(seeds[i])` graded samples of each item, in order of items and samples, whatever the order of completion."""
         flat = [
@@ -82,7 +82,7 @@ class Rollouts(SamplesGenerator):
         for engine, chunk in zip(self.vllm_engines, chunks, strict=False):
             prompts = [self.prompter(item) for item, _, _ in chunk]
             requests = Requests(
-                prompts, [seed for _, _, seed in chunk], temperature, top_p, self.scale.lengths.response_tokens
+                prompts, [seed for _, _, seed in chunk], temperature, self.scale.lengths.response_tokens
             )
             refs.append(engine.generate_batch.remote(adapter_id, requests))
         return [
@@ -102,12 +102,12 @@ class Rollouts(SamplesGenerator):
     def rollout(self, adapter_id: int, run_seed: int, step: int, items: list[Item], samples: int) -> list[Sample]:
         """`samples` training samples of each item; requests are seeded by (run seed, step, item, sample)."""
         seeds = [[request_seed("train", run_seed, step, item.item_id, k) for k in range(samples)] for item in items]
-        return self.sample(adapter_id, items, seeds, self.scale.sampling.temperature, self.scale.sampling.top_p)
+        return self.sample(adapter_id, items, seeds, self.scale.sampling.temperature)
 
     def evaluate(self, adapter_id: int | None, items: list[Item], samples: int) -> list[Sample]:
         """`samples` evaluation samples of each item; the seeds are the same for every run and step, so comparisons are paired."""
         seeds = [[request_seed("eval", item.item_id, k) for k in range(samples)] for item in items]
-        return self.sample(adapter_id, items, seeds, self.scale.sampling.eval_temperature, 1.0)
+        return self.sample(adapter_id, items, seeds, self.scale.sampling.eval_temperature)
 
     def experience(self, sample: Sample, weights: Reward) -> Experience:
         """The sample as upstream's experience of one row: shaped reward for training, verdict as score."""

@@ -117,6 +117,12 @@ class Services:
         )
         args = arguments(run, self.model_path)  # refuses a bad run before anything is started
         start_ray(processes)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if gpus < processes:
+            ray.shutdown()
+            raise ValueError(
+                f"placement: got {processes} processes of one GPU each, allowed: at most the {gpus} GPUs of this cluster"
+            )
         self.engines = start_engines(run.scale, self.model_path, max_rank)
         strategy = AdapterStrategy(args, deepspeed_config(self.scale))
         self.policy = RayActorGroup(place.nodes, place.policy_per_node, ray.remote(num_gpus=1)(PolicyWorker))
@@ -143,7 +149,7 @@ def start_engines(scale: Any, model_path: str, max_rank: int) -> list[Any]:
     """One vLLM actor per engine, each with its own GPUs; adapters of up to `max_rank` are served."""
     place = scale.placement
     tensor_parallel = place.tensor_parallel
-    bundles = [{"GPU": tensor_parallel, "CPU": 1}] if tensor_parallel == 1 else [{"GPU": 1, "CPU": 1}] * tensor_parallel
+    bundles = [{"GPU": 1, "CPU": 1}] * tensor_parallel
     engines = []
     for i in range(place.engines):
         group = placement_group(bundles, strategy="STRICT_PACK")

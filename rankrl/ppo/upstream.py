@@ -55,10 +55,11 @@ def _main_body() -> tuple[CodeType, CodeType]:
     return parse, check
 
 
-def _flat(namespace: SimpleNamespace, prefix: str = "") -> dict[str, Any]:
+def flatten(namespace: SimpleNamespace, prefix: str = "") -> dict[str, Any]:
+    """A nested namespace as {"actor.adam.lr": value}."""
     flat: dict[str, Any] = {}
     for key, value in vars(namespace).items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, SimpleNamespace) else {prefix + key: value})
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, SimpleNamespace) else {prefix + key: value})
     return flat
 
 
@@ -79,7 +80,7 @@ def parse_arguments(words: list[str]) -> SimpleNamespace:
         raise ValueError(f"OpenRLHF refuses the arguments: {error} (given: {' '.join(words)})") from error
     finally:
         sys.argv = argv
-    was, now = _flat(before), _flat(scope["args"])
+    was, now = flatten(before), flatten(scope["args"])
     rewritten = {key: (was.get(key), value) for key, value in now.items() if was.get(key) != value}
     if rewritten:
         key, (given, value) = next(iter(rewritten.items()))

@@ -84,8 +84,8 @@ class RunHost:
 
     def detach(self, name: str) -> None:
         """Forgets a run. The base stays."""
-        if self.runs.pop(name, None) is not None:
-            self.host.detach(name)
+        self.runs.pop(name, None)
+        self.host.detach(name)
 
     def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
         """Name -> trained parameter, in a fixed order."""

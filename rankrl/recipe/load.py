@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from rankrl.recipe.schema import RULES, Recipe, Scale, require
+from rankrl.recipe.schema import Recipe, Scale, require
 
 T = TypeVar("T", Recipe, Scale)
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,19 +27,22 @@ class Experiment:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).partition(" full_key:")[0]
 
 
-def read_yaml(path: Path, key: str) -> DictConfig:
-    if not path.is_file():
-        raise ValueError(f"{key}: got {str(path)!r}, allowed: an existing YAML file")
+def _plain(key: str, make: Callable[[], Any]) -> dict[str, Any]:
+    """A config as plain dicts and lists. Raises ValueError, one line, for what is no YAML or no mapping."""
     try:
-        config = OmegaConf.load(path)
+        plain = OmegaConf.to_container(make(), resolve=True)
     except Exception as error:
-        raise ValueError(f"{key}: {path} is no readable YAML: {_one_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{key}: {path} must hold a mapping of keys to values")
-    return config
+        raise ValueError(f"{key}: not readable as YAML: {_one_line(error)}") from error
+    require(isinstance(plain, dict), key, plain, "a mapping of keys to values")
+    return plain  # type: ignore[return-value]
+
+
+def read_yaml(path: Path, key: str) -> dict[str, Any]:
+    require(path.is_file(), key, str(path), "an existing YAML file")
+    return _plain(f"{key} {path}", lambda: OmegaConf.load(path))
 
 
 def find_scale(name: str) -> Path:
@@ -57,48 +60,65 @@ def find_scale(name: str) -> Path:
     return path
 
 
-def _expand(config: DictConfig) -> DictConfig:
+def _expand(config: dict[str, Any]) -> dict[str, Any]:
     """`rules.lr: 1e-4` is short for a constant rule with that value. Arms may be called off and on."""
-    if isinstance(config.get("arms"), DictConfig):
-        config.arms = {
-            {False: "off", True: "on"}.get(key, key): value for key, value in config.arms.items()
-        }  # YAML reads off as false
-    rules = config.get("rules")
-    if isinstance(rules, DictConfig):
-        for knob in RULES:
-            if knob in rules and isinstance(rules[knob], (int, float)) and not isinstance(rules[knob], bool):
-                rules[knob] = {"rule": "constant", "value": rules[knob], "exponent": None, "c": None, "table": None}
-            elif isinstance(rules.get(knob), DictConfig) and "rule" in rules[knob]:
-                # a named rule starts afresh: options of the default rule do not leak into it
-                rules[knob] = {"exponent": None, "c": None, "table": None, **rules[knob]}
+    if isinstance(config.get("arms"), dict):  # YAML reads the keys off and on as false and true
+        names = {name: "off" if name is False else "on" if name is True else str(name) for name in config["arms"]}
+        config = {**config, "arms": {names[name]: override for name, override in config["arms"].items()}}
+    if isinstance(config.get("rules"), dict):
+        config = {**config, "rules": {knob: _expand_rule(knob, rule) for knob, rule in config["rules"].items()}}
     return config
 
 
-def _overrides(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    """(dotlist as a config, scale words): `scale=NAME` and `scale.KEY=VALUE` are kept apart from the recipe's keys."""
+def _expand_rule(knob: str, rule: Any) -> dict[str, Any]:
+    number = isinstance(rule, (int, float)) and not isinstance(rule, bool)
+    require(number or isinstance(rule, dict), f"rules.{knob}", rule, "a number, or {rule: NAME, ...}")
+    afresh = {"exponent": None, "c": None, "table": None}  # options of the default rule do not leak into a named one
+    if number:
+        return {"rule": "constant", "value": rule, **afresh}
+    return {**afresh, **rule} if "rule" in rule else rule
+
+
+def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """(overrides of the recipe, name of the scale, overrides of the scale)."""
     for word in words:
-        require(
-            "=" in word and not word.startswith(("=", "-")), "override", word, "key=value", "for instance seeds=[0,1]"
-        )
-    scale = {w.partition("=")[0]: w for w in words if w.startswith(("scale=", "scale."))}
-    try:
-        return OmegaConf.from_dotlist([w for w in words if w not in scale.values()]), scale
-    except Exception as error:
-        raise ValueError(f"override: got {' '.join(words)!r}: {_one_line(error)}") from error
+        fine = "=" in word and not word.startswith(("=", "-", "."))
+        require(fine, "override", word, "key=value", "for instance seeds=[0,1]")
+    names = [word.removeprefix("scale=") for word in words if word.startswith("scale=")]
+    scale = [word.removeprefix("scale.") for word in words if word.startswith("scale.")]
+    recipe = [word for word in words if not word.startswith(("scale=", "scale."))]
+    recipe_layer, scale_layer = (
+        _plain(f"override {' '.join(part)}", lambda part=part: OmegaConf.from_dotlist(part))  # type: ignore[misc]
+        for part in (recipe, scale)
+    )
+    return recipe_layer, (names or ["nano"])[-1], scale_layer
 
 
-def build(kind: type[T], *layers: Any) -> T:
+def build(kind: type[T], *layers: dict[str, Any]) -> T:
     """Merges `layers` over the schema and checks the result. Raises ValueError, one line, naming the key."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), *layers)
         missing = OmegaConf.missing_keys(merged)
-        if missing:
-            raise ValueError(f"{min(missing)}: missing; the {kind.__name__.lower()} must set it")
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise ValueError(
-            f"{error.full_key or kind.__name__.lower()}: {_one_line(error).partition(' full_key:')[0]}"
-        ) from error
+        if not missing:
+            return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except (OmegaConfBaseException, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(_diagnosis(kind, layers, error)) from error
+    raise ValueError(f"{min(missing)}: missing; the {kind.__name__.lower()} must set it")
+
+
+def _diagnosis(kind: type, layers: Sequence[dict[str, Any]], error: Exception) -> str:
+    """Which key of which layer the schema refuses, and why."""
+    for layer in layers:
+        for key, value in layer.items():
+            try:
+                OmegaConf.merge(OmegaConf.structured(kind), {key: value})
+            except Exception as cause:
+                if isinstance(cause, ConfigKeyError):
+                    return f"{cause.full_key}: {_one_line(cause)}"
+                full_key = getattr(cause, "full_key", None) or key
+                allowed = {field.name: field.type for field in fields(kind)}.get(key, "another type")
+                return f"{full_key}: got {value!r}, allowed: {allowed}"
+    return f"{kind.__name__.lower()}: {_one_line(error)}"
 
 
 def load_scale(name: str, *layers: Any) -> Scale:
@@ -112,17 +132,15 @@ def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experi
     Raises ValueError, one line, naming the key, the value and what is allowed.
     """
     path = Path(recipe)
-    words, scale_words = _overrides(overrides)
-    scale_name = scale_words.pop("scale", "scale=nano").partition("=")[2]
-    scale_layer = OmegaConf.from_dotlist([word.removeprefix("scale.") for word in scale_words.values()])
+    words, scale, scale_words = _overrides(overrides)
     layers = [{"name": path.stem}, _expand(read_yaml(path, "recipe")), _expand(words)]
     whole = build(Recipe, *layers)
     arms = {name: _arm(name, override, layers) for name, override in whole.arms.items()} or {"": whole}
-    return Experiment(whole.name, arms, load_scale(scale_name, scale_layer))
+    return Experiment(whole.name, arms, load_scale(scale, scale_words))
 
 
 def _arm(name: str, override: dict[str, Any], layers: list[Any]) -> Recipe:
     require(name.isidentifier(), "arms", name, "a name of letters, digits and _", "it stands in the run id")
     fixed = sorted(GRID & set(override))
     require(not fixed, f"arms.{name}", fixed, "keys other than the grid", "all arms share one grid")
-    return build(Recipe, *layers, _expand(OmegaConf.create(override)))
+    return build(Recipe, *layers, _expand(override))

@@ -82,14 +82,20 @@ class Run:
         }
 
 
+LARGEST_SERVED = 512  # vLLM 0.29
+DEEPSPEED_IDLE = {"optimizer", "scheduler", "gradient_clipping", "gradient_accumulation_steps", "train_batch_size",
+                  "train_micro_batch_size_per_gpu"}  # fmt: skip
+OFFLOAD_IDLE = {"offload_optimizer"}
+
+
 def adapter_params(scale: Scale, rank: int) -> int:
     """Parameters of a uniform adapter: rank (d_in + d_out) summed over all adapted modules."""
     return rank * scale.model.layers * sum(d_in + d_out for d_in, d_out in scale.model.modules.values())
 
 
 def largest_rank(scale: Scale) -> int:
-    """The rank at which the narrowest adapted module is already of full rank."""
-    return min(min(shape) for shape in scale.model.modules.values())
+    """The rank at which the narrowest adapted module is already of full rank, or the largest that vLLM serves."""
+    return min(*(min(shape) for shape in scale.model.modules.values()), LARGEST_SERVED)
 
 
 def deepspeed_config(scale: Scale) -> dict[str, Any]:
@@ -105,6 +111,13 @@ def deepspeed_config(scale: Scale) -> dict[str, Any]:
             f"deepspeed: {path} is no DeepSpeed configuration with zero_optimization.stage: {error}"
         ) from error
     require(stage in (0, 1, 2, 3), "deepspeed", stage, "ZeRO stage 0, 1, 2 or 3")
+    idle = sorted(
+        DEEPSPEED_IDLE & set(config)
+        | {f"zero_optimization.{k}" for k in OFFLOAD_IDLE & set(config["zero_optimization"])}
+    )
+    require(
+        not idle, "deepspeed", idle, f"other keys in {path.name}: the base is frozen, so these would have no effect"
+    )
     return config
 
 
@@ -120,6 +133,14 @@ def plan(experiment: Experiment) -> list[Run]:
         _check(recipe, scale)
         for rank in recipe.ranks:
             knobs, params = derive(recipe, scale.reference, rank), adapter_params(scale, rank)
+            shape = recipe.kl_schedule.shape
+            scheduled = shape == "constant" or knobs["kl"].value > 0
+            require(
+                scheduled,
+                "kl_schedule.shape",
+                shape,
+                f"constant: the KL level at rank {rank} is 0, there is nothing to schedule",
+            )
             runs += [
                 Run(experiment.name, arm, rank, batch_size, seed, recipe, scale, knobs, params)
                 for batch_size in recipe.batch_sizes
@@ -180,10 +201,4 @@ def _check_no_effect(recipe: Recipe) -> None:
         raise ValueError(
             f"{key}: got a value while updates_per_rollout=1, allowed: nothing (the ratio is 1 throughout, so clipping "
             "cannot act; set updates_per_rollout to 2 or more)"
-        )
-    level = recipe.rules.kl
-    if level.rule == "constant" and level.value == 0 and recipe.kl_schedule.shape != "constant":
-        raise ValueError(
-            f"kl_schedule.shape: got {recipe.kl_schedule.shape!r} while rules.kl is 0, allowed: constant "
-            "(there is no penalty to schedule)"
         )

@@ -7,7 +7,9 @@ the value, what is allowed and the likely fix.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Optional
 
 RULES = {
@@ -21,7 +23,13 @@ RULES = {
     "warmup": ("constant", "by_rank", "table"),
 }
 RULE_OPTIONS = {"power": {"exponent"}, "equal_kl": {"c"}, "table": {"table"}}
-KL_SHAPES = ("constant", "linear", "cosine", "early_anchor", "adaptive")
+KL_SHAPES: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "linear": ("final",),
+    "cosine": ("final",),
+    "early_anchor": ("anchor", "anchor_share"),
+    "adaptive": ("horizon_steps",),
+}
 LR_SHAPES = ("constant", "linear", "cosine")
 
 
@@ -78,22 +86,33 @@ class Rule:
         if self.rule == "table":
             require(self.value is None, f"{key}.value", self.value, "nothing: rule 'table' reads its table")
         for name, given in [("value", self.value), *[(f"table.{r}", v) for r, v in (self.table or {}).items()]]:
-            self._check_value(f"{key}.{name}", knob, given)
+            check_value(f"{key}.{name}", knob, given)
         if self.c is not None:
-            require(self.c >= 0, f"{key}.c", self.c, "at least 0", "0 makes the rate independent of rank")
+            require(0 <= self.c <= 1e6, f"{key}.c", self.c, "0 to 1e6", "0 makes the rate independent of rank")
+        if self.exponent is not None:
+            require(-4 <= self.exponent <= 4, f"{key}.exponent", self.exponent, "-4 to 4")
+        at_rank_acts = (self.rule in RULE_OPTIONS and self.rule != "table") or self.rule == "gradient_scale"
+        require(
+            at_rank_acts or self.at_rank == 32,
+            f"{key}.at_rank",
+            self.at_rank,
+            f"nothing: rule {self.rule!r} has no such option",
+        )
 
-    @staticmethod
-    def _check_value(key: str, knob: str, given: float | None) -> None:
-        if given is None:
-            return
-        if knob in ("kl", "max_norm"):
-            require(given >= 0, key, given, "at least 0", "0 switches it off")
-        elif knob == "warmup":
-            require(0 <= given < 1, key, given, "a share of the steps from 0 to below 1")
-        elif knob == "clip_low":
-            require(0 < given < 1, key, given, "above 0 and below 1")
-        else:
-            require(given > 0, key, given, "above 0")
+
+def check_value(key: str, knob: str, given: float | None) -> None:
+    """The range of a knob, wherever its value is given. None is no value."""
+    if given is None:
+        return
+    require(isfinite(given), key, given, "a finite number")
+    if knob in ("kl", "max_norm"):
+        require(given >= 0, key, given, "at least 0", "0 switches it off")
+    elif knob == "warmup":
+        require(0 <= given < 1, key, given, "a share of the steps from 0 to below 1")
+    elif knob == "clip_low":
+        require(0 < given < 1, key, given, "above 0 and below 1")
+    else:
+        require(given > 0, key, given, "above 0")
 
 
 @dataclass(frozen=True)
@@ -149,7 +168,7 @@ class KLSchedule:
     horizon_steps: float = 50.0
     """PPO steps over which `adaptive` may change the coefficient e-fold times 0.2, whatever the batch size."""
 
-    def check(self, level_can_be_zero: bool) -> None:
+    def check(self) -> None:
         require(self.shape in KL_SHAPES, "kl_schedule.shape", self.shape, ", ".join(KL_SHAPES))
         adaptive = self.shape == "adaptive"
         require(
@@ -165,13 +184,11 @@ class KLSchedule:
                 self.target,
                 "a KL above 0 (nats per token)",
             )
-            require(
-                not level_can_be_zero,
-                "kl_schedule.target",
-                self.target,
-                "a KL level above 0 in rules.kl",
-                "an adaptive coefficient multiplies the level, and 0 stays 0",
-            )
+        used = KL_SHAPES[self.shape]
+        for option in ("final", "anchor", "anchor_share", "horizon_steps"):
+            value, default = getattr(self, option), getattr(type(self), option)
+            key = f"kl_schedule.{option}"
+            require(option in used or value == default, key, value, f"nothing: shape {self.shape!r} has no such option")
         require(self.final >= 0, "kl_schedule.final", self.final, "at least 0")
         require(self.anchor >= 1, "kl_schedule.anchor", self.anchor, "at least 1")
         require(0 < self.anchor_share <= 1, "kl_schedule.anchor_share", self.anchor_share, "above 0 and at most 1")
@@ -269,19 +286,27 @@ class Recipe:
     """Variants of this recipe: name -> overrides. Empty: one unnamed variant."""
 
     def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[\w-][\w.-]*", self.name) is not None or not self.name,
+            "name",
+            self.name,
+            "letters, digits, _, - and .",
+        )
         require_distinct("ranks", self.ranks, 1)
         require_distinct("batch_sizes", self.batch_sizes, 1)
         require_distinct("seeds", self.seeds, 0)
+        require(max(self.seeds) < 2**32, "seeds", max(self.seeds), "below 2**32")
         for name in ("steps", "samples_per_prompt", "updates_per_rollout", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
         require(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
         require(self.lr_shape in LR_SHAPES, "lr_shape", self.lr_shape, ", ".join(LR_SHAPES))
         require(0 < self.clip_final <= 1, "clip_final", self.clip_final, "above 0 and at most 1")
-        require(self.dual_clip is None or self.dual_clip > 1, "dual_clip", self.dual_clip, "above 1, or null")
+        require(self.eval_every <= self.steps, "eval_every", self.eval_every, f"at most steps={self.steps}")
+        require(self.dual_clip is None or 1 < self.dual_clip < 1e6, "dual_clip", self.dual_clip, "above 1, or null")
         for name in ("gamma", "gae_lambda"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
         self.rules.check()
-        self.kl_schedule.check(self.rules.kl.value == 0 or 0 in (self.rules.kl.table or {}).values())
+        self.kl_schedule.check()
         self.critic.check()
         self.reward.check()
         require(
@@ -342,8 +367,6 @@ class Lengths:
 class Sampling:
     temperature: float = 1.0
     """Of training rollouts."""
-    top_p: float = 1.0
-    """Of training rollouts."""
     eval_temperature: float = 1.0
     """Of evaluations."""
     eval_samples: int = 4
@@ -369,7 +392,7 @@ class Placement:
     engine_memory: float = 0.9
     """Share of an engine GPU's memory that vLLM takes."""
     micro_batch: int = 1
-    """Samples per worker and forward pass."""
+    """Most samples per worker and forward pass; the largest number up to this that divides a worker's share is used."""
 
 
 @dataclass(frozen=True)
@@ -418,12 +441,11 @@ class Scale:
         }
         for key, value in checks.items():
             require(value >= 1, key, value, "an integer of at least 1")
-        rates = {
-            f"reference.{k}": getattr(self.reference, k) for k in ("lr", "alpha", "clip_low", "clip_high", "critic_lr")
-        }
-        for key, value in {**rates, "sampling.temperature": self.sampling.temperature}.items():
-            require(value > 0, key, value, "above 0")
-        require(0 < self.sampling.top_p <= 1, "sampling.top_p", self.sampling.top_p, "above 0 and at most 1")
+        for knob in self.reference.__dataclass_fields__:
+            check_value(f"reference.{knob}", knob, getattr(self.reference, knob))
+        check_value("sampling.temperature", "temperature", self.sampling.temperature)
+        memory = self.placement.engine_memory
+        require(0 < memory < 1, "placement.engine_memory", memory, "above 0 and below 1")
         require(
             self.sampling.eval_temperature >= 0,
             "sampling.eval_temperature",

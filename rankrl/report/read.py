@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+RESULT_KEYS = (
+    "run_id", "arm", "rank", "batch_size", "seed", "status", "base_score", "final_score", "best_score", "gain", "tokens_total",
+    "steps", "wall_s", "trainable_params", "base_params",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SweepRecords:
@@ -21,8 +26,7 @@ def find_sweeps(directory: Path) -> list[SweepRecords]:
     """Records of the sweep in `directory`, or of each sweep below it. Raises ValueError if there is none."""
     if not directory.is_dir():
         raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
-    here = sorted(path.parent for path in directory.glob("*/run.yaml"))
-    sweeps = [directory] if here else sorted({path.parent.parent for path in directory.glob("*/*/run.yaml")})
+    sweeps = [directory] if _runs(directory) else sorted(p for p in directory.iterdir() if p.is_dir() and _runs(p))
     records = [read_sweep(path) for path in sweeps]
     if not any(record.results for record in records):
         raise ValueError(
@@ -31,16 +35,22 @@ def find_sweeps(directory: Path) -> list[SweepRecords]:
     return [record for record in records if record.results]
 
 
+def _runs(directory: Path) -> list[Path]:
+    """Run directories: those with a resolved run or a result."""
+    return sorted({path.parent for name in ("run.yaml", "result.json") for path in directory.glob(f"*/{name}")})
+
+
 def read_sweep(directory: Path) -> SweepRecords:
     results, unreadable, unfinished = [], [], []
-    for run in sorted(path.parent for path in directory.glob("*/run.yaml")):
+    for run in _runs(directory):
         path = run / "result.json"
         if not path.exists():
             unfinished.append(run.name)
             continue
         try:
-            results.append(json.loads(path.read_text()))
-        except json.JSONDecodeError:
+            result = json.loads(path.read_text())
+            results.append({key: result[key] for key in RESULT_KEYS} | {"error": result.get("error", "")})
+        except (json.JSONDecodeError, KeyError, TypeError):
             unreadable.append(run.name)
     results.sort(key=lambda r: (r["arm"], r["rank"], r["batch_size"], r["seed"]))
     return SweepRecords(directory.name, directory, results, unreadable, unfinished)
@@ -56,3 +66,11 @@ def curves(directory: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """result.json of a run directory; None if there is none or it is unreadable."""
+    try:
+        return json.loads((directory / "result.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

@@ -23,7 +23,7 @@ class Verdict:
 
 def number(text: str) -> Fraction | None:
     """An integer, decimal or simple fraction of at most 30 digits a part, with or without thousands separators; else None."""
-    plain = re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", text.strip().strip("$").replace(" ", "").replace("\u2212", "-"))
+    plain = re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", text.strip().strip("$").strip().replace("\u2212", "-"))
     if len(plain) > LONGEST_ANSWER or not NUMBER.fullmatch(plain):
         return None
     top, _, bottom = plain.partition("/")

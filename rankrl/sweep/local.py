@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 from rankrl.recipe.plan import Run, plan
-from rankrl.sweep.progress import progress, say
+from rankrl.report.read import read_result
+from rankrl.sweep.identity import check_identity
+from rankrl.sweep.progress import owned, progress, say
 
 STOPPED = 75  # EX_TEMPFAIL: stopped on request and resumable
 ATTEMPTS = 2  # of a run whose services died
-
-
-@contextmanager
-def owned(directory: Path, name: str = "sweep") -> Iterator[None]:
-    """Holds `name` under a sweep directory for this process; the kernel lets go when the process dies, however it dies."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f".{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"--runs: {name} in {directory} is in use by another rankrl process; wait for it, or choose another directory"
-            ) from error
-        yield
 
 
 def _prepare_process() -> None:
@@ -55,9 +41,14 @@ def _prepare_process() -> None:
 
 
 def sweep(runs: list[Run], directory: Path, report: bool = True) -> int:
-    """Runs everything that is not finished. Returns 0, 75 if stopped on request, 1 if a run failed."""
+    """Runs everything that is not finished. Returns 0, 75 if stopped on request, 1 if a run failed or diverged.
+
+    Raises ValueError if a run directory holds another run under the same id.
+    """
     root = directory / runs[0].sweep
-    with owned(root, "sweep" if report else runs[0].run_id):
+    for run in runs:
+        check_identity(root / run.run_id, run)
+    with owned(root) if report else nullcontext():
         code = _sweep(runs, directory)
     if report and any(root.glob("*/result.json")):
         from rankrl.report.build import build, print_table
@@ -68,27 +59,25 @@ def sweep(runs: list[Run], directory: Path, report: bool = True) -> int:
 
 
 def _sweep(runs: list[Run], directory: Path) -> int:
-    from rankrl.ppo.records import read_result
-
     results = {run.run_id: read_result(directory / run.sweep / run.run_id) for run in runs}
     todo = [run for run in runs if (results[run.run_id] or {}).get("status") not in ("finished", "diverged")]
     say(f"{len(runs) - len(todo)} of {len(runs)} runs are finished, {len(todo)} to do")
     if not todo:
-        return 0
+        return int(any(result["status"] != "finished" for result in results.values() if result))
     _prepare_process()
     from rankrl.sweep.worker import Bench
 
-    failed, started_s = 0, time.time()
+    bad, started_s = sum(result["status"] == "diverged" for result in results.values() if result), time.time()
     with Bench(todo, directory) as bench:
         for done, run in enumerate(todo):
             result = bench.attempt(run, ATTEMPTS)
             if result is None:
                 say(f"{run.run_id}: stopped on request; the same command continues it")
                 return STOPPED
-            failed += result["status"] == "failed"
+            bad += result["status"] != "finished"
             eta_s = (time.time() - started_s) / (done + 1) * (len(todo) - done - 1)
             say(progress(result, done + 1, len(todo), eta_s))
-    return 1 if failed else 0
+    return 1 if bad else 0
 
 
 def evaluate_base(scale_name: str, directory: Path) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from pathlib import Path
@@ -17,15 +15,19 @@ from openrlhf.utils.utils import get_tokenizer
 from rankrl.adapter.save import save_adapter
 from rankrl.data.items import load_items, revision
 from rankrl.ppo.loop import Diverged, RunTrainer
-from rankrl.ppo.records import Record, eval_rows, versions
+from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
 from rankrl.ppo.services import Services
+from rankrl.ppo.upstream import flatten
 from rankrl.recipe.plan import Run
-from rankrl.recipe.schema import Scale
-from rankrl.reward.grade import Verdict
-from rankrl.sweep.progress import say
+from rankrl.report.read import curves
+from rankrl.sweep.base import base_samples
+from rankrl.sweep.progress import owned, say
 
-SERVICE_ERRORS = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.RaySystemError)
+
+def came_from_services(error: Exception) -> bool:
+    """Whether a worker or engine raised it or died: what the services hold afterwards is not to be trusted."""
+    return isinstance(error, ray.exceptions.RayError) and not isinstance(getattr(error, "cause", None), ValueError)
 
 
 class Stopped(Exception):
@@ -53,72 +55,47 @@ class Bench:
         start_s = time.time()
         self.services = Services(self.runs[0], max(run.rank for run in self.runs))
         self.tokenizer = get_tokenizer(self.services.model_path, None)
+        self.prompter = Prompter(self.tokenizer, self.scale)
+        for item in [*self.train_items, *self.eval_items]:
+            self.prompter(item)  # a prompt that is too long is an error before anything is trained
         self._base: list[Sample] | None = None
         say(f"services are up after {time.time() - start_s:.0f} s")
 
-    def _restart(self) -> None:
-        self.services.stop()
-        self._start()
-
     def base_samples(self) -> list[Sample]:
-        """The base's evaluation, sampled once per (scale, items, sampling) and cached under the runs directory."""
         if self._base is None:
-            key = base_key(self.scale, self.services.model_path, revision(self.eval_items))
-            path = self.directory / "base" / f"{self.scale.name}-{key}.parquet"
-            self._base = self._read_base(path) if path.exists() else self._sample_base(path)
+            nothing = SimpleNamespace(args=None)
+            rollouts = Rollouts(nothing, self.prompter, self.services.engines, self.scale)
+            self._base = base_samples(rollouts, self.eval_items, self.directory, self.services.model_path)
         return self._base
 
-    def _sample_base(self, path: Path) -> list[Sample]:
-        rollouts = Rollouts(
-            SimpleNamespace(args=None), Prompter(self.tokenizer, self.scale), self.services.engines, self.scale
-        )
-        samples = rollouts.evaluate(None, self.eval_items, self.scale.sampling.base_samples)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        pd.DataFrame(eval_rows(0, samples)).to_parquet(part)
-        part.replace(path)
-        return samples
-
-    def _read_base(self, path: Path) -> list[Sample]:
-        items = {item.item_id: item for item in self.eval_items}
-        return [
-            Sample(
-                items[row.item_id],
-                row.sample,
-                [],
-                [0] * row.response_tokens,
-                [],
-                False,
-                Verdict(row.correct, row.boxed),
-            )
-            for row in pd.read_parquet(path).itertuples()
-        ]
-
     def attempt(self, run: Run, attempts: int) -> dict[str, Any] | None:
-        """Trains `run`, restarting services that died. Returns its result, or None if it was stopped on request.
+        """Trains `run`; services that died are restarted and the run resumes from its checkpoint, `attempts` times at most.
 
-        An error of one run is recorded as its result and does not reach the others.
+        Returns the result, or None if the run was stopped on request. An error of one run is recorded as its result and
+        does not reach the others.
         """
-        directory, start_s = self.directory / run.sweep / run.run_id, time.time()
-        for attempt in range(1, attempts + 1):
-            record = Record(directory, run)
-            try:
-                return self._train(run, record, start_s)
-            except Stopped:
-                return None
-            except SERVICE_ERRORS as error:
-                say(f"{run.run_id}: a service died ({type(error).__name__}), restarting services")
-                self._restart()
-                if attempt == attempts:
-                    return self._record_failure(run, record, error, start_s)
-            except Exception as error:
-                return self._record_failure(run, record, error, start_s)
-        raise AssertionError("unreachable")
+        start_s = time.time()
+        with owned(self.directory / run.sweep, run.run_id):
+            record = Record(self.directory / run.sweep / run.run_id, run)
+            for _ in range(attempts):
+                try:
+                    return self._train(run, record, start_s)
+                except Stopped:
+                    return None
+                except Exception as error:
+                    record.close()
+                    failure = self._record_failure(run, record, error, start_s)
+                    if not came_from_services(error):
+                        return failure
+                    say(f"{run.run_id}: restarting services after {failure['error'][:200]}")
+                    self.services.stop()
+                    self._start()
+            return failure
 
     def _record_failure(self, run: Run, record: Record, error: Exception, start_s: float) -> dict[str, Any]:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         status = "diverged" if isinstance(cause, Diverged) else "failed"
-        steps = record.metrics() if (record.dir / "metrics.jsonl").exists() else []
+        steps = curves(record.dir)
         last = steps[-1] if steps else {"step": 0, "tokens_total": 0}
         message = " ".join(f"{type(cause).__name__}: {cause}".split())[:2000]
         result = self._result(run, status, None, None, last["tokens_total"], last["step"], start_s) | {"error": message}
@@ -126,12 +103,13 @@ class Bench:
         return result
 
     def _train(self, run: Run, record: Record, start_s: float) -> dict[str, Any]:
-        base = self.base_samples()
-        trainer = RunTrainer(run, self.services, self.tokenizer, self.train_items, self.eval_items)
         state = record.load_checkpoint()
         first = state["step"] if state else 0
+        trainer = RunTrainer(run, self.services, self.prompter, self.train_items, self.eval_items)
         data = {"train": revision(self.train_items), "evaluation": revision(self.eval_items)}
-        record.start({**run.resolved(), "versions": versions(), "data_revision": data}, first)
+        upstream = {key: value for key, value in flatten(trainer.args).items() if value is not None}
+        record.start({**run.resolved(), "openrlhf": upstream, "versions": versions(), "data_revision": data}, first)
+        base = self.base_samples()
         try:
             self._check_params(run, trainer.attach())
             if state:
@@ -157,10 +135,12 @@ class Bench:
             samples = trainer.evaluate(self.scale.sampling.eval_samples)
             record.evaluation(done, samples, score(samples))
         stop = record.dir / "STOP"
-        if done < recipe.steps and (done % recipe.checkpoint_every == 0 or stop.exists()):
+        stopped = stop.exists()
+        stop.unlink(missing_ok=True)
+        if done < recipe.steps and (done % recipe.checkpoint_every == 0 or stopped):
             record.save_checkpoint(trainer.state(done))
-        if done < recipe.steps and stop.exists():
-            stop.unlink()
+        if done < recipe.steps and stopped:
+            record.close()
             raise Stopped
 
     def _scores(self, record: Record) -> list[float]:
@@ -209,26 +189,3 @@ class Bench:
             "trainable_params": run.trainable_params,
             "base_params": self.scale.model.base_params,
         }
-
-
-def base_key(scale: Scale, model_path: str, eval_revision: str) -> str:
-    """What the base's score depends on: model, items, prompt, lengths and sampling."""
-    files = [*sorted(Path(model_path).glob("*.safetensors")), Path(model_path) / "config.json"]
-    weights = [
-        (file.name, file.stat().st_size, _digest(file) if file.stat().st_size < 1 << 28 else file.stat().st_mtime)
-        for file in files
-    ]
-    sampling = scale.sampling
-    parts = [
-        weights,
-        eval_revision,
-        scale.data.template,
-        scale.lengths.response_tokens,
-        sampling.eval_temperature,
-        sampling.base_samples,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
