@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -17,6 +19,9 @@ from vllm.utils import random_uuid
 
 from rankrl.ppo.serving import Payload
 from rankrl.ppo.upstream import raw
+
+LIVENESS_S = 5.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,24 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
     async def load_adapter(self, adapter_id: int, payload: Payload) -> int:
         """Serves `payload` as adapter `adapter_id` from now on. Returns the bytes received."""
         args = (adapter_id, payload.names, payload.shapes, payload.dtype, payload.data)
-        received = await self.llm.collective_rpc("receive_adapter", args=args)
-        await self.reset_prefix_cache()  # cached keys and values are the previous adapter's
+        received = await self._while_alive(self.llm.collective_rpc("receive_adapter", args=args))
+        await self._while_alive(self.reset_prefix_cache())  # cached keys and values are the previous adapter's
         # The path is never read: should vLLM have evicted the adapter, the request fails instead of answering from the base.
         self.served[adapter_id] = LoRARequest(f"adapter-{adapter_id}", adapter_id, "/adapters/are/sent/from/memory")
         return received[0]
 
     async def drop_adapter(self, adapter_id: int) -> None:
         if self.served.pop(adapter_id, None):
-            await self.llm.collective_rpc("drop_adapter", args=(adapter_id,))
+            await self._while_alive(self.llm.collective_rpc("drop_adapter", args=(adapter_id,)))
+
+    async def _while_alive(self, work: Awaitable[T]) -> T:
+        """The result of `work`. Raises RuntimeError when the engine process is dead: vLLM leaves open calls waiting."""
+        task = asyncio.ensure_future(work)
+        while not (await asyncio.wait({task}, timeout=LIVENESS_S))[0]:
+            if self.llm.errored:
+                task.cancel()
+                raise RuntimeError("the vLLM engine process died")
+        return task.result()
 
     async def generate_batch(self, adapter_id: int | None, requests: Requests) -> Responses:
         """Samples one response per request from an adapter, or from the base (None).
@@ -72,7 +86,11 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
         The scheduler is paused until all requests have arrived, so that batches, and with them bf16 rounding, are the same
         each time.
         """
-        lora = None if adapter_id is None else self.served[adapter_id]
+        return await self._while_alive(
+            self._generate(None if adapter_id is None else self.served[adapter_id], requests)
+        )
+
+    async def _generate(self, lora: LoRARequest | None, requests: Requests) -> Responses:
         await self.llm.pause_generation(mode="keep", clear_cache=False)
         try:
             queues = [
