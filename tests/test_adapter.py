@@ -190,3 +190,17 @@ def test_bad_data_files_are_named(tmp_path):
     items, _ = load_items(Data(str(good), str(other), 1, 1))
     assert items == [Item("train-good-1", "good", "1+1", "2")]
     assert revision(items) != revision([])
+
+
+def test_the_nano_base_is_rebuilt_bit_for_bit(tmp_path, monkeypatch):
+    """A short rebuild, twice. The shipped one is the same command with its full number of steps."""
+    from rankrl.data import nano_base
+
+    for name, value in {"KNOW_STEPS": 3, "SLIP_STEPS": 2, "POOL": {"sum2": 300, "sum3": 200}}.items():
+        monkeypatch.setattr(nano_base, name, value)
+    for to in (tmp_path / "a", tmp_path / "b"):
+        nano_base.build(to)
+    files = ("model.safetensors", "config.json", "tokenizer.json")
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    shipped = nano_base.Path(nano_base.__file__).parent / "nano_model"
+    assert sum(file.stat().st_size for file in shipped.iterdir()) < 4 * 2**20

@@ -16,6 +16,8 @@ import psutil
 import pytest
 from conftest import ROOT
 
+from rankrl.ppo.guardian import marked
+
 pytestmark = pytest.mark.pipeline
 
 WORDS = [
@@ -46,14 +48,7 @@ def sweeping(runs: Path, mark: str) -> Iterator[subprocess.Popen[str]]:
 
 def alive(mark: str) -> list[psutil.Process]:
     """Processes that this sweep started, by an environment variable that they inherit."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+    return marked(mark, MARK)
 
 
 def lines(run: Path) -> list[dict]:

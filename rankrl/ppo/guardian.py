@@ -38,12 +38,12 @@ def guard() -> None:
 _open: list[subprocess.Popen[bytes]] = []  # keeps the writing ends open as long as this process lives
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Living processes that carry the mark."""
+def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
+    """Living processes that carry the mark in their environment."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(variable) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue

@@ -50,13 +50,14 @@ def gain_by_rank(results: list[dict[str, Any]], families: list[dict[str, Any]], 
             shift = 1 + 0.06 * (i - (len(arms) - 1) / 2)
             runs = [result for result in results if result["arm"] == arm]
             axes.scatter(
-                [r["rank"] * shift for r in runs],
+                [r["rank"] * shift * 0.9 for r in runs],  # beside the mean, or it hides them
                 [outcome_gain(r) for r in runs],
-                s=18,
-                alpha=0.45,
+                s=22,
+                alpha=0.6,
                 color=COLOURS[i % 7],
                 marker=MARKERS[i % 7],
                 linewidths=0,
+                label=f"{arm + ': ' if arm else ''}runs (n = {len(runs)})",
             )
             rows = [row for row in families if row["arm"] == arm]
             means = [row["mean_gain"] for row in rows]
