@@ -12,7 +12,8 @@ from rankrl.data.items import Item, load_items, request_seed, revision, step_ind
 from rankrl.ppo.canary import Canary, SyncError
 from rankrl.ppo.schedules import KLController, adapt, clip_share, kl_share
 from rankrl.ppo.serving import pack, unpack
-from rankrl.recipe.schema import Data, KLSchedule
+from rankrl.recipe.scale import Data
+from rankrl.recipe.schema import KLSchedule
 
 
 class Block(nn.Module):

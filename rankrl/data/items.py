@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rankrl.recipe.schema import Data
+from rankrl.recipe.scale import Data
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from rankrl.data.items import Item, request_seed
 from rankrl.ppo.engine import Requests, Responses
-from rankrl.recipe.schema import Reward, Scale
+from rankrl.recipe.scale import Scale
+from rankrl.recipe.schema import Reward
 from rankrl.reward.grade import Verdict, grade, shaped
 
 

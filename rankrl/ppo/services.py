@@ -21,7 +21,7 @@ from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.serving import serving_rank
 from rankrl.ppo.strategy import AdapterStrategy
 from rankrl.recipe.plan import Run, deepspeed_config
-from rankrl.recipe.schema import Model
+from rankrl.recipe.scale import Model
 
 EMBEDDED = {"embedded:nano": Path(__file__).parents[1] / "data" / "nano_model"}
 

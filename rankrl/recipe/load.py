@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from rankrl.recipe.schema import Recipe, Scale, require
+from rankrl.recipe.scale import Scale
+from rankrl.recipe.schema import Recipe, require
 
 T = TypeVar("T", Recipe, Scale)
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,8 @@ from typing import Any
 
 from rankrl.recipe.load import ROOT, Experiment
 from rankrl.recipe.rules import Knob, derive
-from rankrl.recipe.schema import Recipe, Scale, require
+from rankrl.recipe.scale import Scale
+from rankrl.recipe.schema import Recipe, require
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
-from rankrl.recipe.schema import Recipe, Reference, Rule
+from rankrl.recipe.scale import Reference
+from rankrl.recipe.schema import Recipe, Rule
 
 
 @dataclass(frozen=True)

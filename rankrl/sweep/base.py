@@ -12,7 +12,7 @@ import pandas as pd
 from rankrl.data.items import Item, revision
 from rankrl.ppo.records import eval_rows
 from rankrl.ppo.rollout import Rollouts, Sample
-from rankrl.recipe.schema import Scale
+from rankrl.recipe.scale import Scale
 from rankrl.reward.grade import Verdict
 
 

@@ -1,0 +1,156 @@
+"""What a scale may say: model, data, lengths, sampling, parallelism, and the reference point at which the rules start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from rankrl.recipe.schema import check_value, require
+
+
+@dataclass(frozen=True)
+class Model:
+    """The frozen base."""
+
+    path: str
+    """Hugging Face directory or hub id; `embedded:nano` is the model inside this package."""
+    layers: int
+    """Decoder layers."""
+    modules: dict[str, list[int]]
+    """Adapted linear modules of a layer: name -> [d_in, d_out]; compared with the real model before training."""
+    base_params: int
+    """Parameters of the base."""
+    revision: Optional[str] = None
+    """Commit of the hub repository."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off unless you set it."""
+    attention: str = "sdpa"
+    """Attention kernel of the trainer (transformers' name); flash_attention_2 where flash-attn is installed."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and evaluation items."""
+
+    train: str
+    """`nano`, or a JSONL file with the keys prompt and answer (item_id and source are optional)."""
+    evaluation: str
+    """`nano`, or a JSONL file like `train`."""
+    train_items: int
+    """Items to train on; the order is drawn from the seed, epoch by epoch."""
+    eval_items: int
+    """Items to evaluate on."""
+    template: Optional[str] = None
+    """`chat` applies the tokenizer's chat template; a text with {} is filled with the prompt; null leaves the prompt alone."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    prompt_tokens: int
+    """Longest prompt; a longer one is an error."""
+    response_tokens: int
+    """Longest response; a longer one is cut and counted as truncated."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 1.0
+    """Of training rollouts."""
+    eval_temperature: float = 1.0
+    """Of evaluations."""
+    eval_samples: int = 4
+    """Samples per item of an evaluation during and after training."""
+    base_samples: int = 16
+    """Samples per item of the base's evaluation, which every run's gain is measured against."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which process groups run, and on what. On a machine without GPUs the counts are processes."""
+
+    nodes: int = 1
+    """Nodes of the policy workers, and of the value workers."""
+    policy_per_node: int = 1
+    """Policy workers (GPUs) per node."""
+    critic_per_node: int = 1
+    """Value workers (GPUs) per node."""
+    engines: int = 1
+    """vLLM engines."""
+    tensor_parallel: int = 1
+    """GPUs per engine."""
+    engine_memory: float = 0.9
+    """Share of an engine GPU's memory that vLLM takes."""
+    micro_batch: int = 1
+    """Most samples per worker and forward pass; the largest number up to this that divides a worker's share is used."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference point of the rules, at rank 32 of this model."""
+
+    lr: float
+    alpha: float = 32.0
+    kl: float = 0.001
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    max_norm: float = 1.0
+    warmup: float = 0.03
+    critic_lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Model, data, lengths, sampling, parallelism and the reference point. It says nothing of what is studied."""
+
+    model: Model
+    data: Data
+    lengths: Lengths
+    reference: Reference
+    name: str = ""
+    """The file's name unless set."""
+    deepspeed: str = "ds_configs/zero2.json"
+    """DeepSpeed configuration that is merged over OpenRLHF's."""
+    sampling: Sampling = field(default_factory=Sampling)
+    placement: Placement = field(default_factory=Placement)
+
+    def __post_init__(self) -> None:
+        checks = {
+            "model.layers": self.model.layers,
+            "model.base_params": self.model.base_params,
+            "data.train_items": self.data.train_items,
+            "data.eval_items": self.data.eval_items,
+            "lengths.prompt_tokens": self.lengths.prompt_tokens,
+            "lengths.response_tokens": self.lengths.response_tokens,
+            "sampling.eval_samples": self.sampling.eval_samples,
+            "sampling.base_samples": self.sampling.base_samples,
+            **{
+                f"placement.{k}": getattr(self.placement, k)
+                for k in ("nodes", "policy_per_node", "critic_per_node", "engines", "tensor_parallel", "micro_batch")
+            },
+        }
+        for key, value in checks.items():
+            require(value >= 1, key, value, "an integer of at least 1")
+        for knob in self.reference.__dataclass_fields__:
+            check_value(f"reference.{knob}", knob, getattr(self.reference, knob))
+        check_value("sampling.temperature", "temperature", self.sampling.temperature)
+        memory = self.placement.engine_memory
+        require(0 < memory < 1, "placement.engine_memory", memory, "above 0 and below 1")
+        require(
+            self.sampling.eval_temperature >= 0,
+            "sampling.eval_temperature",
+            self.sampling.eval_temperature,
+            "at least 0",
+        )
+        require(len(self.model.modules) > 0, "model.modules", {}, "at least one adapted module")
+        for name, shape in self.model.modules.items():
+            require(
+                len(shape) == 2 and min(shape) >= 1, f"model.modules.{name}", shape, "[d_in, d_out], both at least 1"
+            )
+        require(
+            self.data.template is None or self.data.template == "chat" or "{}" in self.data.template,
+            "data.template",
+            self.data.template,
+            "chat, null, or a text with {}",
+        )
