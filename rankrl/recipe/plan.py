@@ -71,7 +71,9 @@ class Run:
         """Everything that determines this run, for run.yaml."""
         grid = {k: v for k, v in self.row().items() if k not in self.knobs}
         recipe = {
-            k: v for k, v in asdict(self.recipe).items() if k not in ("ranks", "batch_sizes", "seeds", "arms", "rules")
+            k: v
+            for k, v in asdict(self.recipe).items()
+            if k not in ("name", "ranks", "batch_sizes", "seeds", "steps", "arms", "rules")
         }
         return {
             "sweep": self.sweep,
