@@ -1,9 +1,13 @@
 """Adapters: nested starts, patterns, exact counts, folding; the canary; schedules; the order of prompts."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from conftest import runs_of
 from peft import get_peft_model
+from safetensors import safe_open
 from torch import nn
 
 from rankrl.adapter.build import AdapterHost, kaiming_rows, lora_config, target_shapes
@@ -204,4 +208,7 @@ def test_the_nano_base_is_rebuilt_bit_for_bit(tmp_path, monkeypatch):
     files = ("model.safetensors", "config.json", "tokenizer.json")
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
     shipped = nano_base.Path(nano_base.__file__).parent / "nano_model"
+    with safe_open(shipped / "model.safetensors", "pt") as weights:
+        sizes = [math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
+    assert sum(sizes) == runs_of("demo")[0].scale.model.base_params
     assert sum(file.stat().st_size for file in shipped.iterdir()) < 4 * 2**20
