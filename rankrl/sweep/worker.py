@@ -83,7 +83,6 @@ class Bench:
                 except Stopped:
                     return None
                 except Exception as error:
-                    record.close()
                     failure = self._record_failure(run, record, error, start_s)
                     if not came_from_services(error):
                         return failure
