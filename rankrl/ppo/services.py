@@ -92,6 +92,18 @@ def start_ray(processes: int) -> None:
     )
 
 
+def check_resources(processes: int) -> None:
+    """Raises ValueError if the cluster is too small: Ray would wait for ever for what it does not have."""
+    there = ray.cluster_resources()
+    for kind in ("GPU", "CPU"):
+        found = int(there.get(kind, 0))
+        if found < processes:
+            ray.shutdown()
+            raise ValueError(
+                f"placement: got {processes} processes with a {kind} each, allowed: the {found} {kind}s of this cluster at most"
+            )
+
+
 class RunView:
     """One run's view of a worker group, with the two methods that upstream's trainer and experience maker call on groups."""
 
@@ -117,12 +129,7 @@ class Services:
         )
         args = arguments(run, self.model_path)  # refuses a bad run before anything is started
         start_ray(processes)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if gpus < processes:
-            ray.shutdown()
-            raise ValueError(
-                f"placement: got {processes} processes of one GPU each, allowed: at most the {gpus} GPUs of this cluster"
-            )
+        check_resources(processes)
         self.engines = start_engines(run.scale, self.model_path, max_rank)
         strategy = AdapterStrategy(args, deepspeed_config(self.scale))
         self.policy = RayActorGroup(place.nodes, place.policy_per_node, ray.remote(num_gpus=1)(PolicyWorker))
