@@ -165,7 +165,7 @@ class KLSchedule:
     target: Optional[float] = None
     """KL to the base (nats per token) that `adaptive` steers to."""
     horizon_steps: float = 50.0
-    """PPO steps over which `adaptive` may change the coefficient e-fold times 0.2, whatever the batch size."""
+    """A PPO step changes the adaptive coefficient by at most a share of 0.2 / horizon_steps, whatever the batch size."""
 
     def check(self) -> None:
         require(self.shape in KL_SHAPES, "kl_schedule.shape", self.shape, ", ".join(KL_SHAPES))

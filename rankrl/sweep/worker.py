@@ -54,8 +54,7 @@ class Bench:
     def _start(self) -> None:
         start_s = time.time()
         self.services = Services(self.runs[0], max(run.rank for run in self.runs))
-        self.tokenizer = get_tokenizer(self.services.model_path, None)
-        self.prompter = Prompter(self.tokenizer, self.scale)
+        self.prompter = Prompter(get_tokenizer(self.services.model_path, None), self.scale)
         for item in [*self.train_items, *self.eval_items]:
             self.prompter(item)  # a prompt that is too long is an error before anything is trained
         self._base: list[Sample] | None = None
