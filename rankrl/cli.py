@@ -67,19 +67,21 @@ def _explain(args: argparse.Namespace) -> int:
 def _sweep(args: argparse.Namespace) -> int:
     from rankrl.sweep.local import sweep
 
-    return sweep(plan(load_experiment(args.recipe, args.overrides)), Path(args.runs))
+    experiment = load_experiment(args.recipe, args.overrides)
+    return sweep(plan(experiment), Path(args.runs), experiment.execution)
 
 
 def _run(args: argparse.Namespace) -> int:
     from rankrl.sweep.local import sweep
 
-    runs = plan(load_experiment(args.recipe, args.overrides))
+    experiment = load_experiment(args.recipe, args.overrides)
+    runs = plan(experiment)
     chosen = [run for run in runs if run.run_id == args.run_id]
     if not chosen:
         raise ValueError(
             f"RUN_ID: got {args.run_id!r}, allowed: {runs[0].run_id} ... {runs[-1].run_id} (see rankrl plan)"
         )
-    return sweep(chosen, Path(args.runs), report=False)
+    return sweep(chosen, Path(args.runs), experiment.execution, report=False)
 
 
 def _report(args: argparse.Namespace) -> int:

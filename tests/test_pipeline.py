@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -95,8 +97,7 @@ def test_ranks_of_one_seed_share_the_first_row_of_every_a(attach):
 def one_batch(trainer, step):
     """A rollout of two prompts as upstream's batch."""
     samples = trainer.rollouts.rollout(trainer.adapter_id, 0, step, trainer.train_items[:2], 8)
-    rows = [trainer.rollouts.experience(sample, trainer.run.recipe.reward) for sample in samples]
-    return trainer.experience_maker.split_rollout_samples(rows)[0]
+    return trainer.experience_maker.split_rollout_samples(samples)[0]
 
 
 def worker_logprobs(group, batch):
@@ -110,6 +111,7 @@ def test_reference_is_the_base_and_the_saved_adapter_the_policy(attach, bench, t
     from peft import PeftModel
 
     from rankrl.adapter.save import save_adapter
+    from rankrl.ppo.prefixes import SharedPrefixes
 
     trainer = attach("ranks=[8]")
     for step in range(3):
@@ -117,10 +119,13 @@ def test_reference_is_the_base_and_the_saved_adapter_the_policy(attach, bench, t
     batch = one_batch(trainer, 3)
     reference = worker_logprobs(trainer.reference_model_group, batch)
     policy = worker_logprobs(trainer.actor_model_group, batch)
-    fresh = Actor(bench.services.model_path, attn_implementation="sdpa", param_dtype="bf16")
+    fresh = Actor(bench.services.model_path, attn_implementation="sdpa").float()
     with torch.no_grad():
+        plain = fresh(batch.sequences, batch.action_mask, batch.attention_mask)
+        SharedPrefixes(fresh.model.base_model)
         expected = fresh(batch.sequences, batch.action_mask, batch.attention_mask)
     assert torch.equal(reference, expected)
+    assert torch.allclose(expected, plain, atol=5e-5, rtol=0)
     assert (policy - expected).abs().max() > 0.01
 
     facts = dict.fromkeys(("rank", "run_id", "sweep", "steps"), "x") | dict.fromkeys(
@@ -135,7 +140,7 @@ def test_reference_is_the_base_and_the_saved_adapter_the_policy(attach, bench, t
 
 def test_bytes_sent_are_the_adapters(attach):
     trainer = attach("ranks=[1]")
-    assert trainer.sync_bytes == 2 * trainer.run.trainable_params  # bf16, not padded to the engine's rank
+    assert trainer.sync_bytes == 4 * trainer.run.trainable_params  # fp32, not padded to the engine's rank
 
 
 def test_a_run_continues_from_its_checkpoint_as_if_never_stopped(attach, tmp_path):
@@ -174,7 +179,7 @@ def faulty(fault):
         sent: Payload | None = None
 
         def broadcast_to_vllm(self):
-            payload = ray.get(self.actor_model_group.async_run_method("payload", dtype="bfloat16")[0])
+            payload = ray.get(self.actor_model_group.payload())
             wrong, self.sent = fault(payload, self.sent or payload), payload
             ray.get([engine.load_adapter.remote(self.adapter_id, wrong) for engine in self.vllm_engines])
 
@@ -374,12 +379,8 @@ def test_critic_warmup_leaves_the_policy_where_it_is(attach):
 
 
 def test_a_killed_engine_is_replaced_and_the_run_resumes(bench, monkeypatch, capsys):
-    import psutil
-
     def kill_engine(trainer):
-        for process in psutil.Process().children(recursive=True):
-            if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()):
-                process.kill()
+        os.kill(ray.get(trainer.vllm_engines[0].ready.remote()), signal.SIGKILL)
 
     run = runs_of("demo", "ranks=[1]", "seeds=[9]", "steps=4", "checkpoint_every=2")[0]
     interfere(monkeypatch, 3, kill_engine)

@@ -61,16 +61,11 @@ def test_raw_classes_have_the_methods_that_are_overridden():
         for method in ("init_model_from_pretrained", "forward", "append", "fit"):
             assert callable(getattr(kind, method))
     assert list(inspect.signature(policy.fit).parameters)[:2] == ["self", "kl_ctl"]
-    assert list(inspect.signature(BaseModelActor.execute_batch).parameters)[:5] == [
-        "self",
-        "method_name",
-        "all_data",
-        "start_idx",
-        "end_idx",
-    ]
     assert hasattr(ActorPPOTrainer, "_init_vllm_sync_group")
     assert hasattr(RayActorGroup, "async_run_method_batch")
-    assert inspect.iscoroutinefunction(engine.__init__)
+    for method in ("_configure_device_env", "_configure_vllm_env"):
+        assert callable(getattr(engine, method))
+    assert 'os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"' in inspect.getsource(engine._configure_vllm_env)
 
 
 def test_upstream_trainer_and_experience_maker_are_called_as_expected():
@@ -143,3 +138,47 @@ def test_gradient_window_equals_one_large_batch():
     torch.nn.utils.clip_grad_norm_([whole], 0.5)
     reference.step()
     assert torch.allclose(windowed, whole)
+
+
+def test_micro_batches_equal_upstreams():
+    from openrlhf.trainer.ppo_utils.experience import Experience
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    from rankrl.data.items import Item
+    from rankrl.ppo.rollout import Sample, experience
+    from rankrl.reward.grade import Verdict
+
+    item = Item("sum2-0", "sum2", "2 + 2 =", "4")
+    samples = [
+        Sample(item, 0, [5, 6], [7, 8, 9], [-0.1, -0.2, -0.3], False, Verdict(True, True)),
+        Sample(item, 1, [5, 6, 4], [3], [-0.5], True, Verdict(False, False)),
+    ]
+    generator = SamplesGenerator.__new__(SamplesGenerator)
+    rows = [
+        generator._process_response_into_experience(
+            {
+                "prompt": "",
+                "label": "",
+                "observation_tokens": s.prompt_ids + s.response_ids,
+                "action_ranges": [(len(s.prompt_ids), s.tokens)],
+                "rollout_log_probs": [0.0] * len(s.prompt_ids) + s.logprobs,
+                "truncated": s.truncated,
+                "reward": reward,
+                "scores": float(s.verdict.correct),
+            },
+            max_len=32,
+        )
+        for s, reward in zip(samples, (1.05, -0.05), strict=True)
+    ]
+    for i, row in enumerate(rows):
+        row.index = [i]
+    theirs = Experience.concat_experiences(rows, 0)
+    ours = experience(samples, [0, 1], [1.05, -0.05], 0, 32)
+    for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs", "rewards", "scores"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    for name in ("response_length", "truncated", "total_length"):
+        assert getattr(ours, name).tolist() == getattr(theirs, name).tolist(), name
+    assert ours.index == theirs.index
+    assert {key: value.tolist() for key, value in ours.info.items()} == {
+        key: value.tolist() for key, value in theirs.info.items()
+    }

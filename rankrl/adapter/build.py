@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,12 +68,17 @@ def kaiming_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
 
 
 class AdapterHost:
-    """A frozen base that carries any number of named adapters, one active at a time. Adapter weights are fp32 and never merged."""
+    """A frozen base that carries any number of named adapters, one active at a time. Adapter weights are fp32 and never merged.
+
+    Switching costs the same however many adapters there are: PEFT's own switches walk over all modules of all adapters.
+    """
 
     def __init__(self, base: nn.Module, modules: dict[str, list[int]], layers: int):
         base.requires_grad_(False)
         self.base, self.model = base, base
         self.shapes = target_shapes(base, modules, layers)
+        self.with_mode = list(base.modules())
+        self.layers: dict[str, Any] = {}
 
     def attach(self, name: str, table: list[ModuleRank], seed: int) -> None:
         """Adds an adapter with B = 0, so that it starts as the base."""
@@ -79,12 +86,13 @@ class AdapterHost:
             self.model.add_adapter(name, lora_config(table))
         else:
             self.model = get_peft_model(self.base, lora_config(table), adapter_name=name)
+            self.model.train = self._train  # type: ignore[method-assign]
         with torch.no_grad():
             for row in table:
                 layer = self.layer(row.module)
                 layer.lora_A[name].weight.copy_(kaiming_rows(seed, row.module, row.rank, row.d_in))
                 layer.lora_B[name].weight.zero_()
-        self.model.set_adapter(name)  # also where an adapter of this name was active and has been deleted
+        self.activate(name)
 
     def detach(self, name: str) -> None:
         """Removes an adapter, if it is there."""
@@ -92,13 +100,41 @@ class AdapterHost:
             self.model.delete_adapter(name)
 
     def activate(self, name: str) -> None:
+        """The adapter that acts and learns from now on. PEFT freezes all others whenever one is added or deleted, hence the last
+        line; that they are not frozen again costs nothing, since an adapter that does not act gets no gradient.
+        """
         assert isinstance(self.model, PeftModel)
-        if self.model.active_adapter != name:
-            self.model.set_adapter(name)
+        self.model.active_adapter = name
+        for layer in map(self.layer, self.shapes):
+            layer._active_adapter = [name]
+            if name in layer.lora_A:
+                for factor in (layer.lora_A[name], layer.lora_B[name]):
+                    factor.weight.requires_grad_()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base alone."""
+        self._disable(True)
+        try:
+            yield
+        finally:
+            self._disable(False)
+
+    def _disable(self, disabled: bool) -> None:
+        for module in self.shapes:
+            self.layer(module)._disable_adapters = disabled
+
+    def _train(self, mode: bool = True) -> nn.Module:
+        """Training mode, which upstream switches around every forward pass, for the base's modules; adapters have no dropout."""
+        for module in self.with_mode:
+            module.training = mode
+        return self.model
 
     def layer(self, module: str) -> Any:
         """PEFT's LoRA layer around a base module."""
-        return self.base.get_submodule(module)
+        if module not in self.layers:
+            self.layers[module] = self.base.get_submodule(module)
+        return self.layers[module]
 
     def factors(self, name: str, table: list[ModuleRank]) -> dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
         """Module -> (A [r, d_in], B [d_out, r])."""

@@ -43,6 +43,13 @@ def install() -> None:
     strategy.init_device_mesh = lambda device, *args, **kwargs: mesh("cpu", *args, **kwargs)
 
 
+def group_adapters() -> None:
+    """In an engine's process: adapters grouped by token instead of vLLM's CPU fallback, which copies their weights per token."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "rankrl.ppo.cpu_lora.GroupedAdapters")  # type: ignore[method-assign]
+
+
 def _import_without_flash_attn() -> None:
     """Imports the upstream modules that import flash-attn at their top while stand-ins lie there, then removes the stand-ins."""
     if "openrlhf.models.ring_attn_utils" in sys.modules:

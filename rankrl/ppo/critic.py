@@ -11,6 +11,7 @@ from torch import nn
 
 from rankrl.adapter.build import AdapterHost
 from rankrl.adapter.table import uniform
+from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
 from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler
@@ -50,8 +51,10 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         if args.actor.gradient_checkpointing_enable:
             base.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
-        base.requires_grad_(False)
+        base.requires_grad_(False).to(getattr(torch, strategy.dtype))
         self.engine = strategy.prepare(base)  # keeps ZeRO's hooks on the base alive
+        if strategy.share_prefixes:
+            SharedPrefixes(base.base_model)
         self.host = AdapterHost(base, modules, layers)
         self.runs = {}
 

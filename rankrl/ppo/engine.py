@@ -1,121 +1,146 @@
-"""The rollout engine: OpenRLHF's vLLM actor, serving the base and the adapters of runs, a batch of requests per call."""
+"""The rollout engine: OpenRLHF's vLLM actor, serving the base and the adapters of many runs in one batch, in one process."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
-from dataclasses import dataclass
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
+import torch
+import vllm
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
-from vllm import SamplingParams
+from packaging import version
+from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
-from vllm.utils import random_uuid
 
-from rankrl.ppo.serving import Payload
+from rankrl.ppo.serving import Payload, Requests, Responses
 from rankrl.ppo.upstream import raw
 
-LIVENESS_S = 5.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Requests:
-    """One sample per entry of `prompts` (token ids) and `seeds`."""
+@dataclass
+class Batch:
+    """Requests that one call brought in, until the last of them has finished."""
 
-    prompts: list[list[int]]
-    seeds: list[int]
-    temperature: float
-    response_tokens: int
-
-
-@dataclass(frozen=True)
-class Responses:
-    """In request order: token ids and their log-probabilities, flat, with lengths; whether a response was cut."""
-
-    token_ids: np.ndarray
-    logprobs: np.ndarray
-    lengths: np.ndarray
-    truncated: np.ndarray
-
-    def split(self) -> list[tuple[list[int], list[float]]]:
-        """(token ids, log-probabilities) of each response."""
-        ends = np.cumsum(self.lengths)[:-1]
-        return [
-            (t.tolist(), p.tolist())
-            for t, p in zip(np.split(self.token_ids, ends), np.split(self.logprobs, ends), strict=True)
-        ]
+    outputs: list[Any]
+    open: int
+    done: Future = field(default_factory=Future)
 
 
 class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
-    async def __init__(self, **kwargs: Any):  # type: ignore[misc]
-        await super().__init__(**kwargs)
-        await self.llm.collective_rpc("die_with", args=(os.getpid(),))
+    """Upstream's actor with vLLM's engine core inside the actor: no process, pipe or serialisation between the two.
+
+    One thread owns the engine. Between two engine steps it takes in what has arrived (batches of requests, adapters), so a batch
+    enters as a whole whatever the timing, and requests of all runs decode together.
+    """
+
+    def __init__(self, bundle_indices: list[int] | None, num_gpus: int, **arguments: Any):
+        if not torch.cuda.is_available():
+            from rankrl.ppo import cpu
+
+            cpu.group_adapters()
+        self._configure_device_env(arguments["distributed_executor_backend"], bundle_indices, num_gpus)
+        self._configure_vllm_env(version, vllm, full_determinism=True)  # this is what puts the core into this process
+        self.llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.served: dict[int, LoRARequest] = {}
+        self.versions, self.requests = 0, 0
+        self.arrivals: queue.SimpleQueue[tuple[Future, Callable[[], None]]] = queue.SimpleQueue()
+        self.batches: dict[str, tuple[Batch, int]] = {}
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    async def ready(self) -> int:
+        """The engine's process id, once it can serve."""
+        return os.getpid()
 
     async def load_adapter(self, adapter_id: int, payload: Payload) -> int:
         """Serves `payload` as adapter `adapter_id` from now on. Returns the bytes received."""
         args = (adapter_id, payload.names, payload.shapes, payload.dtype, payload.data)
-        received = await self._while_alive(self.llm.collective_rpc("receive_adapter", args=args))
-        await self._while_alive(self.reset_prefix_cache())  # cached keys and values are the previous adapter's
-        # The path is never read: should vLLM have evicted the adapter, the request fails instead of answering from the base.
-        self.served[adapter_id] = LoRARequest(f"adapter-{adapter_id}", adapter_id, "/adapters/are/sent/from/memory")
+        received = await self._between_steps(lambda: self.llm.collective_rpc("receive_adapter", args=args))
+        # Cached keys and values go by the adapter's name, so a new name leaves those of the previous adapter behind. The path is
+        # never read: should vLLM have evicted the adapter, the request fails instead of answering from the base.
+        self.versions += 1
+        name = f"adapter-{adapter_id}-version-{self.versions}"
+        self.served[adapter_id] = LoRARequest(name, adapter_id, "/adapters/are/sent/from/memory")
         return received[0]
 
     async def drop_adapter(self, adapter_id: int) -> None:
         if self.served.pop(adapter_id, None):
-            await self._while_alive(self.llm.collective_rpc("drop_adapter", args=(adapter_id,)))
-
-    async def _while_alive(self, work: Awaitable[T]) -> T:
-        """The result of `work`. Raises RuntimeError when the engine process is dead: vLLM leaves open calls waiting."""
-        task = asyncio.ensure_future(work)
-        while not (await asyncio.wait({task}, timeout=LIVENESS_S))[0]:
-            if self.llm.errored:
-                task.cancel()
-                raise RuntimeError("the vLLM engine process died")
-        return task.result()
+            await self._between_steps(lambda: self.llm.collective_rpc("drop_adapter", args=(adapter_id,)))
 
     async def generate_batch(self, adapter_id: int | None, requests: Requests) -> Responses:
-        """Samples one response per request from an adapter, or from the base (None).
+        """Samples one response per request from an adapter, or from the base (None)."""
+        lora = None if adapter_id is None else self.served[adapter_id]
+        batch = Batch([None] * len(requests.prompts), len(requests.prompts))
+        self.arrivals.put((batch.done, lambda: self._add(batch, lora, requests)))
+        return _collect(await asyncio.wrap_future(batch.done))
 
-        The scheduler is paused until all requests have arrived, so that batches, and with them bf16 rounding, are the same
-        each time.
-        """
-        return await self._while_alive(
-            self._generate(None if adapter_id is None else self.served[adapter_id], requests)
-        )
+    def _add(self, batch: Batch, lora: LoRARequest | None, requests: Requests) -> None:
+        for i, (prompt, seed) in enumerate(zip(requests.prompts, requests.seeds, strict=True)):
+            self.requests += 1
+            name = str(self.requests)
+            self.llm.add_request(
+                name, TokensPrompt(prompt_token_ids=prompt), _params(requests, seed), lora_request=lora
+            )
+            self.batches[name] = (batch, i)
 
-    async def _generate(self, lora: LoRARequest | None, requests: Requests) -> Responses:
-        await self.llm.pause_generation(mode="keep", clear_cache=False)
-        try:
-            queues = [
-                await self.llm.add_request(
-                    random_uuid(),
-                    TokensPrompt(prompt_token_ids=prompt),
-                    self._params(requests, seed),
-                    lora_request=lora,
-                )
-                for prompt, seed in zip(requests.prompts, requests.seeds, strict=True)
-            ]
-        finally:
-            await self.llm.resume_generation()
-        return _collect([(await queue.get()).outputs[0] for queue in queues])
+    async def _between_steps(self, work: Callable[[], T]) -> T:
+        """Runs `work` in the engine's thread and returns its result."""
+        done: Future[T] = Future()
+        self.arrivals.put((done, lambda: done.set_result(work())))
+        return await asyncio.wrap_future(done)
 
-    @staticmethod
-    def _params(requests: Requests, seed: int) -> SamplingParams:
-        return SamplingParams(
-            temperature=requests.temperature,
-            max_tokens=requests.response_tokens,
-            seed=seed,
-            logprobs=0,  # of the sampled token alone
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            detokenize=False,
-        )
+    def _serve(self) -> None:
+        """The engine's thread: takes in what has arrived, then one engine step, for ever."""
+        while True:
+            for done, work in self._arrived():
+                try:
+                    work()
+                except Exception as error:
+                    done.set_exception(error)
+            if self.llm.has_unfinished_requests():
+                try:
+                    outputs = self.llm.step()
+                except Exception:  # nothing can be served after this: end, so that every caller hears of it
+                    traceback.print_exc()
+                    os._exit(1)
+                for output in outputs:
+                    self._deliver(output)
+
+    def _arrived(self) -> Iterator[tuple[Future, Callable[[], None]]]:
+        """What has arrived by now; waits for the first if the engine is idle."""
+        if not self.llm.has_unfinished_requests():
+            yield self.arrivals.get()
+        while not self.arrivals.empty():
+            yield self.arrivals.get()
+
+    def _deliver(self, output: Any) -> None:
+        batch, i = self.batches.pop(output.request_id)
+        batch.outputs[i] = output.outputs[0]
+        batch.open -= 1
+        if not batch.open:
+            batch.done.set_result(batch.outputs)
+
+
+def _params(requests: Requests, seed: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=requests.temperature,
+        max_tokens=requests.response_tokens,
+        seed=seed,
+        logprobs=0,  # of the sampled token alone
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        detokenize=False,
+    )
 
 
 def _collect(outputs: list[Any]) -> Responses:

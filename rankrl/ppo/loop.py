@@ -17,11 +17,12 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from rankrl.data.items import Item, step_indices
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary
-from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score, tokens_by_position
+from rankrl.ppo.rollout import Prompter, Rollouts, Sample, experience, score, tokens_by_position
 from rankrl.ppo.schedules import KLController, clip_share
-from rankrl.ppo.services import RunView, Services
+from rankrl.ppo.services import PolicyView, RunView, Services
 from rankrl.ppo.workers import AdapterSpec
 from rankrl.recipe.plan import Run
+from rankrl.reward.grade import shaped
 
 CANARY_SAMPLES = 64
 """Samples of a rollout on which the previous adapter is evaluated as well."""
@@ -32,13 +33,32 @@ class Diverged(RuntimeError):
 
 
 class ExperienceMaker(RemoteExperienceMaker):
-    """Upstream's, keeping the per-token log-probabilities that the canary and the KL per step need."""
+    """Upstream's, from graded samples, keeping the per-token log-probabilities that the canary and the KL per step need."""
 
+    run: Run
     seen: dict[str, np.ndarray]
+
+    def split_rollout_samples(self, rollout_samples: list[Sample]) -> list[Experience]:
+        """Micro-batches of samples of like length, so that little is padded; each worker gets short and long ones.
+
+        Where samples share the computation of their prompt, they stay beside each other.
+        """
+        order = list(range(len(rollout_samples)))
+        if not self.run.scale.model.share_prefixes:
+            order.sort(key=lambda i: rollout_samples[i].tokens)
+        size, workers = self.args.rollout.micro_batch_size, len(self.actor_model_group.group.workers)
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        return [self._micro_batch(rollout_samples, part) for w in range(workers) for part in parts[w::workers]]
+
+    def _micro_batch(self, rollout_samples: list[Sample], index: list[int]) -> Experience:
+        samples, lengths = [rollout_samples[i] for i in index], self.run.scale.lengths
+        weights = self.run.recipe.reward
+        rewards = [shaped(s.verdict, len(s.response_ids), lengths.response_tokens, weights) for s in samples]
+        return experience(samples, index, rewards, self.tokenizer.pad_token_id, self.args.data.max_len)
 
     @torch.no_grad()
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
-        workers = len(self.actor_model_group.group._actor_handlers)
+        workers = len(self.actor_model_group.group.workers)
         few = workers * max(1, CANARY_SAMPLES // (workers * len(samples_list[0].sequences)))  # all workers do the same
         previous_refs = self.actor_model_group.async_run_method_batch(
             "forward_previous",
@@ -68,15 +88,17 @@ class RunTrainer(BasePPOTrainer):
         self.run, self.services, self.train_items, self.eval_items = run, services, train_items, eval_items
         args, tokenizer = arguments(run, services.model_path), prompter.tokenizer
         strategy = SimpleNamespace(args=args)
-        policy, critic = RunView(services.policy, run.run_id), RunView(services.critic, run.run_id)
+        policy = PolicyView(services.policy, run.run_id, run.scale.model.dtype)
+        critic = RunView(services.critic, run.run_id)
         reference = RunView(services.policy, run.run_id, {"forward": "forward_reference"})
         super().__init__(strategy, policy, critic, None, reference, services.engines, tokenizer)  # type: ignore[arg-type]
         self.kl_ctl = KLController(run["kl"], run.recipe.kl_schedule, run.recipe.steps)
         groups = (policy, critic, None, reference)
         self.experience_maker = ExperienceMaker(*groups, self.kl_ctl, strategy, tokenizer)  # type: ignore[arg-type]
+        self.experience_maker.run = run
         self.rollouts = Rollouts(strategy, prompter, services.engines, run.scale)
         self.canary, self.tokens_total, self.sync_bytes = Canary(), 0, 0
-        self.adapter_id = services.next_adapter_id()
+        self.adapter_id = next(services.adapter_ids)
 
     def attach(self) -> int:
         """Brings the run to the services. Returns the parameters of the policy adapter."""
@@ -95,7 +117,7 @@ class RunTrainer(BasePPOTrainer):
 
     def broadcast_to_vllm(self) -> None:
         """Sends the adapter, and nothing else, from worker 0 through Ray to every engine."""
-        payload = self.actor_model_group.async_run_method("payload", dtype="bfloat16")[0]
+        payload = self.actor_model_group.payload()
         self.sync_bytes = ray.get(
             [engine.load_adapter.remote(self.adapter_id, payload) for engine in self.vllm_engines]
         )[0]
@@ -115,7 +137,7 @@ class RunTrainer(BasePPOTrainer):
         samples = self.rollouts.rollout(self.adapter_id, run.seed, step, items, run.recipe.samples_per_prompt)
         self.tokens_total += sum(sample.tokens for sample in samples)
         rollout_s, kl_coef = time.perf_counter() - start_s, self.kl_ctl.value
-        status, _ = self.train_step([self.rollouts.experience(sample, run.recipe.reward) for sample in samples], step)
+        status, _ = self.train_step(samples, step)
         seen = self.experience_maker.seen
         return {
             "step": step + 1,
@@ -150,7 +172,7 @@ class RunTrainer(BasePPOTrainer):
         self.gap = self.canary.check(seen["engine"], seen["trainer"], seen["base"], seen["previous"])
         status = super().ppo_train(global_steps)
         if "policy_loss" not in status:
-            ray.get(self.actor_model_group.async_run_method("forget_rollout"))
+            self.actor_model_group.async_run_method("forget_rollout")
         for name in ("policy_loss", "critic_loss", "actor_grad_norm", "critic_grad_norm"):
             if not math.isfinite(status.get(name, 0.0)):
                 raise Diverged(f"step {global_steps + 1}: {name} is {status[name]}")
@@ -160,7 +182,7 @@ class RunTrainer(BasePPOTrainer):
         run = self.run
         share = clip_share(run.recipe.clip_final, step, run.recipe.steps)
         low, high = run["clip_low"] * share, run["clip_high"] * share
-        ray.get(self.actor_model_group.async_run_method("set_clip", low=low, high=high))
+        self.actor_model_group.async_run_method("set_clip", low=low, high=high)
         return low, high
 
     def state(self, step: int) -> dict[str, Any]:
@@ -180,7 +202,7 @@ class RunTrainer(BasePPOTrainer):
 
     def restore(self, state: dict[str, Any]) -> None:
         for group, states in ((self.services.policy, state["policy"]), (self.services.critic, state["critic"])):
-            workers = group._actor_handlers
+            workers = group.workers
             if len(workers) != len(states):
                 raise ValueError(f"checkpoint: got the state of {len(states)} workers, but {len(workers)} are running")
             ray.get([worker.restore.remote(self.run.run_id, s) for worker, s in zip(workers, states, strict=True)])

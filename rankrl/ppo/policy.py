@@ -12,6 +12,7 @@ from peft import get_peft_model_state_dict
 
 from rankrl.adapter.build import AdapterHost
 from rankrl.adapter.table import uniform
+from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.serving import Payload, pack
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
@@ -32,8 +33,10 @@ class AdapterActor(Actor):
         if args.actor.gradient_checkpointing_enable:
             self.model.enable_input_require_grads()
             self.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
-        self.model.requires_grad_(False)
-        self.engine = strategy.prepare(self.model)  # keeps ZeRO's hooks on the base alive
+        self.model.requires_grad_(False).to(getattr(torch, strategy.dtype))
+        self.engine = (strategy.prepare(self.model),)  # keeps ZeRO's hooks on the base alive; a tuple, so no submodule
+        if strategy.share_prefixes:
+            SharedPrefixes(self.model.base_model)
 
 
 class PolicyTrainer(ActorPPOTrainer):
@@ -80,7 +83,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
 
     def forward_reference(self, **batch: Any) -> torch.Tensor:
         """Log-probabilities [B, A] of the base: the same weights with the adapter off."""
-        with self.actor.model.disable_adapter():
+        with self.host.disabled():
             return self.forward(**batch)
 
     def forward_previous(self, **batch: Any) -> torch.Tensor:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from typing import Any
 
-import psutil
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
@@ -18,14 +14,6 @@ class AdapterReceiver:
     """Mixed into vLLM's worker class by `worker_extension_cls`."""
 
     model_runner: Any
-
-    def die_with(self, owner: int) -> None:
-        """Ends this engine's processes when process `owner`, which started them, is gone, however it went."""
-        above = [process.pid for process in psutil.Process().parents()]
-        if owner not in above:
-            return  # a worker that Ray started, which dies with its cluster
-        family = [*reversed(above[: above.index(owner)]), os.getpid()]
-        threading.Thread(target=_outlive_nobody, args=(psutil.Process(owner), family), daemon=True).start()
 
     def receive_adapter(
         self, adapter_id: int, names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes
@@ -59,9 +47,3 @@ class AdapterReceiver:
 
     def drop_adapter(self, adapter_id: int) -> None:
         self.model_runner.lora_manager.remove_adapter(adapter_id)
-
-
-def _outlive_nobody(owner: psutil.Process, family: list[int]) -> None:
-    owner.wait()
-    for pid in family:
-        os.kill(pid, signal.SIGKILL)

@@ -140,6 +140,11 @@ class Record:
         if self.board is not None:
             self.board.flush()
 
+    def saved_step(self) -> int:
+        """Step of the checkpoint, 0 without one."""
+        state = self.load_checkpoint()
+        return state["step"] if state else 0
+
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The saved state, or None if there is none. An unreadable one is put aside, and the run starts again."""
         path = self.checkpoint_dir / "state.pt"

@@ -11,10 +11,9 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from rankrl.data.items import Item, request_seed
-from rankrl.ppo.engine import Requests, Responses
+from rankrl.ppo.serving import Requests, Responses
 from rankrl.recipe.scale import Scale
-from rankrl.recipe.schema import Reward
-from rankrl.reward.grade import Verdict, grade, shaped
+from rankrl.reward.grade import Verdict, grade
 
 
 @dataclass(frozen=True)
@@ -110,21 +109,40 @@ class Rollouts(SamplesGenerator):
         seeds = [[request_seed("eval", item.item_id, k) for k in range(samples)] for item in items]
         return self.sample(adapter_id, items, seeds, self.scale.sampling.eval_temperature)
 
-    def experience(self, sample: Sample, weights: Reward) -> Experience:
-        """The sample as upstream's experience of one row: shaped reward for training, verdict as score."""
-        prompt = len(sample.prompt_ids)
-        reward = shaped(sample.verdict, len(sample.response_ids), self.scale.lengths.response_tokens, weights)
-        response = {
-            "prompt": sample.item.prompt,
-            "label": sample.item.answer,
-            "observation_tokens": sample.prompt_ids + sample.response_ids,
-            "action_ranges": [(prompt, sample.tokens)],
-            "rollout_log_probs": [0.0] * prompt + sample.logprobs,
-            "truncated": sample.truncated,
-            "reward": reward,
-            "scores": float(sample.verdict.correct),
-        }
-        return self._process_response_into_experience(response, max_len=self.args.data.max_len)
+
+def experience(
+    samples: list[Sample], index: list[int], rewards: list[float], pad_token: int, longest: int
+) -> Experience:
+    """A micro-batch as upstream's experience, padded on the right; `index` are the samples' places in the rollout.
+
+    Upstream's action axis A = T - 1 starts at the second token: entry t belongs to the token at t + 1.
+    """
+    lengths_B = torch.tensor([sample.tokens for sample in samples])
+    prompts_B = torch.tensor([len(sample.prompt_ids) for sample in samples])
+    positions_T = torch.arange(int(lengths_B.max()))
+    attention_mask_BT = (positions_T < lengths_B[:, None]).long()
+    action_mask_BT = attention_mask_BT * (positions_T >= prompts_B[:, None])
+    sequences_BT = torch.full_like(attention_mask_BT, pad_token)
+    sequences_BT[attention_mask_BT.bool()] = torch.tensor(
+        [token for sample in samples for token in (*sample.prompt_ids, *sample.response_ids)]
+    )
+    logprobs_BT = torch.zeros(attention_mask_BT.shape)
+    logprobs_BT[action_mask_BT.bool()] = torch.tensor([p for sample in samples for p in sample.logprobs])
+    reward_B = torch.tensor(rewards)
+    score_B = torch.tensor([float(sample.verdict.correct) for sample in samples])
+    return Experience(
+        sequences=sequences_BT,
+        attention_mask=attention_mask_BT,
+        action_mask=action_mask_BT[:, 1:],
+        rollout_log_probs=logprobs_BT[:, 1:],
+        rewards=reward_B,
+        scores=score_B,
+        response_length=lengths_B - prompts_B,
+        truncated=torch.tensor([sample.truncated for sample in samples]),
+        total_length=lengths_B.float(),
+        index=index,
+        info={"response_clip_ratio": lengths_B >= longest, "reward": reward_B, "score": score_B},
+    )
 
 
 def score(samples: list[Sample]) -> float:

@@ -1,16 +1,18 @@
-"""Services hold a base, runs hold adapters: workers and engines, started once and used by one run after another."""
+"""Services hold a base, runs hold adapters: workers and engines, started once and used by many runs, several at a time."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from openrlhf.trainer.ray.launcher import RayActorGroup
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rankrl.ppo.arguments import arguments
@@ -20,9 +22,13 @@ from rankrl.ppo.guardian import guard
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.serving import serving_rank
 from rankrl.ppo.strategy import AdapterStrategy
+from rankrl.ppo.workers import Call
 from rankrl.recipe.plan import Run, deepspeed_config
 from rankrl.recipe.scale import Model
 
+MAX_SEQUENCES = 1024
+"""Requests that an engine decodes at once; vLLM's default is 256 on small devices, less than a few packed rollouts."""
+MAX_BATCHED_TOKENS = 8192  # in one engine step
 EMBEDDED = {"embedded:nano": Path(__file__).parents[1] / "data" / "nano_model"}
 
 
@@ -45,6 +51,13 @@ def resolve_model(model: Model) -> str:
                 f"model.trust_remote_code: got False, but {file.name} of {model.path} wants to run code that comes with the "
                 "model; set it to true if you trust that code"
             )
+    stored = json.loads(config.read_text())
+    stored = stored.get("dtype", stored.get("torch_dtype"))
+    if model.dtype == "float32" and stored != "bfloat16":  # OpenRLHF reads weights as bfloat16, vLLM as they are
+        raise ValueError(
+            f"model.dtype: got float32, allowed: bfloat16, because the weights of {model.path} are stored as {stored} "
+            "(float32 is for weights that bfloat16 holds exactly)"
+        )
     return str(path)
 
 
@@ -104,44 +117,109 @@ def check_resources(processes: int) -> None:
             )
 
 
-class RunView:
-    """One run's view of a worker group, with the two methods that upstream's trainer and experience maker call on groups."""
+class WorkerGroup(RayActorGroup):
+    """Upstream's group, for callers in several threads: all workers get the calls in one order, or their collectives deadlock."""
 
-    def __init__(self, group: RayActorGroup, name: str, renamed: dict[str, str] | None = None):
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._order = threading.Lock()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def workers(self) -> list[Any]:
+        return self._actor_handlers
+
+    def async_run_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
+        with self._order:
+            return super().async_run_method(method_name, *args, **kwargs)
+
+    def each(self, method_name: str, arguments: list[tuple]) -> list[Any]:
+        """Calls worker i with `arguments[i]`."""
+        with self._order:
+            return [getattr(w, method_name).remote(*args) for w, args in zip(self.workers, arguments, strict=True)]
+
+
+class RunView:
+    """One run's view of a worker group, with the two methods that upstream's trainer and experience maker call on groups.
+
+    Every call waits in the workers' queues behind those of all other runs. So calls to `DEFERRED` methods, which have no result,
+    travel with the next one, and arguments with the call instead of through the object store (Ray decides by size).
+    """
+
+    DEFERRED = ("append", "set_clip", "forget_rollout")
+
+    def __init__(self, group: WorkerGroup, name: str, renamed: dict[str, str] | None = None):
         self.group, self.name, self.renamed = group, name, renamed or {}
+        self.deferred: list[list[Call]] = [[] for _ in group.workers]
 
     def async_run_method(self, method_name: str, **kwargs: Any) -> list[Any]:
-        return self.group.async_run_method("call", self.name, self.renamed.get(method_name, method_name), kwargs)
+        """`method_name` on every worker, with the same arguments. Returns a reference per worker."""
+        return self._call("call", method_name, [[kwargs]] * len(self.group.workers))
 
-    def async_run_method_batch(self, method_name: str, **kwargs: Any) -> list[Any]:
-        names = [self.name] * len(next(iter(kwargs.values())))
-        return self.group.async_run_method_batch(self.renamed.get(method_name, method_name), run_names=names, **kwargs)
+    def async_run_method_batch(self, method_name: str, **columns: Any) -> list[Any]:
+        """`method_name` for every row of `columns`, which the workers share evenly. Returns a reference to a list per worker."""
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        share = -(-len(rows) // len(self.group.workers))
+        return self._call(
+            "call_batch", method_name, [rows[i * share : (i + 1) * share] for i in range(len(self.group.workers))]
+        )
+
+    def _call(self, how: str, method_name: str, rows: list[list[dict[str, Any]]]) -> list[Any]:
+        method = self.renamed.get(method_name, method_name)
+        for calls, worker_rows in zip(self.deferred, rows, strict=True):
+            calls.append((method, worker_rows))
+        if method in self.DEFERRED:
+            return []
+        ready, self.deferred = self.deferred, [[] for _ in rows]
+        return self.group.each(how, [(self.name, calls) for calls in ready])
+
+
+class PolicyView(RunView):
+    """Asks for the adapter in the same breath as for the update that changes it."""
+
+    def __init__(self, group: WorkerGroup, name: str, dtype: str):
+        super().__init__(group, name)
+        self.dtype = dtype
+        self.updated: Any = None
+
+    def async_run_method(self, method_name: str, **kwargs: Any) -> list[Any]:
+        refs = super().async_run_method(method_name, **kwargs)
+        if method_name == "fit":
+            self.updated = self._payload()
+        return refs
+
+    def payload(self) -> Any:
+        """Reference to the adapter as it is after the last update."""
+        payload, self.updated = self.updated or self._payload(), None
+        return payload
+
+    def _payload(self) -> Any:
+        return super().async_run_method("payload", dtype=self.dtype)[0]
 
 
 class Services:
-    """Worker groups and engines of one scale. `max_rank` bounds the adapters they can serve."""
+    """Worker groups and engines of one scale, for `parallel_runs` runs at a time with adapters of at most `max_rank`."""
 
-    def __init__(self, run: Run, max_rank: int):
+    def __init__(self, run: Run, max_rank: int, parallel_runs: int):
         self.scale, self.model_path = run.scale, resolve_model(run.scale.model)
+        self.broken = False
+        """Set by whoever saw a service die; the next run then starts new ones."""
         place = self.scale.placement
         processes = (
             place.nodes * (place.policy_per_node + place.critic_per_node) + place.engines * place.tensor_parallel
         )
         args = arguments(run, self.model_path)  # refuses a bad run before anything is started
-        start_ray(processes)
+        if not ray.is_initialized():
+            start_ray(processes)
         check_resources(processes)
-        self.engines = start_engines(run.scale, self.model_path, max_rank)
-        strategy = AdapterStrategy(args, deepspeed_config(self.scale))
-        self.policy = RayActorGroup(place.nodes, place.policy_per_node, ray.remote(num_gpus=1)(PolicyWorker))
-        self.critic = RayActorGroup(place.nodes, place.critic_per_node, ray.remote(num_gpus=1)(ValueWorker))
+        self.placements, self.engines = start_engines(run.scale, self.model_path, max_rank, parallel_runs)
+        model = self.scale.model
+        strategy = AdapterStrategy(args, deepspeed_config(self.scale), model.dtype, model.share_prefixes)
+        self.policy = WorkerGroup(place.nodes, place.policy_per_node, ray.remote(num_gpus=1)(PolicyWorker))
+        self.critic = WorkerGroup(place.nodes, place.critic_per_node, ray.remote(num_gpus=1)(ValueWorker))
         load = (strategy, self.model_path, self.scale.model.modules, self.scale.model.layers)
         loading = [ref for group in (self.policy, self.critic) for ref in group.async_init_model_from_pretrained(*load)]
-        ray.get(loading + [engine.get_num_unfinished_requests.remote() for engine in self.engines])
-        self.adapters = 0
-
-    def next_adapter_id(self) -> int:
-        self.adapters += 1
-        return self.adapters
+        ray.get(loading + [engine.ready.remote() for engine in self.engines])
+        self.adapter_ids = itertools.count(1)
 
     def detach(self, name: str, adapter_id: int) -> None:
         """Forgets a run everywhere."""
@@ -149,47 +227,57 @@ class Services:
         ray.get(refs + [engine.drop_adapter.remote(adapter_id) for engine in self.engines])
 
     def stop(self) -> None:
-        ray.shutdown()
+        """Ends all workers and engines. Ray stays, so that calls of other threads end with an error instead of for ever."""
+        for actor in [*self.engines, *self.policy.workers, *self.critic.workers]:
+            ray.kill(actor)
+        for placement in self.placements:
+            remove_placement_group(placement)
 
 
-def start_engines(scale: Any, model_path: str, max_rank: int) -> list[Any]:
-    """One vLLM actor per engine, each with its own GPUs; adapters of up to `max_rank` are served."""
+def start_engines(scale: Any, model_path: str, max_rank: int, adapters: int) -> tuple[list[PlacementGroup], list[Any]]:
+    """One vLLM actor per engine, each with its own GPUs, that serves so many adapters of up to `max_rank` at once."""
     place = scale.placement
     tensor_parallel = place.tensor_parallel
     bundles = [{"GPU": 1, "CPU": 1}] * tensor_parallel
-    engines = []
+    groups, engines = [], []
     for i in range(place.engines):
         group = placement_group(bundles, strategy="STRICT_PACK")
+        groups.append(group)
         ray.get(group.ready())
         strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_capture_child_tasks=True)
         engines.append(
             RemoteEngine.options(num_cpus=1, num_gpus=int(tensor_parallel == 1), scheduling_strategy=strategy).remote(
-                **engine_arguments(scale, model_path, max_rank, i)
+                **engine_arguments(scale, model_path, max_rank, adapters, i)
             )
         )
-    return engines
+    return groups, engines
 
 
-def engine_arguments(scale: Any, model_path: str, max_rank: int, index: int) -> dict[str, Any]:
+def engine_arguments(scale: Any, model_path: str, max_rank: int, adapters: int, index: int) -> dict[str, Any]:
     """vLLM's arguments, as upstream's `create_vllm_engines` sets them, with adapters on."""
-    place = scale.placement
+    place, max_model_tokens = scale.placement, scale.lengths.prompt_tokens + scale.lengths.response_tokens
     return {
         "model": model_path,
-        "dtype": "bfloat16",
+        "dtype": scale.model.dtype,
         "seed": index,
-        "max_model_len": scale.lengths.prompt_tokens + scale.lengths.response_tokens,
+        "max_model_len": max_model_tokens,
         "tensor_parallel_size": place.tensor_parallel,
         "distributed_executor_backend": "uni" if place.tensor_parallel == 1 else "ray",
         "bundle_indices": list(range(place.tensor_parallel)) if place.tensor_parallel > 1 else None,
         "num_gpus": 1,
         "gpu_memory_utilization": place.engine_memory,
         "enable_prefix_caching": True,
+        "max_num_seqs": MAX_SEQUENCES,
+        "disable_log_stats": True,
         "enforce_eager": not torch.cuda.is_available(),
+        # after a cut prompt vLLM rewinds the request's random generator, which a CPU generator cannot
+        "enable_chunked_prefill": torch.cuda.is_available(),
+        "max_num_batched_tokens": max(MAX_BATCHED_TOKENS, max_model_tokens),
         "trust_remote_code": scale.model.trust_remote_code,
         "worker_extension_cls": "rankrl.ppo.receiver.AdapterReceiver",
         "enable_lora": True,
-        "max_loras": 1,
-        "max_cpu_loras": 2,
+        "max_loras": adapters,
+        "max_cpu_loras": adapters + 1,
         "max_lora_rank": serving_rank(max_rank),
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
     }

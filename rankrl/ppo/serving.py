@@ -1,4 +1,6 @@
-"""An adapter on its way to a rollout engine: scaling folded into B, alpha = rank, flat in the engine's precision.
+"""What crosses the boundary of a rollout engine: requests and responses as arrays, and adapters.
+
+An adapter on its way has its scaling folded into B, alpha = rank, and is flat in the engine's precision.
 
 vLLM reads one rank and one alpha per adapter and drops PEFT's patterns, so the true scale of every module is folded into
 its B and the adapter is published with scale 1. It is sent unpadded; the engine's buffers, of its serving rank, are zero
@@ -9,9 +11,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 SERVING_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM 0.29 config/lora.py MaxLoRARanks
+
+
+@dataclass(frozen=True)
+class Requests:
+    """One sample per entry of `prompts` (token ids) and `seeds`."""
+
+    prompts: list[list[int]]
+    seeds: list[int]
+    temperature: float
+    response_tokens: int
+
+
+@dataclass(frozen=True)
+class Responses:
+    """In request order: token ids and their log-probabilities, flat, with lengths; whether a response was cut."""
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    lengths: np.ndarray
+    truncated: np.ndarray
+
+    def split(self) -> list[tuple[list[int], list[float]]]:
+        """(token ids, log-probabilities) of each response."""
+        ends = np.cumsum(self.lengths)[:-1]
+        return [
+            (t.tolist(), p.tolist())
+            for t, p in zip(np.split(self.token_ids, ends), np.split(self.logprobs, ends), strict=True)
+        ]
 
 
 @dataclass(frozen=True)

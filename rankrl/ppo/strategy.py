@@ -64,7 +64,7 @@ class AdapterOptimizer:
 class AdapterStrategy(DeepspeedStrategy):
     """One per worker process, for the base; `for_run` gives the view of one run, with its arguments and batch sizes."""
 
-    def __init__(self, args: SimpleNamespace, deepspeed: dict[str, Any]):
+    def __init__(self, args: SimpleNamespace, deepspeed: dict[str, Any], dtype: str, share_prefixes: bool):
         super().__init__(
             seed=args.train.seed,
             full_determinism=args.train.full_determinism_enable,
@@ -73,7 +73,7 @@ class AdapterStrategy(DeepspeedStrategy):
             zero_stage=args.ds.zero_stage,
             args=args,
         )
-        self.deepspeed = deepspeed
+        self.deepspeed, self.dtype, self.share_prefixes = deepspeed, dtype, share_prefixes
 
     def get_ds_eval_config(self, offload: bool = False) -> dict[str, Any]:
         """Upstream's configuration of a frozen model with the scale's file merged over it.
@@ -88,6 +88,7 @@ class AdapterStrategy(DeepspeedStrategy):
         )  # the base never trains
         merged = merge(config, self.deepspeed)
         merged["zero_optimization"]["stage"] = stage
+        merged["bf16"]["enabled"] = self.dtype == "bfloat16"
         return merged
 
     def for_run(self, args: SimpleNamespace) -> AdapterStrategy:

@@ -12,6 +12,7 @@ import copy
 import importlib.util
 import os
 import sys
+import threading
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 OPENRLHF = "0.11.2"
 PARSED = "args = hierarchize(args)"
 LAST = "train(args)"
+ONE_AT_A_TIME = threading.Lock()  # upstream's parser reads sys.argv
 
 
 def check_version() -> None:
@@ -71,15 +73,16 @@ def parse_arguments(words: list[str]) -> SimpleNamespace:
     check_version()
     parse, check = _main_body()
     scope: dict[str, Any] = {"argparse": argparse, "os": os, "datetime": datetime}
-    argv, sys.argv = sys.argv, ["train_ppo_ray", *words]
-    try:
-        exec(parse, scope)
-        before = copy.deepcopy(scope["args"])
-        exec(check, scope)
-    except (SystemExit, AssertionError) as error:
-        raise ValueError(f"OpenRLHF refuses the arguments: {error} (given: {' '.join(words)})") from error
-    finally:
-        sys.argv = argv
+    with ONE_AT_A_TIME:
+        argv, sys.argv = sys.argv, ["train_ppo_ray", *words]
+        try:
+            exec(parse, scope)
+            before = copy.deepcopy(scope["args"])
+            exec(check, scope)
+        except (SystemExit, AssertionError) as error:
+            raise ValueError(f"OpenRLHF refuses the arguments: {error} (given: {' '.join(words)})") from error
+        finally:
+            sys.argv = argv
     was, now = flatten(before), flatten(scope["args"])
     rewritten = {key: (was.get(key), value) for key, value in now.items() if was.get(key) != value}
     if rewritten:

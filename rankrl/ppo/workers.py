@@ -21,6 +21,9 @@ from rankrl.adapter.build import AdapterHost
 from rankrl.adapter.table import ModuleRank
 from rankrl.ppo.strategy import AdapterOptimizer
 
+Call = tuple[str, list[dict[str, Any]]]
+"""A method, and the keyword arguments of each call to it."""
+
 
 @dataclass(frozen=True)
 class AdapterSpec:
@@ -59,18 +62,16 @@ class RunHost:
     runs: dict[str, RunState]
     trainer: Any
 
-    def call(self, name: str, method: str, kwargs: dict[str, Any]) -> Any:
-        """Runs an upstream or own method for one run."""
-        with self.activate(name):
-            return getattr(self, method)(**kwargs)
+    def call(self, name: str, calls: list[Call]) -> Any:
+        """Runs upstream's or own methods for one run, a method once per row. Returns the last result."""
+        return self.call_batch(name, calls)[-1]
 
-    def execute_batch(
-        self, method_name: str, all_data: dict[str, list[Any]], start_idx: int, end_idx: int
-    ) -> list[Any]:
-        """Upstream's batched call; the run stands in `run_names`, once per item."""
-        data = {key: value for key, value in all_data.items() if key != "run_names"}
-        with self.activate(all_data["run_names"][0]):
-            return super().execute_batch(method_name, data, start_idx, end_idx)  # type: ignore[misc]
+    def call_batch(self, name: str, calls: list[Call]) -> list[Any]:
+        """The same. Returns the results of the last method, one per row."""
+        with self.activate(name):
+            for method, rows in calls:
+                results = [getattr(self, method)(**row) for row in rows]
+        return results
 
     @contextmanager
     def activate(self, name: str) -> Iterator[RunState]:

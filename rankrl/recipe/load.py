@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from rankrl.recipe.scale import Scale
+from rankrl.recipe.scale import Execution, Scale
 from rankrl.recipe.schema import Recipe, require
 
-T = TypeVar("T", Recipe, Scale)
+T = TypeVar("T", Recipe, Scale, Execution)
 ROOT = Path(__file__).resolve().parents[2]
 GRID = {"ranks", "batch_sizes", "seeds", "arms", "name"}
 
@@ -25,6 +25,7 @@ class Experiment:
     name: str
     arms: dict[str, Recipe]
     scale: Scale
+    execution: Execution = field(default_factory=Execution)
 
 
 def _one_line(error: Exception) -> str:
@@ -117,7 +118,7 @@ def _diagnosis(kind: type, layers: Sequence[dict[str, Any]], error: Exception) -
                 if isinstance(cause, ConfigKeyError):
                     return f"{cause.full_key}: {_one_line(cause)}"
                 full_key = getattr(cause, "full_key", None) or key
-                allowed = {field.name: field.type for field in fields(kind)}.get(key, "another type")
+                allowed = {known.name: known.type for known in fields(kind)}.get(key, "another type")
                 return f"{full_key}: got {value!r}, allowed: {allowed}"
     return f"{kind.__name__.lower()}: {_one_line(error)}"
 
@@ -128,16 +129,19 @@ def load_scale(name: str, *layers: Any) -> Scale:
 
 
 def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """A recipe file with `key=value` overrides. `scale=` picks the scale (default nano), `scale.KEY=` changes it.
+    """A recipe file with `key=value` overrides. `scale=` picks the scale (default nano), `scale.KEY=` changes it;
+    `parallel_runs=` and `services=` say how it is carried out.
 
     Raises ValueError, one line, naming the key, the value and what is allowed.
     """
     path = Path(recipe)
-    words, scale, scale_words = _overrides(overrides)
+    here = tuple(f"{option.name}=" for option in fields(Execution))
+    words, scale, scale_words = _overrides([word for word in overrides if not word.startswith(here)])
+    execution = _overrides([word for word in overrides if word.startswith(here)])[0]
     layers = [{"name": path.stem}, _expand(read_yaml(path, "recipe")), _expand(words)]
     whole = build(Recipe, *layers)
     arms = {name: _arm(name, override, layers) for name, override in whole.arms.items()} or {"": whole}
-    return Experiment(whole.name, arms, load_scale(scale, scale_words))
+    return Experiment(whole.name, arms, load_scale(scale, scale_words), build(Execution, execution))
 
 
 def _arm(name: str, override: dict[str, Any], layers: list[Any]) -> Recipe:

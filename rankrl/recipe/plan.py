@@ -87,7 +87,7 @@ class Run:
 
 LARGEST_SERVED = 512  # vLLM 0.29
 DEEPSPEED_IDLE = {"optimizer", "scheduler", "gradient_clipping", "gradient_accumulation_steps", "train_batch_size",
-                  "train_micro_batch_size_per_gpu"}  # fmt: skip
+                  "train_micro_batch_size_per_gpu", "bf16", "fp16"}  # fmt: skip
 OFFLOAD_IDLE = {"offload_optimizer"}
 
 
@@ -119,7 +119,10 @@ def deepspeed_config(scale: Scale) -> dict[str, Any]:
         | {f"zero_optimization.{k}" for k in OFFLOAD_IDLE & set(config["zero_optimization"])}
     )
     require(
-        not idle, "deepspeed", idle, f"other keys in {path.name}: the base is frozen, so these would have no effect"
+        not idle,
+        "deepspeed",
+        idle,
+        f"other keys in {path.name}: the base is frozen, and model.dtype is its precision",
     )
     return config
 

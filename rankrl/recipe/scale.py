@@ -7,6 +7,8 @@ from typing import Optional
 
 from rankrl.recipe.schema import check_value, require
 
+DTYPES = ("bfloat16", "float32")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -24,8 +26,13 @@ class Model:
     """Commit of the hub repository."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you set it."""
+    dtype: str = "bfloat16"
+    """Precision of the base in trainer and engine: bfloat16, or float32 where the hardware has no bfloat16 units."""
     attention: str = "sdpa"
     """Attention kernel of the trainer (transformers' name); flash_attention_2 where flash-attn is installed."""
+    share_prefixes: bool = False
+    """Compute tokens that samples of a micro-batch have in common once. For short sequences and sdpa: the attention mask grows with
+    the square of a micro-batch's tokens."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
 
@@ -132,6 +139,11 @@ class Scale:
         }
         for key, value in checks.items():
             require(value >= 1, key, value, "an integer of at least 1")
+        shares = not self.model.share_prefixes or self.model.attention == "sdpa"
+        require(
+            shares, "model.share_prefixes", True, "false", f"attention={self.model.attention} takes no mask of its own"
+        )
+        require(self.model.dtype in DTYPES, "model.dtype", self.model.dtype, " or ".join(DTYPES))
         for knob in self.reference.__dataclass_fields__:
             check_value(f"reference.{knob}", knob, getattr(self.reference, knob))
         check_value("sampling.temperature", "temperature", self.sampling.temperature)
@@ -154,3 +166,23 @@ class Scale:
             self.data.template,
             "chat, null, or a text with {}",
         )
+
+
+SERVICES = ("shared", "per_run")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a sweep is carried out here. It does not change what a run computes, so it is no part of a run's identity."""
+
+    parallel_runs: Optional[int] = None
+    """Runs trained at once on the same services; null chooses by cores and memory."""
+    services: str = "shared"
+    """`shared` by all runs of the sweep, or started anew `per_run`."""
+
+    def __post_init__(self) -> None:
+        if self.parallel_runs is not None:
+            require(self.parallel_runs >= 1, "parallel_runs", self.parallel_runs, "an integer of at least 1")
+        require(self.services in SERVICES, "services", self.services, " or ".join(SERVICES))
+        fits = self.services == "shared" or self.parallel_runs == 1
+        require(fits, "services", self.services, "shared", "per_run services need parallel_runs=1")

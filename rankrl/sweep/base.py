@@ -45,11 +45,12 @@ def _read(path: Path, items: list[Item]) -> list[Sample]:
 
 
 def cache_key(scale: Scale, model_path: str, items: str) -> str:
-    """What the base's score depends on: model and tokenizer, items, prompt, lengths and sampling."""
+    """What the base's score depends on: model, its precision and tokenizer, items, prompt, lengths and sampling."""
     sampling = scale.sampling
     parts = [
         [(file.name, _fingerprint(file)) for file in sorted(Path(model_path).iterdir()) if file.is_file()],
         items,
+        scale.model.dtype,
         scale.data.template,
         scale.lengths.response_tokens,
         sampling.eval_temperature,

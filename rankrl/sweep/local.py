@@ -1,22 +1,35 @@
-"""Many runs on warm services, one after another: what is finished is skipped, what broke is resumed."""
+"""Many runs on warm services, several at a time: what is finished is skipped, what broke is resumed."""
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from rankrl.recipe.plan import Run, plan
+from rankrl.recipe.scale import Execution
 from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
 from rankrl.sweep.progress import owned, progress, say
 
+if TYPE_CHECKING:
+    from rankrl.sweep.worker import Bench
+
+HERE = Execution()
 STOPPED = 75  # EX_TEMPFAIL: stopped on request and resumable
-ATTEMPTS = 2  # of a run whose services died
+ATTEMPTS = 2  # of a run whose services died, without a new checkpoint in between
+MOST = 8  # runs at once, unless parallel_runs says more
+STATE_BYTES = 2 * 20  # per adapter parameter, policy and value: weight, gradient, two moments, the previous weight
 
 
 def _prepare_process() -> None:
@@ -40,7 +53,7 @@ def _prepare_process() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def sweep(runs: list[Run], directory: Path, report: bool = True) -> int:
+def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report: bool = True) -> int:
     """Runs everything that is not finished. Returns 0, 75 if stopped on request, 1 if a run failed or diverged.
 
     Raises ValueError if a run directory holds another run under the same id.
@@ -49,7 +62,7 @@ def sweep(runs: list[Run], directory: Path, report: bool = True) -> int:
     for run in runs:
         check_identity(root / run.run_id, run)
     with owned(root) if report else nullcontext():
-        code = _sweep(runs, directory)
+        code = _sweep(runs, directory, execution)
     if report and any(root.glob("*/result.json")):
         from rankrl.report.build import build, print_table
 
@@ -58,26 +71,71 @@ def sweep(runs: list[Run], directory: Path, report: bool = True) -> int:
     return code
 
 
-def _sweep(runs: list[Run], directory: Path) -> int:
+def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
     results = {run.run_id: read_result(directory / run.sweep / run.run_id) for run in runs}
     todo = [run for run in runs if (results[run.run_id] or {}).get("status") not in ("finished", "diverged")]
     say(f"{len(runs) - len(todo)} of {len(runs)} runs are finished, {len(todo)} to do")
     if not todo:
         return int(any(result["status"] != "finished" for result in results.values() if result))
+    parallel_runs = min(execution.parallel_runs or default_parallel_runs(todo), len(todo))
+    say(f"{parallel_runs} at a time")
     _prepare_process()
     from rankrl.sweep.worker import Bench
 
-    bad, started_s = sum(result["status"] == "diverged" for result in results.values() if result), time.time()
-    with Bench(todo, directory) as bench:
-        for done, run in enumerate(todo):
-            result = bench.attempt(run, ATTEMPTS)
-            if result is None:
-                say(f"{run.run_id}: stopped on request; the same command continues it")
-                return STOPPED
-            bad += result["status"] != "finished"
-            eta_s = (time.time() - started_s) / (done + 1) * (len(todo) - done - 1)
-            say(progress(result, done + 1, len(todo), eta_s))
-    return 1 if bad else 0
+    diverged = sum(result["status"] == "diverged" for result in results.values() if result)
+    with Bench(todo, directory, parallel_runs, execution.services == "per_run") as bench:
+        bench.base_samples()  # every run needs it
+        statuses = list(_train(todo, bench, parallel_runs))
+    if "stopped" in statuses:
+        return STOPPED
+    return int(diverged > 0 or set(statuses) != {"finished"})
+
+
+def _train(todo: list[Run], bench: Bench, parallel_runs: int) -> Iterator[str]:
+    """The status of each run as it ends. Raises what `attempt` raised."""
+    waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[tuple[Run, dict[str, Any] | BaseException | None]] = queue.SimpleQueue()
+    for run in todo:
+        waiting.put(run)
+
+    def work() -> None:
+        while not waiting.empty():
+            try:
+                run = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                ended.put((run, bench.attempt(run, ATTEMPTS)))
+            except BaseException as error:
+                ended.put((run, error))
+
+    for _ in range(parallel_runs):
+        threading.Thread(
+            target=work, daemon=True
+        ).start()  # daemons: a signal to the main thread ends the sweep at once
+    start_s = time.time()
+    for done in range(1, len(todo) + 1):
+        run, result = ended.get()
+        if isinstance(result, BaseException):
+            raise result
+        if result is None:
+            say(f"{run.run_id}: stopped on request; the same command continues it")
+            yield "stopped"
+            continue
+        say(progress(result, done, len(todo), (time.time() - start_s) / done * (len(todo) - done)))
+        yield result["status"]
+
+
+def default_parallel_runs(runs: list[Run]) -> int:
+    """As many runs at once as keep the cores of this machine busy, without GPUs; with GPUs, whose engines gain most, MOST.
+
+    Never more than leave half of the memory free for what grows with the number of runs: adapters, optimizers, rollouts.
+    """
+    memory_bytes = psutil.virtual_memory().available
+    state_bytes = max(run.trainable_params for run in runs) * STATE_BYTES
+    has_gpus = Path("/dev/nvidiactl").exists()
+    by_cores = MOST if has_gpus else 2 * (os.cpu_count() or 1)
+    return max(1, min(MOST, by_cores, int(memory_bytes / 2 / state_bytes)))
 
 
 def evaluate_base(scale_name: str, directory: Path) -> int:

@@ -1,8 +1,9 @@
-"""The bench on which runs are trained: services, tokenizer, items and the base's evaluation, shared by all runs of a scale."""
+"""The bench on which runs are trained, several at a time: they share services, tokenizer, items and the base's evaluation."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from rankrl.data.items import load_items, revision
 from rankrl.ppo.loop import Diverged, RunTrainer
 from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
-from rankrl.ppo.services import Services
+from rankrl.ppo.services import Services, resolve_model
 from rankrl.ppo.upstream import flatten
 from rankrl.recipe.plan import Run
 from rankrl.report.read import curves
@@ -25,9 +26,15 @@ from rankrl.sweep.base import base_samples
 from rankrl.sweep.progress import owned, say
 
 
-def came_from_services(error: Exception) -> bool:
-    """Whether a worker or engine raised it or died: what the services hold afterwards is not to be trusted."""
-    return isinstance(error, ray.exceptions.RayError) and not isinstance(getattr(error, "cause", None), ValueError)
+def services_died(error: Exception, services: Services) -> bool:
+    """Whether what the services hold is not to be trusted after `error`: a process is gone, or one of several workers raised."""
+    if not isinstance(error, ray.exceptions.RayError):
+        return False
+    alone = len(services.policy.workers) == len(services.critic.workers) == 1
+    raised_in_run = isinstance(error, ray.exceptions.RayTaskError) and not isinstance(
+        error.cause, ray.exceptions.RayError
+    )
+    return not raised_in_run or not (alone or isinstance(error.cause, ValueError))
 
 
 class Stopped(Exception):
@@ -35,60 +42,82 @@ class Stopped(Exception):
 
 
 class Bench:
-    """Context manager over the services of `runs`, which share one scale."""
+    """Context manager over warm services of one scale. `attempt` may be called by `parallel_runs` threads at a time.
 
-    def __init__(self, runs: list[Run], directory: Path):
+    Services are started when first needed, and anew after they died or, with `services_per_run`, after every run.
+    """
+
+    def __init__(self, runs: list[Run], directory: Path, parallel_runs: int = 1, services_per_run: bool = False):
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("openrlhf")]:
             logging.getLogger(name).setLevel(logging.WARNING)  # upstream's module loggers set their own level
         self.runs, self.directory = runs, directory
+        self.parallel_runs, self.services_per_run = parallel_runs, services_per_run
         self.scale = runs[0].scale
         self.train_items, self.eval_items = load_items(self.scale.data)
+        model_path = resolve_model(self.scale.model)
+        self.prompter = Prompter(get_tokenizer(model_path, None), self.scale)
+        for item in [*self.train_items, *self.eval_items]:
+            self.prompter(item)  # a prompt that is too long is an error before anything is started
+        self._services: Services | None = None
+        self._base: list[Sample] | None = None
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Bench:
-        self._start()
+        _ = self.services
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.services.stop()
+        ray.shutdown()
 
-    def _start(self) -> None:
-        start_s = time.time()
-        self.services = Services(self.runs[0], max(run.rank for run in self.runs))
-        self.prompter = Prompter(get_tokenizer(self.services.model_path, None), self.scale)
-        for item in [*self.train_items, *self.eval_items]:
-            self.prompter(item)  # a prompt that is too long is an error before anything is trained
-        self._base: list[Sample] | None = None
-        say(f"services are up after {time.time() - start_s:.0f} s")
+    @property
+    def services(self) -> Services:
+        """Services that work, started if need be."""
+        with self._lock:
+            if self._services is None or self._services.broken:
+                start_s = time.time()
+                if self._services is not None:
+                    self._services.stop()
+                self._services = Services(self.runs[0], max(run.rank for run in self.runs), self.parallel_runs)
+                say(f"services are up after {time.time() - start_s:.0f} s")
+            return self._services
 
     def base_samples(self) -> list[Sample]:
-        if self._base is None:
-            nothing = SimpleNamespace(args=None)
-            rollouts = Rollouts(nothing, self.prompter, self.services.engines, self.scale)
-            self._base = base_samples(rollouts, self.eval_items, self.directory, self.services.model_path)
-        return self._base
+        with self._lock:
+            if self._base is None:
+                services, nothing = self.services, SimpleNamespace(args=None)
+                rollouts = Rollouts(nothing, self.prompter, services.engines, self.scale)
+                self._base = base_samples(rollouts, self.eval_items, self.directory, services.model_path)
+            return self._base
 
     def attempt(self, run: Run, attempts: int) -> dict[str, Any] | None:
-        """Trains `run`; services that died are restarted and the run resumes from its checkpoint, `attempts` times at most.
+        """Trains `run`. Where services died under it, it goes on from its checkpoint on new ones; after `attempts` deaths in a row
+        without a new checkpoint it has failed.
 
         Returns the result, or None if the run was stopped on request. An error of one run is recorded as its result and
         does not reach the others.
         """
-        start_s = time.time()
+        start_s, saved, left = time.time(), -1, attempts
         with owned(self.directory / run.sweep, run.run_id):
             record = Record(self.directory / run.sweep / run.run_id, run)
-            for _ in range(attempts):
+            while True:
+                services = self.services
                 try:
-                    return self._train(run, record, start_s)
+                    return self._train(run, record, services, start_s)
                 except Stopped:
                     return None
                 except Exception as error:
                     failure = self._record_failure(run, record, error, start_s)
-                    if not came_from_services(error):
+                    if not services_died(error, services):
+                        return failure
+                    services.broken = True
+                    reached = record.saved_step()
+                    left = attempts - 1 if reached > saved else left - 1
+                    saved = reached
+                    if not left:
                         return failure
                     say(f"{run.run_id}: restarting services after {failure['error'][:200]}")
-                    self.services.stop()
-                    self._start()
-            return failure
+                finally:
+                    services.broken |= self.services_per_run
 
     def _record_failure(self, run: Run, record: Record, error: Exception, start_s: float) -> dict[str, Any]:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
@@ -97,13 +126,18 @@ class Bench:
         last = steps[-1] if steps else {"step": 0, "tokens_total": 0}
         message = " ".join(f"{type(cause).__name__}: {cause}".split())[:2000]
         result = self._result(run, status, None, None, last["tokens_total"], last["step"], start_s) | {"error": message}
-        record.finish(result)
+        try:
+            record.finish(result)
+        except (
+            OSError
+        ) as full:  # the disk that ended the run: the others go on, and this one is tried again by the next sweep
+            say(f"{run.run_id}: its result could not be written: {full}")
         return result
 
-    def _train(self, run: Run, record: Record, start_s: float) -> dict[str, Any]:
+    def _train(self, run: Run, record: Record, services: Services, start_s: float) -> dict[str, Any]:
         state = record.load_checkpoint()
         first = state["step"] if state else 0
-        trainer = RunTrainer(run, self.services, self.prompter, self.train_items, self.eval_items)
+        trainer = RunTrainer(run, services, self.prompter, self.train_items, self.eval_items)
         data = {"train": revision(self.train_items), "evaluation": revision(self.eval_items)}
         upstream = {key: value for key, value in flatten(trainer.args).items() if value is not None}
         record.start({**run.resolved(), "openrlhf": upstream, "versions": versions(), "data_revision": data}, first)

@@ -1,0 +1,90 @@
+"""vLLM's LoRA layers on a CPU: tokens grouped by adapter. GPU runs, which have kernels of their own, never load this file.
+
+vLLM 0.29's CPU fallback (lora/ops/torch_ops/lora_ops.py) copies an adapter's weights once per token, and gives the tokens of
+the base the adapter of the last slot when both are in one batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+ROWS = 16
+"""From here on the BLAS library rounds a row of a product the same way whatever the other rows are; fewer are padded, so that a
+run's log-probabilities do not depend on which runs share its batch."""
+
+
+class GroupedAdapters(PunicaWrapperCPU):
+    """PunicaWrapperCPU with one product per adapter and module, equal to vLLM's up to rounding."""
+
+    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        """Called once per engine step, with the adapters of its tokens."""
+        super().update_metadata(*args, **kwargs)
+        self.by_token = groups(self.token_lora_indices)
+        self.by_sample = groups(self.sampler_indices)
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **_: Any,
+    ) -> None:
+        """y [T, sum(output_slices)] += scale x [T, d_in] A^T B^T, slice by slice, with the A and B of each token's adapter."""
+        add(self.by_token, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **_: Any,
+    ) -> None:
+        """y [S, V] += scale x [S, d] A^T B^T for the adapters that adapt the output layer."""
+        with_logits = [(slot, rows) for slot, rows in self.by_sample if lora_b_stacked[slot].any()]
+        width = min(y.shape[-1], lora_b_stacked.shape[-2])
+        add(with_logits, y, x, (lora_a_stacked,), (lora_b_stacked,), scale, (width,))
+
+
+def groups(slots_T: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
+    """(slot, its rows) of each adapter in a batch; None stands for all rows. Rows of slot -1 belong to the base."""
+    slots = torch.unique(slots_T).tolist()
+    if len(slots) == 1:
+        return [(slot, None) for slot in slots if slot >= 0]
+    return [(slot, (slots_T == slot).nonzero().flatten()) for slot in slots if slot >= 0]
+
+
+def add(
+    by_slot: list[tuple[int, torch.Tensor | None]],
+    y: torch.Tensor,
+    x: torch.Tensor,
+    a_stacked: tuple[torch.Tensor, ...],
+    b_stacked: tuple[torch.Tensor, ...],
+    scale: float,
+    widths: tuple[int, ...],
+) -> None:
+    """Adds each adapter's product to its rows of y. As in vLLM's kernels, x A^T is taken in fp32 and the rest in y's precision.
+
+    `a_stacked[i]` [slots, 1, r, d_in] and `b_stacked[i]` [slots, 1, d_out, r] belong to slice i of y, `widths[i]` wide.
+    """
+    x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    for slot, rows in by_slot:
+        x_rows = x if rows is None else x.index_select(0, rows)
+        y_rows = y if rows is None else y.index_select(0, rows)
+        count = len(x_rows)
+        x_rows = pad(x_rows.float(), (0, 0, 0, max(0, ROWS - count)))
+        at = 0
+        for a, b, width in zip(a_stacked, b_stacked, widths, strict=True):
+            low_rank = scale * (x_rows @ a[slot].squeeze(0).float().T)
+            y_rows[:, at : at + width] += (low_rank.to(y.dtype) @ b[slot].squeeze(0).to(y.dtype).T)[:count, :width]
+            at += width
+        if rows is not None:
+            y.index_copy_(0, rows, y_rows)

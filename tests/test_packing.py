@@ -1,0 +1,112 @@
+"""What packing rests on, without Ray: shared prefixes and grouped adapters are equal to the plain computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("stack")
+
+
+def test_tree_of_three_sequences():
+    from rankrl.ppo.prefixes import tree
+
+    tokens = torch.tensor([[5, 6, 7], [5, 6, 8], [5, 9, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]])
+    found = tree(tokens, mask)
+    assert found.tokens_N.tolist() == [5, 6, 9, 7, 8]
+    assert found.depth_N.tolist() == [0, 1, 1, 2, 2]
+    assert found.node_BT.tolist() == [[0, 1, 3], [0, 1, 4], [0, 2, 0]]
+    assert found.ancestors_NN.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+def tiny_model():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=20,
+        attn_implementation="sdpa",
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def test_shared_prefixes_change_neither_values_nor_gradients():
+    from rankrl.ppo.prefixes import SharedPrefixes
+
+    model = tiny_model()
+    torch.manual_seed(1)
+    tokens = torch.randint(1, 20, (12, 9))
+    tokens[:6, :5] = tokens[0, :5]
+    tokens[6:, :3] = tokens[6, :3]
+    mask = (torch.arange(9) < torch.randint(5, 10, (12, 1))).long()
+    positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    seen = []
+    for shared in (False, True):
+        if shared:
+            SharedPrefixes(model.base_model)
+        model.zero_grad()
+        logits = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits
+        logits[mask.bool()].square().mean().backward()
+        seen.append((logits[mask.bool()].detach(), [p.grad.clone() for p in model.parameters()]))
+    (plain, plain_grads), (folded, folded_grads) = seen
+    assert torch.allclose(folded, plain, atol=1e-5)
+    for ours, theirs in zip(folded_grads, plain_grads, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_adapters_equal_vllms_fallback(dtype):
+    """Three adapters of 1, 5 and 40 tokens in one batch, two output slices."""
+    from vllm.lora.ops.torch_ops import bgmv_expand_slice, bgmv_shrink
+
+    from rankrl.ppo.cpu_lora import add, groups
+
+    torch.manual_seed(0)
+    slots = torch.tensor([2] * 40 + [0] + [1] * 5)[torch.randperm(46)]
+    x, y = torch.randn(46, 24).to(dtype), torch.randn(46, 14).to(dtype)
+    a = tuple(torch.randn(3, 1, 4, 24).to(dtype) for _ in range(2))
+    b = tuple(torch.randn(3, 1, width, 4).to(dtype) for width in (8, 6))
+    expected, at = y.clone(), 0
+    for a_slice, b_slice, width in zip(a, b, (8, 6), strict=True):
+        buffer = torch.zeros(46, 4)
+        bgmv_shrink(x, a_slice, buffer, slots, 0.5)
+        bgmv_expand_slice(buffer, b_slice, expected, slots, at, width, add_inputs=True)
+        at += width
+    add(groups(slots), y, x, a, b, 0.5, (8, 6))
+    assert torch.allclose(y, expected, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-2)
+
+
+def test_tokens_of_the_base_are_left_alone():
+    from rankrl.ppo.cpu_lora import add, groups
+
+    assert groups(torch.tensor([-1, -1])) == []
+    y, x = torch.zeros(3, 2), torch.ones(3, 2)
+    add(groups(torch.tensor([-1, 0, -1])), y, x, (torch.ones(1, 1, 1, 2),), (torch.ones(1, 1, 2, 1),), 1.0, (2,))
+    assert y.tolist() == [[0, 0], [2, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("others", [0, 3, 900])
+def test_a_row_does_not_depend_on_its_batch(others):
+    """Bit for bit, so that a run samples the same tokens packed and alone."""
+    from rankrl.ppo.cpu_lora import add, groups
+
+    torch.manual_seed(0)
+    x, a, b = torch.randn(1000, 256), torch.randn(2, 1, 8, 256), torch.randn(2, 1, 256, 8)
+    alone, packed = torch.zeros(5, 256), torch.zeros(5 + others, 256)
+    add(groups(torch.zeros(5, dtype=torch.int)), alone, x[:5], (a,), (b,), 1.0, (256,))
+    slots = torch.tensor([0] * 5 + [1] * others)
+    add(groups(slots), packed, x[: 5 + others], (a,), (b,), 1.0, (256,))
+    assert torch.equal(alone, packed[:5])
