@@ -32,9 +32,9 @@ def first_steps(directory, *overrides):
 
 
 def test_zero2_and_zero3_agree_after_the_first_update(tmp_path):
-    from rankrl.sweep.local import _prepare_process
+    from rankrl.sweep.local import prepare_process
 
-    _prepare_process()
+    prepare_process(3)
     (plain,), line, _ = first_steps(tmp_path / "zero2")
     (left, right), sharded_line, next_line = first_steps(tmp_path / "zero3", *ZERO3)
     for name in left:

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.pipeline
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     """Services for adapters of rank 1 to 32, as a sweep starts them."""
-    from rankrl.sweep.local import _prepare_process
+    from rankrl.sweep.local import prepare_process
 
-    _prepare_process()
+    prepare_process(3)
     from rankrl.sweep.worker import Bench
 
     with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs")) as bench:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rankrl.ppo.arguments import arguments
+from rankrl.ppo.cluster import check_resources, start_ray
 from rankrl.ppo.critic import ValueWorker
 from rankrl.ppo.engine import RemoteEngine
-from rankrl.ppo.guardian import guard
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.serving import serving_rank
 from rankrl.ppo.strategy import AdapterStrategy
@@ -71,50 +70,6 @@ def _fetch(model: Model) -> Path:
             f"model.path: got {model.path!r}, allowed: an existing directory, or a hub id that this machine can reach "
             f"({type(error).__name__})"
         ) from error
-
-
-def start_ray(processes: int) -> None:
-    """Joins the cluster of this Slurm step if there is one; otherwise starts Ray here, on loopback, alone on this machine."""
-    environment = {
-        "TQDM_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "PYTHONWARNINGS": "ignore",
-    }
-    runtime: dict[str, Any] = {"env_vars": environment}
-    if not torch.cuda.is_available():
-        from rankrl.ppo import cpu
-
-        runtime = {
-            "env_vars": {**environment, **cpu.ENVIRONMENT},
-            "worker_process_setup_hook": "rankrl.ppo.cpu.install",
-        }
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", runtime_env=runtime, log_to_driver=False)
-        return
-    guard()
-    pretended = {} if torch.cuda.is_available() else {"num_gpus": processes}  # on a CPU, Ray's GPUs count processes
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, processes + 1),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        runtime_env=runtime,
-        log_to_driver=False,
-        **pretended,
-    )
-
-
-def check_resources(processes: int) -> None:
-    """Raises ValueError if the cluster is too small: Ray would wait for ever for what it does not have."""
-    there = ray.cluster_resources()
-    for kind in ("GPU", "CPU"):
-        found = int(there.get(kind, 0))
-        if found < processes:
-            ray.shutdown()
-            raise ValueError(
-                f"placement: got {processes} processes with a {kind} each, allowed: the {found} {kind}s of this cluster at most"
-            )
 
 
 class WorkerGroup(RayActorGroup):
@@ -204,13 +159,10 @@ class Services:
         self.broken = False
         """Set by whoever saw a service die; the next run then starts new ones."""
         place = self.scale.placement
-        processes = (
-            place.nodes * (place.policy_per_node + place.critic_per_node) + place.engines * place.tensor_parallel
-        )
         args = arguments(run, self.model_path)  # refuses a bad run before anything is started
         if not ray.is_initialized():
-            start_ray(processes)
-        check_resources(processes)
+            start_ray(place.processes)
+        check_resources(place.processes)
         self.placements, self.engines = start_engines(run.scale, self.model_path, max_rank, parallel_runs)
         model = self.scale.model
         strategy = AdapterStrategy(args, deepspeed_config(self.scale), model.dtype, model.share_prefixes)

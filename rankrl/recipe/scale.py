@@ -92,6 +92,11 @@ class Placement:
     micro_batch: int = 1
     """Most samples per worker and forward pass; the largest number up to this that divides a worker's share is used."""
 
+    @property
+    def processes(self) -> int:
+        """Workers and engine processes, each on a GPU of its own where there are GPUs."""
+        return self.nodes * (self.policy_per_node + self.critic_per_node) + self.engines * self.tensor_parallel
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,8 @@ MOST = 8  # runs at once, unless parallel_runs says more
 STATE_BYTES = 2 * 20  # per adapter parameter, policy and value: weight, gradient, two moments, the previous weight
 
 
-def _prepare_process() -> None:
-    """Before the heavy imports: the CPU stand-ins where there is no GPU, and quiet libraries."""
+def prepare_process(processes: int) -> None:
+    """Before training: quiet libraries, the CPU stand-ins where there is no GPU, and Ray, which starts during the heavy imports."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -43,12 +44,22 @@ def _prepare_process() -> None:
     import warnings
 
     warnings.simplefilter("ignore")  # of libraries; rankrl reports by exceptions and printed lines
+    from rankrl.ppo.cluster import start_ray
+
+    importing = ThreadPoolExecutor().submit(_import_stack)
+    start_ray(processes)  # here, because Ray's processes die with the thread that started them
+    importing.result()
+
+
+def _import_stack() -> None:
     import torch
 
     if not torch.cuda.is_available():
         from rankrl.ppo import cpu
 
         cpu.install()
+    import rankrl.sweep.worker  # noqa: F401
+
     for name in ("ray", "deepspeed", "DeepSpeed", "vllm", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -79,7 +90,7 @@ def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
         return int(any(result["status"] != "finished" for result in results.values() if result))
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(todo), len(todo))
     say(f"{parallel_runs} at a time")
-    _prepare_process()
+    prepare_process(runs[0].scale.placement.processes)
     from rankrl.sweep.worker import Bench
 
     diverged = sum(result["status"] == "diverged" for result in results.values() if result)
@@ -145,7 +156,7 @@ def evaluate_base(scale_name: str, directory: Path) -> int:
 
     scale = load_scale(scale_name)
     runs = plan(Experiment("base", {"": Recipe(ranks=(1,), batch_sizes=(16,), seeds=(0,), steps=1)}, scale))
-    _prepare_process()
+    prepare_process(scale.placement.processes)
     from rankrl.report.passk import pass_table
     from rankrl.sweep.worker import Bench
 
