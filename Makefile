@@ -1,10 +1,11 @@
 # make demo: set up, train the demo sweep, report.  make test: set up, run every test.
+# make bench: what a seed costs here, as a table.
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
 RUNS ?= runs
 
-.PHONY: setup demo test quick lint
+.PHONY: setup demo test quick lint bench
 
 setup: $(READY)
 
@@ -22,6 +23,9 @@ test: $(READY)
 
 quick: $(READY)
 	$(VENV)/bin/python -m pytest -m "not pipeline"
+
+bench: $(READY)
+	$(VENV)/bin/python bench/bench.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -19,7 +19,8 @@ def _console():
 
 
 def _plan(args: argparse.Namespace) -> int:
-    runs = plan(load_experiment(args.recipe, args.overrides))
+    experiment = load_experiment(args.recipe, args.overrides)
+    runs = plan(experiment)
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
@@ -27,7 +28,20 @@ def _plan(args: argparse.Namespace) -> int:
     _print_rows(rows)
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
     print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
+    print(_estimate(runs, experiment.execution.parallel_runs or 8))
     return 0
+
+
+def _estimate(runs: list[Run], parallel_runs: int) -> str:
+    from rankrl.recipe.cost import DEVICES, cost
+
+    first = {run.batch_size: cost(run, parallel_runs) for run in reversed(runs)}  # the rank hardly matters
+    alone, packed = (sum(getattr(first[run.batch_size], key) for run in runs) / 3600 for key in ("run_s", "packed_s"))
+    start, place = DEVICES[runs[0].scale.placement.device].start_s / 3600, runs[0].scale.placement
+    return (
+        f"estimate on {place.processes} x {place.device}: {packed + start:,.1f} h, {parallel_runs} runs at once; "
+        f"{alone + start * len(runs):,.1f} h one by one (docs/cost.md)"
+    )
 
 
 def _print_rows(rows: list[dict]) -> None:

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.pipeline
 WORDS = [
     "recipes/demo.yaml",
     "ranks=[8]",
-    "seeds=[0,1]",
+    "seeds=[0,1,2,3]",
+    "parallel_runs=2",
     "steps=12",
     "checkpoint_every=4",
     "scale.sampling.eval_samples=2",
@@ -66,33 +67,35 @@ def wait_until(condition, timeout_s: float) -> bool:
 
 
 def test_kill_resume_skip_and_report(tmp_path):
-    first, second = (tmp_path / "demo" / f"r8-b16-s{seed}" for seed in (0, 1))
+    """Two runs have finished and two are training when the sweep is killed."""
+    finished, broken = [[tmp_path / "demo" / f"r8-b16-s{seed}" for seed in seeds] for seeds in ((0, 1), (2, 3))]
     with sweeping(tmp_path, "first") as sweep:
-        assert wait_until(lambda: len(lines(second)) >= 6 or sweep.poll() is not None, 400)
+        assert wait_until(lambda: min(len(lines(run)) for run in broken) >= 6 or sweep.poll() is not None, 400)
         assert sweep.poll() is None, (tmp_path / "first.log").read_text()
         sweep.send_signal(signal.SIGKILL)
         sweep.wait()
         assert wait_until(lambda: not alive("first"), 30), alive("first")
 
-    finished = (first / "result.json").read_bytes()
-    assert not (first / "checkpoint").exists()
-    assert not (second / "result.json").exists()
-    before = {line["step"]: line for line in lines(second)}
-    saved = max(before) // 4 * 4
+    results = [(run / "result.json").read_bytes() for run in finished]
+    assert not any((run / "checkpoint").exists() for run in finished)
+    assert not any((run / "result.json").exists() for run in broken)
+    before = [{line["step"]: line for line in lines(run)} for run in broken]
+    saved = [max(curve) // 4 * 4 for curve in before]
 
     with sweeping(tmp_path, "second") as again:
         assert again.wait(timeout=400) == 0
         assert wait_until(lambda: not alive("second"), 30), alive("second")
     output = (tmp_path / "second.log").read_text()
-    assert "1 of 2 runs are finished, 1 to do" in output
-    assert f"r8-b16-s1: resumed at step {saved}" in output
-    assert "[1/1] r8-b16-s1 finished: gain " in output
+    assert "2 of 4 runs are finished, 2 to do" in output
+    assert "[2/2] r8-b16-s" in output
+    for run, curve, step in zip(broken, before, saved, strict=True):
+        assert f"{run.name}: resumed at step {step}" in output
+        check_curve(curve, step, lines(run))
+        assert not (run / "checkpoint").exists()
 
-    assert (first / "result.json").read_bytes() == finished
-    check_curve(before, saved, lines(second))
-    assert not (second / "checkpoint").exists()
+    assert [(run / "result.json").read_bytes() for run in finished] == results
     report = tmp_path / "demo" / "report"
-    assert json.loads((report / "summary.json").read_text())["cells"][0]["n_seeds"] == 2
+    assert json.loads((report / "summary.json").read_text())["cells"][0]["n_seeds"] == 4
     assert "rank 8" in (report / "index.html").read_text()
 
 

@@ -39,6 +39,16 @@ class GroupedAdapters(PunicaWrapperCPU):
         """y [T, sum(output_slices)] += scale x [T, d_in] A^T B^T, slice by slice, with the A and B of each token's adapter."""
         add(self.by_token, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
 
+    def add_lora_embedding(
+        self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **_: Any
+    ) -> None:
+        """y [T, d] += x [T, r] B^T for the adapters that adapt the embedding; x comes out of its A."""
+        for slot, rows in self.by_token:
+            b = lora_b_stacked[slot].squeeze(0)
+            if b.any():
+                at = slice(None) if rows is None else rows
+                y[at] += x[at].to(y.dtype) @ b.to(y.dtype).T
+
     def add_lora_logits(
         self,
         y: torch.Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -133,8 +134,11 @@ class Record:
         """Replaces the checkpoint; a kill during the write leaves the previous one."""
         self.checkpoint_dir.mkdir(exist_ok=True)
         part = self.checkpoint_dir / ".state.pt.part"
-        torch.save(state, part)
-        with part.open("rb") as file:
+        whole = io.BytesIO()  # torch turns a full disk into an error of its own that says nothing of it
+        torch.save(state, whole)
+        with part.open("wb") as file:
+            file.write(whole.getbuffer())
+            file.flush()
             os.fsync(file.fileno())
         part.replace(self.checkpoint_dir / "state.pt")
         if self.board is not None:

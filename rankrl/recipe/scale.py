@@ -8,6 +8,7 @@ from typing import Optional
 from rankrl.recipe.schema import check_value, require
 
 DTYPES = ("bfloat16", "float32")
+DEVICE_NAMES = ("h100", "cpu")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Model:
     """Run code that comes with the model. Off unless you set it."""
     dtype: str = "bfloat16"
     """Precision of the base in trainer and engine: bfloat16, or float32 where the hardware has no bfloat16 units."""
+    active_params: Optional[int] = None
+    """Parameters that a token passes through, where that is less than all (mixture of experts). For cost estimates."""
     attention: str = "sdpa"
     """Attention kernel of the trainer (transformers' name); flash_attention_2 where flash-attn is installed."""
     share_prefixes: bool = False
@@ -35,6 +38,14 @@ class Model:
     the square of a micro-batch's tokens."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+
+    @property
+    def active(self) -> int:
+        return self.active_params or self.base_params
+
+    @property
+    def bytes_per_param(self) -> int:
+        return 2 if self.dtype == "bfloat16" else 4
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,8 @@ class Placement:
     """GPUs per engine."""
     engine_memory: float = 0.9
     """Share of an engine GPU's memory that vLLM takes."""
+    device: str = "h100"
+    """What a process computes on, for the estimates of `rankrl plan`: h100 or cpu."""
     micro_batch: int = 1
     """Most samples per worker and forward pass; the largest number up to this that divides a worker's share is used."""
 
@@ -149,6 +162,9 @@ class Scale:
             shares, "model.share_prefixes", True, "false", f"attention={self.model.attention} takes no mask of its own"
         )
         require(self.model.dtype in DTYPES, "model.dtype", self.model.dtype, " or ".join(DTYPES))
+        require(
+            self.placement.device in DEVICE_NAMES, "placement.device", self.placement.device, " or ".join(DEVICE_NAMES)
+        )
         for knob in self.reference.__dataclass_fields__:
             check_value(f"reference.{knob}", knob, getattr(self.reference, knob))
         check_value("sampling.temperature", "temperature", self.sampling.temperature)

@@ -1,0 +1,137 @@
+"""What a seed costs: seconds and memory of a packed sweep, from the shapes of a scale. Formulas and their doubts: docs/cost.md.
+
+A forward pass takes 2 P operations a token (P: active parameters of the base), the backward pass through frozen weights 2 P more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankrl.recipe.plan import Run, adapter_params, deepspeed_config
+from rankrl.recipe.scale import Scale
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one worker or engine process computes on. Rates are of what is reached, not of the data sheet."""
+
+    prefill_flops: float
+    train_flops: float
+    bandwidth_bytes_s: float
+    memory_bytes: float
+    link_bytes_s: float
+    """Of the object store and network that an adapter passes."""
+    engine_step_s: float
+    """Overhead of an engine step."""
+    request_s: float
+    """Overhead of a request."""
+    run_step_s: float
+    """Overhead of a run's step in controller and workers."""
+    start_s: float
+
+
+DEVICES = {
+    # H100 SXM: 45 % and 35 % of 989 TFLOP/s dense bf16, 60 % of 3.35 TB/s, as reported for such models. Not measured here.
+    "h100": Device(445e12, 346e12, 2.0e12, 80e9, 2e9, 0.003, 2e-4, 0.3, 240.0),
+    # one of three processes on two 2.3 GHz AVX-512 cores in fp32, fitted to `make bench` at nano
+    "cpu": Device(60e9, 60e9, 8e9, 24e9, 1e9, 0.008, 3e-4, 0.12, 30.0),
+}
+PREVIOUS_SHARE = 0.5
+"""Share of a rollout on which the previous adapter is evaluated too (the canary's 64 samples of 128)."""
+TRAIN_BYTES = 20
+"""Of an adapter parameter in training: weight, gradient, two moments, previous weight, in fp32."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one PPO step of one run, by phase, and of the whole run alone and packed."""
+
+    rollout_s: float
+    experience_s: float
+    update_s: float
+    sync_s: float
+    run_s: float
+    """Alone on warm services, evaluations included."""
+    packed_s: float
+    """Share of one of K runs in the time they take together."""
+
+
+def kv_bytes_per_token(scale: Scale) -> int:
+    """Keys and values of all layers; the width of k_proj is that of the keys."""
+    width = scale.model.modules.get("k_proj", max(scale.model.modules.values()))[1]
+    return 2 * scale.model.layers * width * scale.model.bytes_per_param
+
+
+def concurrent_sequences(scale: Scale) -> int:
+    """Sequences of half the possible length that the KV cache of one engine holds."""
+    place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
+    free = device.memory_bytes * place.engine_memory * place.tensor_parallel - model.base_params * model.bytes_per_param
+    length = (scale.lengths.prompt_tokens + scale.lengths.response_tokens) / 2
+    return max(1, int(free / (kv_bytes_per_token(scale) * length)))
+
+
+def generation_s(scale: Scale, samples: int, prompts: int) -> float:
+    """Seconds in which the engines answer `samples` requests for `prompts` different prompts, all at once.
+
+    Decoding step by step reads the weights once for the whole batch; answers are taken to be half as long as they may be.
+    """
+    place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
+    per_engine = -(-samples // place.engines)
+    batch = min(per_engine, concurrent_sequences(scale))
+    waves = per_engine / batch  # a finished sequence makes room for the next
+    answer, prompt = scale.lengths.response_tokens / 2, scale.lengths.prompt_tokens / 2
+    weights = model.active * model.bytes_per_param / place.tensor_parallel
+    cache = batch * kv_bytes_per_token(scale) * (prompt + answer / 2) / place.tensor_parallel
+    arithmetic = 2 * model.active * batch / (device.prefill_flops * place.tensor_parallel)
+    step_s = max((weights + cache) / device.bandwidth_bytes_s, arithmetic) + device.engine_step_s
+    prefill_tokens = (samples if model.dtype == "float32" else prompts) * prompt / place.engines
+    prefill_s = 2 * model.active * prefill_tokens / (device.prefill_flops * place.tensor_parallel)
+    return prefill_s + waves * answer * step_s + per_engine * device.request_s
+
+
+def cost(run: Run, parallel_runs: int) -> Cost:
+    """Of `run` alone, and as one of `parallel_runs` like it, when rollouts share engine steps and engines work while workers do."""
+    scale, recipe = run.scale, run.recipe
+    place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
+    samples = run.rollout_samples
+    tokens = samples * (scale.lengths.prompt_tokens + scale.lengths.response_tokens) / 2
+    tokens *= 0.4 if model.share_prefixes else 1.0  # what is left at nano
+    forward_s = 2 * model.active * tokens / device.train_flops
+    policy, critic = (place.nodes * workers for workers in (place.policy_per_node, place.critic_per_node))
+    update = 3 if model.gradient_checkpointing else 2  # forward passes that an update costs
+    experience_s = max((2 + PREVIOUS_SHARE) * forward_s / policy, forward_s / critic)
+    update_s = update * forward_s / min(policy, critic)
+    busiest_s = max((2 + PREVIOUS_SHARE + update) * forward_s / policy, (1 + update) * forward_s / critic)
+    sync_s = run.trainable_params * model.bytes_per_param / device.link_bytes_s
+    rollout_s = generation_s(scale, samples, run.batch_size)
+    evaluations = 1 + (recipe.steps - 1) // recipe.eval_every if recipe.eval_every else 1
+    items, eval_samples = scale.data.eval_items, scale.sampling.eval_samples
+    evaluation_s = evaluations * generation_s(scale, items * eval_samples, items)
+    run_s = recipe.steps * (rollout_s + experience_s + update_s + sync_s + device.run_step_s) + evaluation_s
+    together_s = generation_s(scale, samples * parallel_runs, run.batch_size * parallel_runs) / parallel_runs
+    packed_s = recipe.steps * (max(together_s, busiest_s) + sync_s + device.run_step_s) + evaluation_s
+    return Cost(rollout_s, experience_s, update_s, sync_s, run_s, packed_s if parallel_runs > 1 else run_s)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per process: a worker of the policy, of the value, an engine; then what one more run adds to a policy worker."""
+
+    policy: float
+    critic: float
+    engine: float
+    run: float
+
+
+def memory(scale: Scale, rank: int) -> Memory:
+    """Weights under ZeRO's stage, and one run's adapter of `rank` with its optimizer. Activations are not counted."""
+    place, model = scale.placement, scale.model
+    weights = model.base_params * model.bytes_per_param
+    sharded = deepspeed_config(scale)["zero_optimization"]["stage"] == 3
+    shards = [place.nodes * workers if sharded else 1 for workers in (place.policy_per_node, place.critic_per_node)]
+    return Memory(
+        weights / shards[0],
+        weights / shards[1],
+        weights / place.tensor_parallel,
+        adapter_params(scale, rank) * TRAIN_BYTES,
+    )

@@ -1,0 +1,51 @@
+"""The cost model, against figures worked out by hand."""
+
+import pytest
+from conftest import runs_of
+
+from rankrl.recipe.cost import concurrent_sequences, cost, generation_s, kv_bytes_per_token, memory
+
+
+def run_at_8b(*words):
+    return runs_of("low_rank", "scale=qwen3-8b", "ranks=[32]", "seeds=[0]", *words)[0]
+
+
+def test_key_value_cache_of_8b():
+    scale = run_at_8b().scale
+    assert kv_bytes_per_token(scale) == 2 * 36 * 1024 * 2  # keys and values, layers, 8 heads of 128, bf16
+    # (80 GB * 0.9 - 16.38 GB of weights) / (147,456 bytes * 4,608 tokens)
+    assert concurrent_sequences(scale) == 81
+
+
+def test_decoding_of_8b_is_bound_by_bandwidth():
+    scale = run_at_8b().scale
+    # 64 sequences an engine, 4,096 steps, each reading 16.38 GB of weights and 64 * 147,456 * 2,560 bytes of cache at 2 TB/s
+    decode_s = 4096 * ((16.38e9 + 64 * 147_456 * 2560) / 2.0e12 + 0.003)
+    prefill_s = 2 * 8.19e9 * 8 * 512 / 445e12
+    assert generation_s(scale, 128, 16) == pytest.approx(decode_s + prefill_s + 64 * 2e-4, rel=0.01)
+
+
+def test_update_of_8b():
+    found = cost(run_at_8b(), 1)
+    tokens = 128 * (1024 + 8192) / 2
+    forward_s = 2 * 8.19e9 * tokens / 346e12
+    assert found.update_s == pytest.approx(
+        3 * forward_s / 2, rel=0.01
+    )  # forward, recomputed, backward; 2 value workers are the slower
+    assert found.experience_s == pytest.approx(2.5 * forward_s / 4, rel=0.01)
+    assert found.sync_s == pytest.approx(2_727_936 * 32 * 2 / 2e9, rel=0.01)
+
+
+def test_packing_never_costs_more_and_rank_hardly_matters():
+    one, tiny = run_at_8b(), run_at_8b("ranks=[1]")
+    by_number = [cost(one, k).packed_s for k in (1, 2, 4, 8)]
+    assert by_number == sorted(by_number, reverse=True)
+    assert cost(tiny, 8).packed_s == pytest.approx(by_number[-1], rel=0.01)
+
+
+def test_memory_of_8b():
+    found = memory(run_at_8b().scale, 32)
+    assert found.policy == pytest.approx(16.38e9 / 4, rel=0.01)  # ZeRO-3 over 4 policy workers
+    assert found.critic == pytest.approx(16.38e9 / 2, rel=0.01)
+    assert found.engine == pytest.approx(16.38e9, rel=0.01)
+    assert found.run == 2_727_936 * 32 * 20

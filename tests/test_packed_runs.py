@@ -1,0 +1,150 @@
+"""Runs that train at once on the same services do not notice each other: not when all goes well, and not when one breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+from conftest import runs_of
+
+pytestmark = pytest.mark.pipeline
+
+SHORT = ("steps=30", "checkpoint_every=10", "scale.sampling.eval_samples=1")
+WATCHED = [*runs_of("demo", "ranks=[1,32]", "seeds=[0]", *SHORT), *runs_of("demo", "ranks=[8]", "seeds=[1]", *SHORT)]
+OTHERS = [
+    *runs_of("demo", "ranks=[2,4,16]", "seeds=[2]", *SHORT),
+    *runs_of("demo", "ranks=[1,32]", "seeds=[3]", *SHORT),
+]
+SECONDS = {"rollout_s", "experience_s", "update_s", "sync_s", "step_s"}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    from rankrl.sweep.local import prepare_process
+
+    prepare_process(3)
+    from rankrl.sweep.worker import Bench
+
+    with Bench([*WATCHED, *OTHERS], tmp_path_factory.mktemp("runs"), parallel_runs=8) as bench:
+        yield bench
+
+
+def train(bench, name: str, runs, parallel_runs: int) -> Path:
+    """Trains `runs` under a directory of their own, which is returned."""
+    from rankrl.sweep.local import _train
+
+    directory, bench.directory = bench.directory, bench.directory / name
+    try:
+        statuses = list(_train(list(runs), bench, parallel_runs))
+        assert len(statuses) == len(runs)
+        return bench.directory / "demo"
+    finally:
+        bench.directory = directory
+
+
+@pytest.fixture(scope="module")
+def alone(bench) -> Path:
+    """The watched runs one after another."""
+    return train(bench, "alone", WATCHED, 1)
+
+
+def curve(root: Path, run) -> list[dict]:
+    """All metrics but the seconds."""
+    lines = map(json.loads, (root / run.run_id / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in SECONDS} for line in lines]
+
+
+def check_same(left: Path, right: Path, run) -> None:
+    """Bit for bit: every metric of every step, and every evaluated sample."""
+    assert json.loads((left / run.run_id / "result.json").read_text())["status"] == "finished"
+    assert len(curve(left, run)) == 30
+    assert curve(left, run) == curve(right, run)
+    samples = [pd.read_parquet(root / run.run_id / "evals.parquet") for root in (left, right)]
+    pd.testing.assert_frame_equal(*samples)
+
+
+def status(root: Path, run) -> str:
+    return json.loads((root / run.run_id / "result.json").read_text())["status"]
+
+
+def test_two_lone_repetitions_are_identical(bench, alone):
+    check_same(train(bench, "again", WATCHED[:1], 1), alone, WATCHED[0])
+
+
+def test_a_packed_run_equals_the_lone_one(bench, alone):
+    """Eight runs of ranks 1 to 32 at once. Prompts, first tokens, first update and all that follows are the lone run's."""
+    packed = train(bench, "packed", [*WATCHED, *OTHERS], 8)
+    for run in WATCHED:
+        check_same(packed, alone, run)
+    assert {status(packed, run) for run in OTHERS} == {"finished"}
+
+
+def meddle(monkeypatch, at: int, what: dict) -> None:
+    """Calls `what[run_id](trainer)` once before PPO step `at` of that run."""
+    from rankrl.ppo.loop import RunTrainer
+
+    step, left = RunTrainer.step, dict(what)
+
+    def meddled(self, index):
+        if index == at and self.run.run_id in left:
+            left.pop(self.run.run_id)(self)
+        return step(self, index)
+
+    monkeypatch.setattr(RunTrainer, "step", meddled)
+
+
+@pytest.fixture
+def full_disk(bench):
+    """Puts a run's directory on a disk too small for its checkpoint."""
+    mounted = []
+
+    def full_disk(directory: Path) -> None:
+        directory.mkdir(parents=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(directory)], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a small disk needs root")
+        mounted.append(directory)
+
+    yield full_disk
+    for directory in mounted:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_a_stopped_a_diverged_and_a_full_run_end_alone(bench, alone, monkeypatch, full_disk, capsys):
+    stopped, full, _ = OTHERS[:3]
+    diverging = runs_of("demo", "ranks=[1]", "seeds=[4]", "rules.lr=1e25", *SHORT)[0]
+    root = bench.directory / "broken" / "demo"
+    full_disk(root / full.run_id)
+    meddle(monkeypatch, 5, {stopped.run_id: lambda trainer: (root / stopped.run_id / "STOP").touch()})
+    train(bench, "broken", [stopped, diverging, full, *WATCHED], 6)
+    for run in WATCHED:
+        check_same(root, alone, run)
+    assert len(curve(root, stopped)) == 6 and not (root / stopped.run_id / "result.json").exists()
+    assert status(root, diverging) == "diverged"
+    assert f"{full.run_id} failed: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("service", ["engine", "policy", "critic"])
+def test_a_killed_service_costs_no_run_anything(bench, alone, monkeypatch, capsys, service):
+    def kill(trainer):
+        services = trainer.services
+        if service == "engine":
+            os.kill(ray.get(services.engines[0].ready.remote()), signal.SIGKILL)
+        else:
+            ray.kill(getattr(services, service).workers[0])
+
+    meddle(monkeypatch, 15, {WATCHED[0].run_id: kill})
+    root = train(bench, service, WATCHED, 3)
+    output = capsys.readouterr().out
+    assert "restarting services after" in output
+    for run in WATCHED:
+        assert f"{run.run_id}: resumed at step 10" in output
+        check_same(root, alone, run)
+    shutil.rmtree(root)
