@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import ray
 import torch
@@ -49,3 +51,50 @@ def test_zero2_and_zero3_agree_after_the_first_update(tmp_path):
     cosine = torch.nn.functional.cosine_similarity(*torch.cat(list(moved.values()), dim=1), dim=0)
     assert cosine > 0.98  # Adam's first step is a sign, so entries with a gradient near zero may flip
     assert next_line["kl_step"] > 0 and next_line["sync_gap_nats"] < 0.01
+
+
+def adam_path(rank: int, address: str, shard_from: int, results) -> None:
+    """Three optimizer steps on two workers, saved and loaded after the second; worker 0 reports the parameters."""
+    import torch.distributed as dist
+
+    from rankrl.ppo import cpu
+
+    cpu.install()
+    from rankrl.ppo import strategy
+
+    strategy.SHARD_FROM = shard_from
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(4, 3)) for _ in range(3)]
+    data = torch.randn(3, 2, 3)
+    adam = SimpleNamespace(lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+
+    def optimizer():
+        groups = [{"params": weights[:2], "lr": 0.1}, {"params": weights[2:], "lr": 0.3}]
+        return strategy.AdapterOptimizer(groups, adam, max_norm=1.0, accumulate=1)
+
+    current = optimizer()
+    held = sum(p.numel() for group in current.local.param_groups for p in group["params"])
+    for step in range(3):
+        if step == 2:
+            saved, current = current.state_dict(), optimizer()
+            current.load_state_dict(saved)
+        sum((w @ data[step, rank]).square().sum() for w in weights).backward()
+        current.micro_step()
+        current.adam.param_groups[0]["lr"] *= 0.5  # as a schedule does
+    if rank == 0:
+        results.put((held, [w.detach().numpy() for w in weights]))
+
+
+def test_a_sharded_optimizer_takes_the_same_steps(tmp_path):
+    import torch.multiprocessing as mp
+
+    results = mp.get_context("spawn").SimpleQueue()
+    seen = []
+    for shard_from in (10**9, 0):
+        mp.spawn(adam_path, (f"file://{tmp_path}/{shard_from}", shard_from, results), nprocs=2)
+        seen.append(results.get())
+    (whole, plain), (part, sharded) = seen
+    assert (whole, part) == (36, 24)
+    for ours, theirs in zip(sharded, plain, strict=True):
+        assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-6)

@@ -87,12 +87,14 @@ def test_vllm_still_has_what_the_receiver_calls():
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.model_manager import LRUCacheLoRAModelManager
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     for method in ("add_adapter", "activate_adapter", "remove_adapter", "remove_oldest_adapter", "capacity"):
         assert hasattr(LRUCacheLoRAModelManager, method)
     parameters = inspect.signature(LoRAModel.from_lora_tensors).parameters
     assert {"lora_model_id", "tensors", "peft_helper", "device", "dtype", "weights_mapper"} <= set(parameters)
     assert "load_inplace" in inspect.getsource(LRUCacheWorkerLoRAManager.add_adapter)
+    assert "self.kv_caches: list[torch.Tensor]" in inspect.getsource(GPUModelRunner)
 
 
 def test_serving_ranks_are_vllms():

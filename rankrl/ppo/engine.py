@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import queue
 import threading
@@ -114,6 +115,8 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
                 except Exception:  # nothing can be served after this: end, so that every caller hears of it
                     traceback.print_exc()
                     os._exit(1)
+                if not all(math.isfinite(output.outputs[0].cumulative_logprob) for output in outputs):
+                    self.llm.collective_rpc("clean_cache")
                 for output in outputs:
                     self._deliver(output)
 

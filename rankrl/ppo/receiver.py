@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
@@ -47,3 +48,12 @@ class AdapterReceiver:
 
     def drop_adapter(self, adapter_id: int) -> None:
         self.model_runner.lora_manager.remove_adapter(adapter_id)
+
+    def clean_cache(self) -> None:
+        """Clears NaN and infinity from the KV cache, where a diverged run leaves them.
+
+        Attention reads a block to its end and weighs what lies beyond a sequence with 0; but 0 times NaN is NaN, so the next owner
+        of a freed block, in whatever run, would diverge too. Called before freed blocks are given out again.
+        """
+        for cache in self.model_runner.kv_caches:
+            torch.nan_to_num_(cache, nan=0.0, posinf=0.0, neginf=0.0)
