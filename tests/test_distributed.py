@@ -33,12 +33,30 @@ def first_steps(directory, *overrides):
         return [state["weights"] for state in states], line, trainer.step(1)
 
 
-def test_zero2_and_zero3_agree_after_the_first_update(tmp_path):
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """ZeRO-2, one policy and one value worker."""
     from rankrl.sweep.local import prepare_process
 
     prepare_process(3)
-    (plain,), line, _ = first_steps(tmp_path / "zero2")
-    (left, right), sharded_line, next_line = first_steps(tmp_path / "zero3", *ZERO3)
+    return first_steps(tmp_path_factory.mktemp("zero2"))
+
+
+def test_policy_and_value_on_one_base_are_the_same_run(plain, tmp_path):
+    """Bit for bit, in the second step as well, which depends on the values of the first."""
+    (weights,), line, next_line = plain
+    (shared,), shared_line, shared_next = first_steps(tmp_path, "scale.placement.critic_per_node=0")
+    assert all(torch.equal(weights[name], shared[name]) for name in weights)
+    for ours, theirs in ((shared_line, line), (shared_next, next_line)):
+        assert {k: v for k, v in ours.items() if not k.endswith("_s")} == {
+            k: v for k, v in theirs.items() if not k.endswith("_s")
+        }
+
+
+@pytest.mark.parametrize("overrides", [(), ("scale.placement.critic_per_node=0",)], ids=["two bases", "one base"])
+def test_zero2_and_zero3_agree_after_the_first_update(plain, tmp_path, overrides):
+    (plain,), line, _ = plain
+    (left, right), sharded_line, next_line = first_steps(tmp_path, *ZERO3, *overrides)
     for name in left:
         assert torch.equal(left[name], right[name])  # both workers hold the same adapter
     assert sharded_line["accuracy"] == line["accuracy"]  # the same tokens were sampled

@@ -86,7 +86,7 @@ class AdapterHost:
             self.model.add_adapter(name, lora_config(table))
         else:
             self.model = get_peft_model(self.base, lora_config(table), adapter_name=name)
-            self.model.train = self._train  # type: ignore[method-assign]
+            self.model.train = self.train  # type: ignore[method-assign]
         with torch.no_grad():
             for row in table:
                 layer = self.layer(row.module)
@@ -124,7 +124,7 @@ class AdapterHost:
         for module in self.shapes:
             self.layer(module)._disable_adapters = disabled
 
-    def _train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> nn.Module:
         """Training mode, which upstream switches around every forward pass, for the base's modules; adapters have no dropout."""
         for module in self.with_mode:
             module.training = mode

@@ -23,7 +23,7 @@ def command_line(run: Run, model: str) -> list[str]:
         "ref.num_nodes": place.nodes,
         "ref.num_gpus_per_node": place.policy_per_node,
         "critic.num_nodes": place.nodes,
-        "critic.num_gpus_per_node": place.critic_per_node,
+        "critic.num_gpus_per_node": place.critic_per_node or place.policy_per_node,
         "vllm.num_engines": place.engines,
         "vllm.tensor_parallel_size": place.tensor_parallel,
         "vllm.gpu_memory_utilization": place.engine_memory,

@@ -47,7 +47,6 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
             ds_config=strategy.get_ds_eval_config(),
             value_head_prefix=args.ds.value_head_prefix,
         )
-        self.base, self.head_name = base, base.value_head_prefix
         if args.actor.gradient_checkpointing_enable:
             base.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
@@ -55,15 +54,19 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         self.engine = strategy.prepare(base)  # keeps ZeRO's hooks on the base alive
         if strategy.share_prefixes:
             SharedPrefixes(base.base_model)
-        self.host = AdapterHost(base, modules, layers)
-        self.runs = {}
+        self.hold(base, AdapterHost(base, modules, layers))
+
+    def hold(self, critic: nn.Module, host: AdapterHost) -> None:
+        """Works with upstream's critic model, whose decoder carries the adapters of `host`."""
+        self.critic, self.host, self.runs = critic, host, {}
+        self.critic.train = host.train  # type: ignore[method-assign]
 
     def attach(self, spec: AdapterSpec) -> int:
         """Builds the run's value adapter, head and optimizer. Returns the number of trained parameters."""
         table = uniform(self.host.shapes, spec.rank, lambda rank: spec.alpha)
         self.host.attach(spec.name, table, spec.seed)
         device = next(p for pair in self.host.factors(spec.name, table).values() for p in pair).device
-        head = value_head(self.base.config.hidden_size, spec.seed).to(device)
+        head = value_head(self.critic.config.hidden_size, spec.seed).to(device)
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.critic
         factors = [p for pair in self.host.factors(spec.name, table).values() for p in pair]
         groups = [{"params": [*factors, head.weight], "lr": cfg.adam.lr}]
@@ -71,7 +74,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         schedule = scheduler(optimizer, cfg, spec.optimizer_steps)
         trainer = CriticPPOTrainer(
             strategy,
-            critic=self.host.model,
+            critic=self.critic,
             critic_optim=optimizer,
             critic_scheduler=schedule,
             micro_train_batch_size=spec.args.train.micro_batch_size,
@@ -84,8 +87,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         return sum(row.params for row in table) + head.weight.numel()
 
     def activate(self, name: str) -> Any:
-        setattr(self.base, self.head_name, self.runs[name].extra["head"])
-        self.critic = self.host.model
+        setattr(self.critic, self.critic.value_head_prefix, self.runs[name].extra["head"])
         return super().activate(name)
 
     def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:

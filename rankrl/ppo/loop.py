@@ -17,9 +17,10 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from rankrl.data.items import Item, step_indices
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary
+from rankrl.ppo.groups import PolicyView, RunView, value_name
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, experience, score, tokens_by_position
 from rankrl.ppo.schedules import KLController, clip_share
-from rankrl.ppo.services import PolicyView, RunView, Services
+from rankrl.ppo.services import Services
 from rankrl.ppo.workers import AdapterSpec
 from rankrl.recipe.plan import Run
 from rankrl.reward.grade import shaped
@@ -89,7 +90,7 @@ class RunTrainer(BasePPOTrainer):
         args, tokenizer = arguments(run, services.model_path), prompter.tokenizer
         strategy = SimpleNamespace(args=args)
         policy = PolicyView(services.policy, run.run_id, run.scale.model.dtype)
-        critic = RunView(services.critic, run.run_id)
+        critic = RunView(services.critic, value_name(run.run_id))
         reference = RunView(services.policy, run.run_id, {"forward": "forward_reference"})
         super().__init__(strategy, policy, critic, None, reference, services.engines, tokenizer)  # type: ignore[arg-type]
         self.kl_ctl = KLController(run["kl"], run.recipe.kl_schedule, run.recipe.steps)
@@ -105,7 +106,9 @@ class RunTrainer(BasePPOTrainer):
         run, recipe, args = self.run, self.run.recipe, self.args
         steps, frozen = run.optimizer_steps, recipe.critic.warmup_steps * recipe.updates_per_rollout
         policy = AdapterSpec(run.run_id, args, run.rank, run["alpha"], run.seed, run["lr_ratio"], steps - frozen)
-        critic = AdapterSpec(run.run_id, args, recipe.critic.rank, recipe.critic.alpha, run.seed, 1.0, steps)
+        critic = AdapterSpec(
+            value_name(run.run_id), args, recipe.critic.rank, recipe.critic.alpha, run.seed, 1.0, steps
+        )
         refs = self.services.policy.async_run_method("attach", policy)
         ray.get(self.services.critic.async_run_method("attach", critic))
         params = ray.get(refs)[0]
@@ -185,12 +188,14 @@ class RunTrainer(BasePPOTrainer):
         self.actor_model_group.async_run_method("set_clip", low=low, high=high)
         return low, high
 
+    def _parts(self) -> list[tuple[Any, str]]:
+        """The groups that hold this run, with its name there."""
+        return [(self.services.policy, self.run.run_id), (self.services.critic, value_name(self.run.run_id))]
+
     def state(self, step: int) -> dict[str, Any]:
         """Everything from which the run continues after `step` PPO steps."""
-        workers = [
-            group.async_run_method("state", self.run.run_id) for group in (self.services.policy, self.services.critic)
-        ]
-        policy, critic = (ray.get(refs) for refs in workers)
+        refs = [group.async_run_method("state", name) for group, name in self._parts()]
+        policy, critic = map(ray.get, refs)
         return {
             "step": step,
             "tokens_total": self.tokens_total,
@@ -201,11 +206,12 @@ class RunTrainer(BasePPOTrainer):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        for group, states in ((self.services.policy, state["policy"]), (self.services.critic, state["critic"])):
-            workers = group.workers
-            if len(workers) != len(states):
-                raise ValueError(f"checkpoint: got the state of {len(states)} workers, but {len(workers)} are running")
-            ray.get([worker.restore.remote(self.run.run_id, s) for worker, s in zip(workers, states, strict=True)])
+        for (group, name), states in zip(self._parts(), (state["policy"], state["critic"]), strict=True):
+            if len(group.workers) != len(states):
+                raise ValueError(
+                    f"checkpoint: got the state of {len(states)} workers, but {len(group.workers)} are running"
+                )
+            ray.get(group.each("restore", [(name, worker_state) for worker_state in states]))
         self.tokens_total, self.kl_ctl.adapted = state["tokens_total"], state["kl_adapted"]
         self.canary = Canary.from_state(state["canary"])
         self.broadcast_to_vllm()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from openrlhf.trainer.ray.launcher import RayActorGroup
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -18,10 +16,11 @@ from rankrl.ppo.arguments import arguments
 from rankrl.ppo.cluster import check_resources, start_ray
 from rankrl.ppo.critic import ValueWorker
 from rankrl.ppo.engine import RemoteEngine
+from rankrl.ppo.groups import ValueRole, WorkerGroup, value_name
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.serving import serving_rank
+from rankrl.ppo.shared import TrainerWorker
 from rankrl.ppo.strategy import AdapterStrategy
-from rankrl.ppo.workers import Call
 from rankrl.recipe.plan import Run, deepspeed_config
 from rankrl.recipe.scale import Model
 
@@ -72,85 +71,6 @@ def _fetch(model: Model) -> Path:
         ) from error
 
 
-class WorkerGroup(RayActorGroup):
-    """Upstream's group, for callers in several threads: all workers get the calls in one order, or their collectives deadlock."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._order = threading.Lock()
-        super().__init__(*args, **kwargs)
-
-    @property
-    def workers(self) -> list[Any]:
-        return self._actor_handlers
-
-    def async_run_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
-        with self._order:
-            return super().async_run_method(method_name, *args, **kwargs)
-
-    def each(self, method_name: str, arguments: list[tuple]) -> list[Any]:
-        """Calls worker i with `arguments[i]`."""
-        with self._order:
-            return [getattr(w, method_name).remote(*args) for w, args in zip(self.workers, arguments, strict=True)]
-
-
-class RunView:
-    """One run's view of a worker group, with the two methods that upstream's trainer and experience maker call on groups.
-
-    Every call waits in the workers' queues behind those of all other runs. So calls to `DEFERRED` methods, which have no result,
-    travel with the next one, and arguments with the call instead of through the object store (Ray decides by size).
-    """
-
-    DEFERRED = ("append", "set_clip", "forget_rollout")
-
-    def __init__(self, group: WorkerGroup, name: str, renamed: dict[str, str] | None = None):
-        self.group, self.name, self.renamed = group, name, renamed or {}
-        self.deferred: list[list[Call]] = [[] for _ in group.workers]
-
-    def async_run_method(self, method_name: str, **kwargs: Any) -> list[Any]:
-        """`method_name` on every worker, with the same arguments. Returns a reference per worker."""
-        return self._call("call", method_name, [[kwargs]] * len(self.group.workers))
-
-    def async_run_method_batch(self, method_name: str, **columns: Any) -> list[Any]:
-        """`method_name` for every row of `columns`, which the workers share evenly. Returns a reference to a list per worker."""
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        share = -(-len(rows) // len(self.group.workers))
-        return self._call(
-            "call_batch", method_name, [rows[i * share : (i + 1) * share] for i in range(len(self.group.workers))]
-        )
-
-    def _call(self, how: str, method_name: str, rows: list[list[dict[str, Any]]]) -> list[Any]:
-        method = self.renamed.get(method_name, method_name)
-        for calls, worker_rows in zip(self.deferred, rows, strict=True):
-            calls.append((method, worker_rows))
-        if method in self.DEFERRED:
-            return []
-        ready, self.deferred = self.deferred, [[] for _ in rows]
-        return self.group.each(how, [(self.name, calls) for calls in ready])
-
-
-class PolicyView(RunView):
-    """Asks for the adapter in the same breath as for the update that changes it."""
-
-    def __init__(self, group: WorkerGroup, name: str, dtype: str):
-        super().__init__(group, name)
-        self.dtype = dtype
-        self.updated: Any = None
-
-    def async_run_method(self, method_name: str, **kwargs: Any) -> list[Any]:
-        refs = super().async_run_method(method_name, **kwargs)
-        if method_name == "fit":
-            self.updated = self._payload()
-        return refs
-
-    def payload(self) -> Any:
-        """Reference to the adapter as it is after the last update."""
-        payload, self.updated = self.updated or self._payload(), None
-        return payload
-
-    def _payload(self) -> Any:
-        return super().async_run_method("payload", dtype=self.dtype)[0]
-
-
 class Services:
     """Worker groups and engines of one scale, for `parallel_runs` runs at a time with adapters of at most `max_rank`."""
 
@@ -166,21 +86,27 @@ class Services:
         self.placements, self.engines = start_engines(run.scale, self.model_path, max_rank, parallel_runs)
         model = self.scale.model
         strategy = AdapterStrategy(args, deepspeed_config(self.scale), model.dtype, model.share_prefixes)
-        self.policy = WorkerGroup(place.nodes, place.policy_per_node, ray.remote(num_gpus=1)(PolicyWorker))
-        self.critic = WorkerGroup(place.nodes, place.critic_per_node, ray.remote(num_gpus=1)(ValueWorker))
+        separate = place.critic_per_node > 0
+        worker = ray.remote(num_gpus=1)(PolicyWorker if separate else TrainerWorker)
+        self.policy = WorkerGroup(place.nodes, place.policy_per_node, worker)
+        self.critic: WorkerGroup | ValueRole = ValueRole(self.policy)
+        self.groups = [self.policy]
+        if separate:
+            self.critic = WorkerGroup(place.nodes, place.critic_per_node, ray.remote(num_gpus=1)(ValueWorker))
+            self.groups.append(self.critic)
         load = (strategy, self.model_path, self.scale.model.modules, self.scale.model.layers)
-        loading = [ref for group in (self.policy, self.critic) for ref in group.async_init_model_from_pretrained(*load)]
+        loading = [ref for group in self.groups for ref in group.async_init_model_from_pretrained(*load)]
         ray.get(loading + [engine.ready.remote() for engine in self.engines])
         self.adapter_ids = itertools.count(1)
 
     def detach(self, name: str, adapter_id: int) -> None:
         """Forgets a run everywhere."""
-        refs = [ref for group in (self.policy, self.critic) for ref in group.async_run_method("detach", name)]
+        refs = self.policy.async_run_method("detach", name) + self.critic.async_run_method("detach", value_name(name))
         ray.get(refs + [engine.drop_adapter.remote(adapter_id) for engine in self.engines])
 
     def stop(self) -> None:
         """Ends all workers and engines. Ray stays, so that calls of other threads end with an error instead of for ever."""
-        for actor in [*self.engines, *self.policy.workers, *self.critic.workers]:
+        for actor in [*self.engines, *(worker for group in self.groups for worker in group.workers)]:
             ray.kill(actor)
         for placement in self.placements:
             remove_placement_group(placement)

@@ -97,11 +97,12 @@ def cost(run: Run, parallel_runs: int) -> Cost:
     tokens = samples * (scale.lengths.prompt_tokens + scale.lengths.response_tokens) / 2
     tokens *= 0.4 if model.share_prefixes else 1.0  # what is left at nano
     forward_s = 2 * model.active * tokens / device.train_flops
-    policy, critic = (place.nodes * workers for workers in (place.policy_per_node, place.critic_per_node))
     update = 3 if model.gradient_checkpointing else 2  # forward passes that an update costs
-    experience_s = max((2 + PREVIOUS_SHARE) * forward_s / policy, forward_s / critic)
-    update_s = update * forward_s / min(policy, critic)
-    busiest_s = max((2 + PREVIOUS_SHARE + update) * forward_s / policy, (1 + update) * forward_s / critic)
+    policy_s, value_s = forward_s / place.policy_workers, forward_s / place.value_workers
+    together = max if place.critic_per_node else sum  # separate workers, or one after the other on the same
+    experience_s = together(((2 + PREVIOUS_SHARE) * policy_s, value_s))
+    update_s = together((update * policy_s, update * value_s))
+    busiest_s = together(((2 + PREVIOUS_SHARE + update) * policy_s, (1 + update) * value_s))
     sync_s = run.trainable_params * model.bytes_per_param / device.link_bytes_s
     rollout_s = generation_s(scale, samples, run.batch_size)
     evaluations = 1 + (recipe.steps - 1) // recipe.eval_every if recipe.eval_every else 1
@@ -128,10 +129,10 @@ def memory(scale: Scale, rank: int) -> Memory:
     place, model = scale.placement, scale.model
     weights = model.base_params * model.bytes_per_param
     sharded = deepspeed_config(scale)["zero_optimization"]["stage"] == 3
-    shards = [place.nodes * workers if sharded else 1 for workers in (place.policy_per_node, place.critic_per_node)]
+    shards = [workers if sharded else 1 for workers in (place.policy_workers, place.value_workers)]
     return Memory(
         weights / shards[0],
-        weights / shards[1],
+        weights / shards[1] if place.critic_per_node else 0.0,
         weights / place.tensor_parallel,
         adapter_params(scale, rank) * TRAIN_BYTES,
     )

@@ -167,7 +167,7 @@ def _check(recipe: Recipe, scale: Scale) -> None:
             f"{narrow} is {scale.model.modules[narrow]}",
         )
     require(recipe.critic.rank <= most, "critic.rank", recipe.critic.rank, f"1 to {most} at scale {scale.name}")
-    workers = {"policy": place.nodes * place.policy_per_node, "value": place.nodes * place.critic_per_node}
+    workers = {"policy": place.policy_workers, "value": place.value_workers}
     for batch_size in recipe.batch_sizes:
         for role, world in workers.items():
             samples, share = batch_size * recipe.samples_per_prompt, recipe.updates_per_rollout * world
@@ -190,9 +190,7 @@ def _check(recipe: Recipe, scale: Scale) -> None:
 def micro_batch(run: Run) -> int:
     """The largest micro batch within the scale's that divides every worker's share of an optimizer step (samples)."""
     place = run.scale.placement
-    share = gcd(
-        *(run.train_batch // (place.nodes * workers) for workers in (place.policy_per_node, place.critic_per_node))
-    )
+    share = gcd(*(run.train_batch // workers for workers in (place.policy_workers, place.value_workers)))
     return max(m for m in range(1, min(place.micro_batch, share) + 1) if share % m == 0)
 
 

@@ -93,7 +93,7 @@ class Placement:
     policy_per_node: int = 1
     """Policy workers (GPUs) per node."""
     critic_per_node: int = 1
-    """Value workers (GPUs) per node."""
+    """Value workers (GPUs) per node. 0: value adapters live on the base of the policy workers, which saves a copy of the base."""
     engines: int = 1
     """vLLM engines."""
     tensor_parallel: int = 1
@@ -106,8 +106,16 @@ class Placement:
     """Most samples per worker and forward pass; the largest number up to this that divides a worker's share is used."""
 
     @property
+    def policy_workers(self) -> int:
+        return self.nodes * self.policy_per_node
+
+    @property
+    def value_workers(self) -> int:
+        return self.nodes * (self.critic_per_node or self.policy_per_node)
+
+    @property
     def processes(self) -> int:
-        """Workers and engine processes, each on a GPU of its own where there are GPUs."""
+        """Worker and engine processes, each on a GPU of its own where there are GPUs."""
         return self.nodes * (self.policy_per_node + self.critic_per_node) + self.engines * self.tensor_parallel
 
 
@@ -152,11 +160,13 @@ class Scale:
             "sampling.base_samples": self.sampling.base_samples,
             **{
                 f"placement.{k}": getattr(self.placement, k)
-                for k in ("nodes", "policy_per_node", "critic_per_node", "engines", "tensor_parallel", "micro_batch")
+                for k in ("nodes", "policy_per_node", "engines", "tensor_parallel", "micro_batch")
             },
         }
         for key, value in checks.items():
             require(value >= 1, key, value, "an integer of at least 1")
+        critics = self.placement.critic_per_node
+        require(critics >= 0, "placement.critic_per_node", critics, "an integer of at least 0")
         shares = not self.model.share_prefixes or self.model.attention == "sdpa"
         require(
             shares, "model.share_prefixes", True, "false", f"attention={self.model.attention} takes no mask of its own"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from rankrl.recipe.cost import DEVICES, memory
 from rankrl.recipe.plan import Run, plan
 from rankrl.recipe.scale import Execution
 from rankrl.report.read import read_result
@@ -30,7 +31,6 @@ HERE = Execution()
 STOPPED = 75  # EX_TEMPFAIL: stopped on request and resumable
 ATTEMPTS = 2  # of a run whose services died, without a new checkpoint in between
 MOST = 8  # runs at once, unless parallel_runs says more
-STATE_BYTES = 2 * 20  # per adapter parameter, policy and value: weight, gradient, two moments, the previous weight
 
 
 def prepare_process(processes: int) -> None:
@@ -138,15 +138,16 @@ def _train(todo: list[Run], bench: Bench, parallel_runs: int) -> Iterator[str]:
 
 
 def default_parallel_runs(runs: list[Run]) -> int:
-    """As many runs at once as keep the cores of this machine busy, without GPUs; with GPUs, whose engines gain most, MOST.
+    """As many runs at once as keep this machine busy: MOST with GPUs, whose engines gain most, else two for each core.
 
-    Never more than leave half of the memory free for what grows with the number of runs: adapters, optimizers, rollouts.
+    Never more than leave room for their adapters and optimizers: a fifth of a GPU, or half of the free memory.
     """
-    memory_bytes = psutil.virtual_memory().available
-    state_bytes = max(run.trainable_params for run in runs) * STATE_BYTES
-    has_gpus = Path("/dev/nvidiactl").exists()
-    by_cores = MOST if has_gpus else 2 * (os.cpu_count() or 1)
-    return max(1, min(MOST, by_cores, int(memory_bytes / 2 / state_bytes)))
+    scale, rank = runs[0].scale, max(run.rank for run in runs)
+    if Path("/dev/nvidiactl").exists():
+        busy, room_bytes = MOST, 0.2 * DEVICES[scale.placement.device].memory_bytes
+    else:
+        busy, room_bytes = 2 * (os.cpu_count() or 1), psutil.virtual_memory().available / 2
+    return max(1, min(MOST, busy, int(room_bytes / memory(scale, rank).run)))
 
 
 def evaluate_base(scale_name: str, directory: Path) -> int:

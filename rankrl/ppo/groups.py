@@ -1,0 +1,107 @@
+"""Groups of workers as the controllers of several runs call them, each from a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from openrlhf.trainer.ray.launcher import RayActorGroup
+
+from rankrl.ppo.workers import Call
+
+
+class WorkerGroup(RayActorGroup):
+    """Upstream's group, for callers in several threads: all workers get the calls in one order, or their collectives deadlock."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._order = threading.Lock()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def workers(self) -> list[Any]:
+        return self._actor_handlers
+
+    def async_run_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
+        with self._order:
+            return super().async_run_method(method_name, *args, **kwargs)
+
+    def each(self, method_name: str, arguments: list[tuple]) -> list[Any]:
+        """Calls worker i with `arguments[i]`."""
+        with self._order:
+            return [getattr(w, method_name).remote(*args) for w, args in zip(self.workers, arguments, strict=True)]
+
+
+def value_name(run_id: str) -> str:
+    """What a run is called among value adapters, which may share a base with those of policies."""
+    return f"{run_id}-value"
+
+
+class RunView:
+    """One run's view of a worker group, with the two methods that upstream's trainer and experience maker call on groups.
+
+    Every call waits in the workers' queues behind those of all other runs. So calls to `DEFERRED` methods, which have no result,
+    travel with the next one, and arguments with the call instead of through the object store (Ray decides by size).
+    """
+
+    DEFERRED = ("append", "set_clip", "forget_rollout")
+
+    def __init__(self, group: WorkerGroup | ValueRole, name: str, renamed: dict[str, str] | None = None):
+        self.group, self.name, self.renamed = group, name, renamed or {}
+        self.deferred: list[list[Call]] = [[] for _ in group.workers]
+
+    def async_run_method(self, method_name: str, **kwargs: Any) -> list[Any]:
+        """`method_name` on every worker, with the same arguments. Returns a reference per worker."""
+        return self._call("call", method_name, [[kwargs]] * len(self.group.workers))
+
+    def async_run_method_batch(self, method_name: str, **columns: Any) -> list[Any]:
+        """`method_name` for every row of `columns`, which the workers share evenly. Returns a reference to a list per worker."""
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        share = -(-len(rows) // len(self.group.workers))
+        return self._call(
+            "call_batch", method_name, [rows[i * share : (i + 1) * share] for i in range(len(self.group.workers))]
+        )
+
+    def _call(self, how: str, method_name: str, rows: list[list[dict[str, Any]]]) -> list[Any]:
+        method = self.renamed.get(method_name, method_name)
+        for calls, worker_rows in zip(self.deferred, rows, strict=True):
+            calls.append((method, worker_rows))
+        if method in self.DEFERRED:
+            return []
+        ready, self.deferred = self.deferred, [[] for _ in rows]
+        return self.group.each(how, [(self.name, calls) for calls in ready])
+
+
+class PolicyView(RunView):
+    """Asks for the adapter in the same breath as for the update that changes it."""
+
+    def __init__(self, group: WorkerGroup, name: str, dtype: str):
+        super().__init__(group, name)
+        self.dtype = dtype
+        self.updated: Any = None
+
+    def async_run_method(self, method_name: str, **kwargs: Any) -> list[Any]:
+        refs = super().async_run_method(method_name, **kwargs)
+        if method_name == "fit":
+            self.updated = self._payload()
+        return refs
+
+    def payload(self) -> Any:
+        """Reference to the adapter as it is after the last update."""
+        payload, self.updated = self.updated or self._payload(), None
+        return payload
+
+    def _payload(self) -> Any:
+        return super().async_run_method("payload", dtype=self.dtype)[0]
+
+
+class ValueRole:
+    """The group of value workers inside a group of trainer workers, with the methods of a group."""
+
+    def __init__(self, group: WorkerGroup):
+        self.group, self.workers = group, group.workers
+
+    def async_run_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
+        return self.group.async_run_method("as_value", method_name, args, kwargs)
+
+    def each(self, method_name: str, arguments: list[tuple]) -> list[Any]:
+        return self.group.each("as_value", [(method_name, args, {}) for args in arguments])
