@@ -202,29 +202,41 @@ def shapes(steps: int) -> None:
                 row(f"{label}: {phase}", (line[phase] for line in steps_of if line["step"] > 2), "s")
 
 
+def warm_services(repetitions: int, steps: int) -> None:
+    with bench_of(runs_of("ranks=[32]", "seeds=[0]", "steps=1"), 8) as bench:
+        train(bench, packed(1, 2), 1)  # the first use of everything
+        row(
+            "warm: a later run, attached and to the end of its first step",
+            (warm(bench, i) for i in range(repetitions)),
+            "s",
+        )
+        by_number(bench, repetitions, steps)
+        growth(bench, steps, "batch_sizes", (16, 32, 64, 128))
+    with bench_of(runs_of("ranks=[256]", "seeds=[0]", "steps=1"), 1) as bench:
+        growth(bench, steps, "ranks", (1, 8, 32, 256))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "parts", nargs="*", default=["cold", "sweep", "warm", "shapes"], help="which to measure (default: all)"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="PPO steps of each warm measurement")
     args = parser.parse_args()
     memory_gib = psutil.virtual_memory().total / 2**30
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, scale nano\n")
     print("| what | median | [least, most] |\n| --- | --- | --- |", flush=True)
-    cold(args.repetitions)
-    sweep_of_12(args.repetitions)
-    prepare_process(3)
-    everything = runs_of("ranks=[256]", "seeds=[0]", "steps=1")
-    with bench_of(everything, 8) as bench:
-        train(bench, packed(1, 2), 1)  # the first use of everything
-        row(
-            "warm: a later run, from attaching it to the end of its first step",
-            (warm(bench, i) for i in range(args.repetitions)),
-            "s",
-        )
-        by_number(bench, args.repetitions, args.steps)
-        growth(bench, args.steps, "ranks", (1, 8, 32, 256))
-        growth(bench, args.steps, "batch_sizes", (16, 32, 64, 128))
-    shapes(args.steps)
+    measure = {
+        "cold": lambda: cold(args.repetitions),
+        "sweep": lambda: sweep_of_12(args.repetitions),
+        "warm": lambda: warm_services(args.repetitions, args.steps),
+        "shapes": lambda: shapes(args.steps),
+    }
+    for i, part in enumerate(args.parts):
+        if part in ("warm", "shapes") and not {"warm", "shapes"} & set(args.parts[:i]):
+            prepare_process(3)
+        measure[part]()
 
 
 if __name__ == "__main__":
