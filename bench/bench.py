@@ -25,7 +25,7 @@ import ray
 
 from rankrl.recipe.load import load_experiment
 from rankrl.recipe.plan import Run, plan
-from rankrl.sweep.local import _train, prepare_process
+from rankrl.sweep.local import prepare_process
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "low_rank.yaml"
@@ -67,10 +67,12 @@ def bench_of(runs: list[Run], parallel_runs: int) -> Iterator[Any]:
 
 def train(bench: Any, runs: list[Run], parallel_runs: int) -> tuple[float, list[dict[str, Any]]]:
     """(seconds, metrics of all steps) of `runs`, afresh."""
+    from rankrl.sweep.pool import train_all
+
     with tempfile.TemporaryDirectory() as directory:
         bench.directory, start_s = Path(directory), time.perf_counter()
         with redirect_stdout(io.StringIO()):
-            statuses = list(_train(runs, bench, parallel_runs))
+            statuses = list(train_all(runs, bench, parallel_runs))
         seconds = time.perf_counter() - start_s
         assert statuses == ["finished"] * len(runs), statuses
         return seconds, lines(bench.directory)

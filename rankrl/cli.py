@@ -35,12 +35,16 @@ def _plan(args: argparse.Namespace) -> int:
 def _estimate(runs: list[Run], parallel_runs: int) -> str:
     from rankrl.recipe.cost import DEVICES, cost
 
-    first = {run.batch_size: cost(run, parallel_runs) for run in reversed(runs)}  # the rank hardly matters
-    alone, packed = (sum(getattr(first[run.batch_size], key) for run in runs) / 3600 for key in ("run_s", "packed_s"))
-    start, place = DEVICES[runs[0].scale.placement.device].start_s / 3600, runs[0].scale.placement
+    packed = min(parallel_runs, len(runs))
+    kinds = {(run.arm, run.batch_size): run for run in runs}  # the rank hardly matters
+    costs = {kind: cost(run, packed) for kind, run in kinds.items()}
+    each = [costs[run.arm, run.batch_size] for run in runs]
+    start_s, place = DEVICES[runs[0].scale.placement.device].start_s, runs[0].scale.placement
+    together_h = (start_s + sum(c.packed_s for c in each)) / 3600
+    alone_h = sum(start_s + c.run_s for c in each) / 3600
     return (
-        f"estimate on {place.processes} x {place.device}: {packed + start:,.1f} h, {parallel_runs} runs at once; "
-        f"{alone + start * len(runs):,.1f} h one by one (docs/cost.md)"
+        f"estimate on {place.processes} x {place.device}: {together_h:,.2f} h, {packed} runs at once; "
+        f"{alone_h:,.2f} h one by one (docs/cost.md)"
     )
 
 

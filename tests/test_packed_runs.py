@@ -38,11 +38,11 @@ def bench(tmp_path_factory):
 
 def train(bench, name: str, runs, parallel_runs: int) -> Path:
     """Trains `runs` under a directory of their own, which is returned."""
-    from rankrl.sweep.local import _train
+    from rankrl.sweep.pool import train_all
 
     directory, bench.directory = bench.directory, bench.directory / name
     try:
-        statuses = list(_train(list(runs), bench, parallel_runs))
+        statuses = list(train_all(list(runs), bench, parallel_runs))
         assert len(statuses) == len(runs)
         return bench.directory / "demo"
     finally:

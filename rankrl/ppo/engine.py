@@ -102,23 +102,27 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
         return await asyncio.wrap_future(done)
 
     def _serve(self) -> None:
-        """The engine's thread: takes in what has arrived, then one engine step, for ever."""
-        while True:
-            for done, work in self._arrived():
-                try:
-                    work()
-                except Exception as error:
-                    done.set_exception(error)
-            if self.llm.has_unfinished_requests():
-                try:
-                    outputs = self.llm.step()
-                except Exception:  # nothing can be served after this: end, so that every caller hears of it
-                    traceback.print_exc()
-                    os._exit(1)
-                if not all(math.isfinite(output.outputs[0].cumulative_logprob) for output in outputs):
-                    self.llm.collective_rpc("clean_cache")
-                for output in outputs:
-                    self._deliver(output)
+        """The engine's thread. After an error nothing can be served: the process ends, so that every caller hears of it."""
+        try:
+            while True:
+                self._turn()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _turn(self) -> None:
+        """Takes in what has arrived, then one engine step."""
+        for done, work in self._arrived():
+            try:
+                work()
+            except Exception as error:
+                done.set_exception(error)
+        if self.llm.has_unfinished_requests():
+            outputs = self.llm.step()
+            if not all(math.isfinite(output.outputs[0].cumulative_logprob) for output in outputs):
+                self.llm.collective_rpc("clean_cache")
+            for output in outputs:
+                self._deliver(output)
 
     def _arrived(self) -> Iterator[tuple[Future, Callable[[], None]]]:
         """What has arrived by now; waits for the first if the engine is idle."""
@@ -131,7 +135,7 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
         batch, i = self.batches.pop(output.request_id)
         batch.outputs[i] = output.outputs[0]
         batch.open -= 1
-        if not batch.open:
+        if not batch.open and not batch.done.done():
             batch.done.set_result(batch.outputs)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import ray
 from openrlhf.trainer.ray.launcher import RayActorGroup
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rankrl.ppo.workers import Call
 
@@ -13,9 +15,21 @@ from rankrl.ppo.workers import Call
 class WorkerGroup(RayActorGroup):
     """Upstream's group, for callers in several threads: all workers get the calls in one order, or their collectives deadlock."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, nodes: int, per_node: int, worker: Any):
         self._order = threading.Lock()
-        super().__init__(*args, **kwargs)
+        self.placement: PlacementGroup | None = (
+            None  # upstream would make one of its own and never give its resources back
+        )
+        if per_node > 1:
+            self.placement = placement_group([{"GPU": 1, "CPU": 1}] * (nodes * per_node), strategy="PACK")
+            ray.get(self.placement.ready())
+        super().__init__(nodes, per_node, worker, pg=self.placement)
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+        if self.placement is not None:
+            remove_placement_group(self.placement)
 
     @property
     def workers(self) -> list[Any]:

@@ -49,6 +49,11 @@ def resolve_model(model: Model) -> str:
                 f"model.trust_remote_code: got False, but {file.name} of {model.path} wants to run code that comes with the "
                 "model; set it to true if you trust that code"
             )
+    if model.dtype == "float32" and torch.cuda.is_available():
+        raise ValueError(
+            "model.dtype: got float32, allowed: bfloat16 on a GPU, because vLLM's LoRA kernels take nothing wider "
+            "(scale.model.dtype=bfloat16)"
+        )
     stored = json.loads(config.read_text())
     stored = stored.get("dtype", stored.get("torch_dtype"))
     if model.dtype == "float32" and stored != "bfloat16":  # OpenRLHF reads weights as bfloat16, vLLM as they are
@@ -106,8 +111,10 @@ class Services:
 
     def stop(self) -> None:
         """Ends all workers and engines. Ray stays, so that calls of other threads end with an error instead of for ever."""
-        for actor in [*self.engines, *(worker for group in self.groups for worker in group.workers)]:
-            ray.kill(actor)
+        for group in self.groups:
+            group.stop()
+        for engine in self.engines:
+            ray.kill(engine)
         for placement in self.placements:
             remove_placement_group(placement)
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -22,14 +17,10 @@ from rankrl.recipe.plan import Run, plan
 from rankrl.recipe.scale import Execution
 from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
-from rankrl.sweep.progress import owned, progress, say
-
-if TYPE_CHECKING:
-    from rankrl.sweep.worker import Bench
+from rankrl.sweep.progress import owned, say
 
 HERE = Execution()
 STOPPED = 75  # EX_TEMPFAIL: stopped on request and resumable
-ATTEMPTS = 2  # of a run whose services died, without a new checkpoint in between
 MOST = 8  # runs at once, unless parallel_runs says more
 
 
@@ -91,50 +82,16 @@ def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(todo), len(todo))
     say(f"{parallel_runs} at a time")
     prepare_process(runs[0].scale.placement.processes)
+    from rankrl.sweep.pool import train_all
     from rankrl.sweep.worker import Bench
 
     diverged = sum(result["status"] == "diverged" for result in results.values() if result)
     with Bench(todo, directory, parallel_runs, execution.services == "per_run") as bench:
         bench.base_samples()  # every run needs it
-        statuses = list(_train(todo, bench, parallel_runs))
+        statuses = list(train_all(todo, bench, parallel_runs))
     if "stopped" in statuses:
         return STOPPED
     return int(diverged > 0 or set(statuses) != {"finished"})
-
-
-def _train(todo: list[Run], bench: Bench, parallel_runs: int) -> Iterator[str]:
-    """The status of each run as it ends. Raises what `attempt` raised."""
-    waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
-    ended: queue.SimpleQueue[tuple[Run, dict[str, Any] | BaseException | None]] = queue.SimpleQueue()
-    for run in todo:
-        waiting.put(run)
-
-    def work() -> None:
-        while not waiting.empty():
-            try:
-                run = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                ended.put((run, bench.attempt(run, ATTEMPTS)))
-            except BaseException as error:
-                ended.put((run, error))
-
-    for _ in range(parallel_runs):
-        threading.Thread(
-            target=work, daemon=True
-        ).start()  # daemons: a signal to the main thread ends the sweep at once
-    start_s = time.time()
-    for done in range(1, len(todo) + 1):
-        run, result = ended.get()
-        if isinstance(result, BaseException):
-            raise result
-        if result is None:
-            say(f"{run.run_id}: stopped on request; the same command continues it")
-            yield "stopped"
-            continue
-        say(progress(result, done, len(todo), (time.time() - start_s) / done * (len(todo) - done)))
-        yield result["status"]
 
 
 def default_parallel_runs(runs: list[Run]) -> int:
@@ -147,7 +104,7 @@ def default_parallel_runs(runs: list[Run]) -> int:
         busy, room_bytes = MOST, 0.2 * DEVICES[scale.placement.device].memory_bytes
     else:
         busy, room_bytes = 2 * (os.cpu_count() or 1), psutil.virtual_memory().available / 2
-    return max(1, min(MOST, busy, int(room_bytes / memory(scale, rank).run)))
+    return max(1, min(MOST, busy, int(room_bytes / memory(scale, rank, runs[0].recipe.critic.rank).run)))
 
 
 def evaluate_base(scale_name: str, directory: Path) -> int:

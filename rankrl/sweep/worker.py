@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import ray
+import torch
 from openrlhf.utils.utils import get_tokenizer
 
 from rankrl.adapter.save import save_adapter
@@ -26,19 +28,28 @@ from rankrl.sweep.base import base_samples
 from rankrl.sweep.progress import owned, say
 
 
-def services_died(error: Exception, services: Services) -> bool:
-    """Whether what the services hold is not to be trusted after `error`: a process is gone, or one of several workers raised."""
+def services_died(error: BaseException, services: Services) -> bool:
+    """Whether what the services hold is not to be trusted after `error`: a process or its GPU is gone, or one of several workers
+    raised while the others wait for it. A ValueError is a check of ours, which all workers fail together.
+    """
     if not isinstance(error, ray.exceptions.RayError):
         return False
+    cause = getattr(error, "cause", None)
+    if not isinstance(error, ray.exceptions.RayTaskError) or isinstance(cause, (ray.exceptions.RayError, *GPU_ERRORS)):
+        return True
     alone = len(services.policy.workers) == len(services.critic.workers) == 1
-    raised_in_run = isinstance(error, ray.exceptions.RayTaskError) and not isinstance(
-        error.cause, ray.exceptions.RayError
-    )
-    return not raised_in_run or not (alone or isinstance(error.cause, ValueError))
+    return not (alone or isinstance(cause, ValueError))
+
+
+GPU_ERRORS = (torch.AcceleratorError, torch.OutOfMemoryError)
 
 
 class Stopped(Exception):
     """A STOP file was found; the run is saved and can be resumed."""
+
+
+class Suspect(Exception):
+    """Services died again and again under this run, while others were on them."""
 
 
 class Bench:
@@ -61,12 +72,14 @@ class Bench:
         self._services: Services | None = None
         self._base: list[Sample] | None = None
         self._lock = threading.RLock()
+        self._closed = False
 
     def __enter__(self) -> Bench:
         _ = self.services
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed = True
         ray.shutdown()
 
     @property
@@ -84,17 +97,26 @@ class Bench:
     def base_samples(self) -> list[Sample]:
         with self._lock:
             if self._base is None:
-                services, nothing = self.services, SimpleNamespace(args=None)
-                rollouts = Rollouts(nothing, self.prompter, services.engines, self.scale)
-                self._base = base_samples(rollouts, self.eval_items, self.directory, services.model_path)
+                try:
+                    self._base = self._evaluate_base()
+                except ray.exceptions.RayError as error:
+                    say(f"base: restarting services after {' '.join(str(error).split())[:200]}")
+                    assert self._services is not None
+                    self._services.broken = True
+                    self._base = self._evaluate_base()
             return self._base
 
-    def attempt(self, run: Run, attempts: int) -> dict[str, Any] | None:
-        """Trains `run`. Where services died under it, it goes on from its checkpoint on new ones; after `attempts` deaths in a row
-        without a new checkpoint it has failed.
+    def _evaluate_base(self) -> list[Sample]:
+        services, nothing = self.services, SimpleNamespace(args=None)
+        rollouts = Rollouts(nothing, self.prompter, services.engines, self.scale)
+        return base_samples(rollouts, self.eval_items, self.directory, services.model_path)
 
-        Returns the result, or None if the run was stopped on request. An error of one run is recorded as its result and
-        does not reach the others.
+    def attempt(self, run: Run, attempts: int, alone: bool = True) -> dict[str, Any] | None:
+        """Trains `run`. Where services died under it, it goes on from its checkpoint on new ones, until they died `attempts` times
+        without a new checkpoint.
+
+        Returns the result, or None if the run was stopped on request. An error of one run is recorded as its result and does not
+        reach the others. Raises Suspect where services kept dying and the run was not `alone` on them: another may be to blame.
         """
         start_s, saved, left = time.time(), -1, attempts
         with owned(self.directory / run.sweep, run.run_id):
@@ -106,33 +128,39 @@ class Bench:
                 except Stopped:
                     return None
                 except Exception as error:
-                    failure = self._record_failure(run, record, error, start_s)
+                    if self._closed:
+                        raise
+                    failure = self._failure(run, record, error, start_s)
                     if not services_died(error, services):
-                        return failure
+                        return self._recorded(record, failure)
                     services.broken = True
                     reached = record.saved_step()
-                    left = attempts - 1 if reached > saved else left - 1
-                    saved = reached
+                    left, saved = (attempts if reached > saved else left) - 1, reached
+                    if not left and alone:
+                        return self._recorded(record, failure)
+                    record.close()
                     if not left:
-                        return failure
+                        raise Suspect(run.run_id) from error
                     say(f"{run.run_id}: restarting services after {failure['error'][:200]}")
                 finally:
                     services.broken |= self.services_per_run
 
-    def _record_failure(self, run: Run, record: Record, error: Exception, start_s: float) -> dict[str, Any]:
+    def _failure(self, run: Run, record: Record, error: Exception, start_s: float) -> dict[str, Any]:
+        """The result of a run that `error` ended."""
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         status = "diverged" if isinstance(cause, Diverged) else "failed"
         steps = curves(record.dir)
         last = steps[-1] if steps else {"step": 0, "tokens_total": 0}
         message = " ".join(f"{type(cause).__name__}: {cause}".split())[:2000]
-        result = self._result(run, status, None, None, last["tokens_total"], last["step"], start_s) | {"error": message}
+        return self._result(run, status, None, None, last["tokens_total"], last["step"], start_s) | {"error": message}
+
+    def _recorded(self, record: Record, failure: dict[str, Any]) -> dict[str, Any]:
+        """Writes the result, unless the disk that ended the run is still full: then the next sweep tries it again."""
         try:
-            record.finish(result)
-        except (
-            OSError
-        ) as full:  # the disk that ended the run: the others go on, and this one is tried again by the next sweep
-            say(f"{run.run_id}: its result could not be written: {full}")
-        return result
+            record.finish(failure)
+        except OSError as error:
+            say(f"{record.run.run_id}: its result could not be written: {error}")
+        return failure
 
     def _train(self, run: Run, record: Record, services: Services, start_s: float) -> dict[str, Any]:
         state = record.load_checkpoint()
@@ -154,10 +182,19 @@ class Bench:
             scores = self._scores(record)
             self._save_adapter(run, record, trainer, score(base), scores[-1])
         finally:
-            trainer.detach()
+            self._release(trainer, services, sys.exc_info()[1])
         result = self._result(run, "finished", scores[-1], max(scores), trainer.tokens_total, run.recipe.steps, start_s)
         record.finish(result)
         return result
+
+    def _release(self, trainer: RunTrainer, services: Services, error: BaseException | None) -> None:
+        """Detaches the run, unless its services died: there a worker may wait for one that is gone. Raises nothing."""
+        if services.broken or (error is not None and services_died(error, services)):
+            return
+        try:
+            trainer.detach()
+        except ray.exceptions.RayError:
+            services.broken = True
 
     def _step(self, run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
         """One PPO step with its record, evaluation and checkpoint where they are due."""
