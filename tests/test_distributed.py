@@ -116,3 +116,26 @@ def test_a_sharded_optimizer_takes_the_same_steps(tmp_path):
     assert (whole, part) == (36, 24)
     for ours, theirs in zip(sharded, plain, strict=True):
         assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-6)
+
+
+def test_a_killed_worker_of_two_is_replaced(tmp_path, capsys):
+    """Its group gives its resources back, or the new one would wait for them for ever."""
+    from rankrl.sweep.local import prepare_process
+
+    prepare_process(4)
+    from rankrl.ppo.loop import RunTrainer
+    from rankrl.sweep.worker import Bench
+
+    run = runs_of("demo", "ranks=[1]", "seeds=[0]", "steps=4", "checkpoint_every=2", *ZERO3)[0]
+    step, killed = RunTrainer.step, []
+
+    with pytest.MonkeyPatch.context() as patch, Bench([run], tmp_path) as bench:
+
+        def kill_once(self, index):
+            if index == 3 and not killed:
+                killed.append(ray.kill(self.services.policy.workers[1]))
+            return step(self, index)
+
+        patch.setattr(RunTrainer, "step", kill_once)
+        assert bench.attempt(run, attempts=2)["status"] == "finished"
+    assert f"{run.run_id}: resumed at step 2" in capsys.readouterr().out

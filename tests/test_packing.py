@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import runs_of
 
 pytestmark = pytest.mark.usefixtures("stack")
 
@@ -110,3 +111,43 @@ def test_a_row_does_not_depend_on_its_batch(others):
     slots = torch.tensor([0] * 5 + [1] * others)
     add(groups(slots), packed, x[: 5 + others], (a,), (b,), 1.0, (256,))
     assert torch.equal(alone, packed[:5])
+
+
+class Attempts:
+    """A bench whose attempts end as told."""
+
+    def __init__(self, outcomes):
+        self.outcomes, self.seen = outcomes, []
+
+    def attempt(self, run, attempts, alone):
+        self.seen.append((run.run_id, alone))
+        outcome = self.outcomes[run.run_id, alone]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def test_a_suspect_is_tried_alone_and_a_refused_run_does_not_end_the_others(capsys):
+    from rankrl.sweep.pool import train_all
+    from rankrl.sweep.worker import Suspect
+
+    runs = runs_of("demo", "ranks=[1]", "seeds=[0,1,2,3]")
+    fine = {"status": "finished", "gain": 0.1, "base_score": 0.2, "final_score": 0.3, "wall_s": 1.0}
+    results = [{**fine, "run_id": run.run_id} for run in runs]
+    names = [run.run_id for run in runs]
+    bench = Attempts(
+        {
+            (names[0], False): Suspect(names[0]),
+            (names[0], True): {**results[0], "status": "failed", "error": "died"},
+            (names[1], False): ValueError("in use"),
+            (names[2], False): results[2],
+            (names[3], False): None,
+        }
+    )
+    statuses = []
+    with pytest.raises(ValueError, match="in use"):
+        for status in train_all(runs, bench, 2):
+            statuses.append(status)
+    assert sorted(statuses) == ["failed", "finished", "stopped"]
+    assert bench.seen[-1] == (names[0], True)
+    assert f"{names[0]} failed: died" in capsys.readouterr().out

@@ -95,7 +95,7 @@ def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
 
 
 def default_parallel_runs(runs: list[Run]) -> int:
-    """As many runs at once as keep this machine busy: MOST with GPUs, whose engines gain most, else two for each core.
+    """As many runs at once as keep this machine busy: MOST with GPUs, whose engines gain most, else four for each core.
 
     Never more than leave room for their adapters and optimizers: a fifth of a GPU, or half of the free memory.
     """
@@ -103,7 +103,7 @@ def default_parallel_runs(runs: list[Run]) -> int:
     if Path("/dev/nvidiactl").exists():
         busy, room_bytes = MOST, 0.2 * DEVICES[scale.placement.device].memory_bytes
     else:
-        busy, room_bytes = 2 * (os.cpu_count() or 1), psutil.virtual_memory().available / 2
+        busy, room_bytes = 4 * (os.cpu_count() or 1), psutil.virtual_memory().available / 2
     return max(1, min(MOST, busy, int(room_bytes / memory(scale, rank, runs[0].recipe.critic.rank).run)))
 
 
