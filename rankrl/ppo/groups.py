@@ -17,10 +17,8 @@ class WorkerGroup(RayActorGroup):
 
     def __init__(self, nodes: int, per_node: int, worker: Any):
         self._order = threading.Lock()
-        self.placement: PlacementGroup | None = (
-            None  # upstream would make one of its own and never give its resources back
-        )
-        if per_node > 1:
+        self.placement: PlacementGroup | None = None
+        if per_node > 1:  # or upstream makes a placement group of its own, and nobody gives its resources back
             self.placement = placement_group([{"GPU": 1, "CPU": 1}] * (nodes * per_node), strategy="PACK")
             ray.get(self.placement.ready())
         super().__init__(nodes, per_node, worker, pg=self.placement)

@@ -38,6 +38,7 @@ DEVICES = {
 }
 PREVIOUS_SHARE = 0.5
 """Share of a rollout on which the previous adapter is evaluated too (the canary's 64 samples of 128)."""
+KV_BLOCK_TOKENS = 16
 TRAIN_BYTES = 20
 """Of an adapter parameter in training: weight, gradient, two moments, previous weight, in fp32."""
 
@@ -84,7 +85,8 @@ def generation_s(scale: Scale, samples: int, prompts: int) -> float:
     cache = batch * kv_bytes_per_token(scale) * (prompt + answer / 2) / place.tensor_parallel
     arithmetic = 2 * model.active * batch / (device.prefill_flops * place.tensor_parallel)
     step_s = max((weights + cache) / device.bandwidth_bytes_s, arithmetic) + device.engine_step_s
-    prefill_tokens = (samples if model.dtype == "float32" else prompts) * prompt / place.engines
+    distinct = prompts if prompt >= KV_BLOCK_TOKENS else samples  # vLLM shares whole blocks of a prompt
+    prefill_tokens = distinct * prompt / place.engines
     prefill_s = 2 * model.active * prefill_tokens / (device.prefill_flops * place.tensor_parallel)
     return prefill_s + waves * answer * step_s + per_engine * device.request_s
 
@@ -134,6 +136,6 @@ def memory(scale: Scale, rank: int, critic_rank: int) -> Memory:
         weights / shards[0],
         weights / shards[1] if place.critic_per_node else 0.0,
         weights / place.tensor_parallel,
-        (adapter_params(scale, rank) + (0 if place.critic_per_node else adapter_params(scale, critic_rank)))
-        * TRAIN_BYTES,
+        TRAIN_BYTES
+        * (adapter_params(scale, rank) + (0 if place.critic_per_node else adapter_params(scale, critic_rank))),
     )
