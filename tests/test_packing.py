@@ -12,9 +12,7 @@ pytestmark = pytest.mark.usefixtures("stack")
 def test_tree_of_three_sequences():
     from rankrl.ppo.prefixes import tree
 
-    tokens = torch.tensor([[5, 6, 7], [5, 6, 8], [5, 9, 0]])
-    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]])
-    found = tree(tokens, mask)
+    found = tree(((5, 6, 7), (5, 6, 8), (5, 9)))
     assert found.tokens_N.tolist() == [5, 6, 9, 7, 8]
     assert found.depth_N.tolist() == [0, 1, 1, 2, 2]
     assert found.node_BT.tolist() == [[0, 1, 3], [0, 1, 4], [0, 2, 0]]
@@ -151,3 +149,66 @@ def test_a_suspect_is_tried_alone_and_a_refused_run_does_not_end_the_others(caps
     assert sorted(statuses) == ["failed", "finished", "stopped"]
     assert bench.seen[-1] == (names[0], True)
     assert f"{names[0]} failed: died" in capsys.readouterr().out
+
+
+def rollout_batch(lengths: list[int], answers: list[int], first: int):
+    """Samples of these numbers of tokens, the last `answers` of which are the response."""
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    T = max(lengths)
+    attention_mask = torch.tensor([[int(t < n) for t in range(T)] for n in lengths])
+    action_mask = torch.tensor(
+        [[int(n - a - 1 <= t < n - 1) for t in range(T - 1)] for n, a in zip(lengths, answers, strict=True)]
+    )
+    rewards = torch.arange(first, first + len(lengths)).float()
+    return Experience(
+        sequences=torch.arange(first, first + len(lengths))[:, None] * attention_mask,
+        attention_mask=attention_mask,
+        action_mask=action_mask,
+        advantages=rewards[:, None] * action_mask,
+        rewards=rewards,
+        index=list(range(len(lengths))),
+        info={"reward": rewards, "response_clip_ratio": rewards > first},
+    )
+
+
+def test_replay_buffer_hands_out_the_minibatches_of_upstream():
+    from dataclasses import fields
+
+    from openrlhf.trainer.ppo_utils.replay_buffer import NaiveReplayBuffer
+
+    from rankrl.ppo.replay import ReplayBuffer
+
+    ours, upstream = ReplayBuffer(3), NaiveReplayBuffer(3)
+    for buffer in (ours, upstream):
+        buffer.append(rollout_batch([4, 6, 5], [1, 3, 2], first=10))
+        buffer.append(rollout_batch([7, 3], [2, 1], first=20))
+    assert len(ours) == len(upstream) == 5
+    for rows in ([1, 3, 0], [4, 0, 2], [2]):
+        mine = ours.collate_fn([ours[row] for row in rows])
+        theirs = upstream.collate_fn([upstream[row] for row in rows])
+        for name in [f.name for f in fields(mine) if f.name not in ("index", "info")]:
+            got, expected = getattr(mine, name), getattr(theirs, name)
+            assert torch.equal(got, expected) if isinstance(expected, torch.Tensor) else got == expected, name
+        for key, expected in theirs.info.items():
+            assert torch.equal(mine.info[key], torch.stack(expected)), key
+    assert ours.collate_fn([4, 0, 2]).sequences.tolist() == [[21, 21, 21, 0, 0], [10] * 4 + [0], [12] * 5]
+    ours.clear()
+    ours.append(rollout_batch([3], [1], first=30))
+    assert ours.collate_fn([0]).sequences.tolist() == [[30, 30, 30]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_tensors_travel_as_arrays(dtype):
+    from rankrl.ppo.transport import to_array, to_tensor
+
+    for tensor in (
+        torch.tensor([[0, 1, 2], [3, 4, 5]]).to(dtype),
+        torch.tensor(1).to(dtype),
+        torch.empty(0, 3).to(dtype),
+    ):
+        sent = to_array(tensor.T if tensor.dim() == 2 else tensor)
+        sent[0].flags.writeable = False
+        arrived = to_tensor(sent)
+        assert arrived.dtype == dtype and torch.equal(arrived, tensor.T if tensor.dim() == 2 else tensor)
+        arrived.zero_()  # and belongs to the receiver

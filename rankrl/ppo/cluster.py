@@ -9,6 +9,7 @@ import ray
 import torch
 
 from rankrl.ppo.guardian import guard
+from rankrl.ppo.transport import send_tensors_as_arrays
 
 
 def start_ray(processes: int) -> None:
@@ -29,6 +30,7 @@ def start_ray(processes: int) -> None:
         }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", runtime_env=runtime, log_to_driver=False)
+        send_tensors_as_arrays()
         return
     guard()
     pretended = {} if torch.cuda.is_available() else {"num_gpus": processes}  # on a CPU, Ray's GPUs count processes
@@ -41,6 +43,7 @@ def start_ray(processes: int) -> None:
         log_to_driver=False,
         **pretended,
     )
+    send_tensors_as_arrays()
 
 
 def check_resources(processes: int) -> None:

@@ -90,7 +90,7 @@ def add(
         x_rows = x if rows is None else x.index_select(0, rows)
         y_rows = y if rows is None else y.index_select(0, rows)
         count = len(x_rows)
-        x_rows = pad(x_rows.float(), (0, 0, 0, max(0, ROWS - count)))
+        x_rows = x_rows.float() if count >= ROWS else pad(x_rows.float(), (0, 0, 0, ROWS - count))
         at = 0
         for a, b, width in zip(a_stacked, b_stacked, widths, strict=True):
             low_rank = scale * (x_rows @ a[slot].squeeze(0).float().T)

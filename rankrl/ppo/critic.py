@@ -12,6 +12,7 @@ from torch import nn
 from rankrl.adapter.build import AdapterHost
 from rankrl.adapter.table import uniform
 from rankrl.ppo.prefixes import SharedPrefixes
+from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
 from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler
@@ -37,7 +38,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int
     ) -> None:
         """Loads the base. Runs come later, by `attach`."""
-        self._setup_distributed(strategy)
+        self.join(strategy)
         args = strategy.args
         base = get_llm_for_sequence_regression(
             path,
@@ -81,6 +82,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
             value_clip=cfg.value_clip,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+        trainer.replay_buffer = ReplayBuffer(spec.args.train.micro_batch_size)
         self.runs[spec.name] = RunState(
             spec, table, trainer, optimizer, schedule, initial_rng(spec.seed), {"head": head}
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import os
 import queue
@@ -87,12 +88,13 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
         return _collect(await asyncio.wrap_future(batch.done))
 
     def _add(self, batch: Batch, lora: LoRARequest | None, requests: Requests) -> None:
+        params = _params(requests)
         for i, (prompt, seed) in enumerate(zip(requests.prompts, requests.seeds, strict=True)):
             self.requests += 1
             name = str(self.requests)
-            self.llm.add_request(
-                name, TokensPrompt(prompt_token_ids=prompt), _params(requests, seed), lora_request=lora
-            )
+            seeded = copy.copy(params)
+            seeded.seed = seed
+            self.llm.add_request(name, TokensPrompt(prompt_token_ids=prompt), seeded, lora_request=lora)
             self.batches[name] = (batch, i)
 
     async def _between_steps(self, work: Callable[[], T]) -> T:
@@ -139,14 +141,16 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
             batch.done.set_result(batch.outputs)
 
 
-def _params(requests: Requests, seed: int) -> SamplingParams:
+def _params(requests: Requests) -> SamplingParams:
+    """What all of them have in common."""
     return SamplingParams(
         temperature=requests.temperature,
         max_tokens=requests.response_tokens,
-        seed=seed,
+        seed=0,  # each request brings its own
         logprobs=0,  # of the sampled token alone
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,
+        skip_clone=True,  # a shallow copy per request is enough: nothing in them is changed in place
     )
 
 

@@ -13,6 +13,7 @@ from peft import get_peft_model_state_dict
 from rankrl.adapter.build import AdapterHost
 from rankrl.adapter.table import uniform
 from rankrl.ppo.prefixes import SharedPrefixes
+from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.serving import Payload, pack
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
@@ -51,7 +52,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int
     ) -> None:
         """Loads the base. Runs come later, by `attach`."""
-        self._setup_distributed(strategy)
+        self.join(strategy)
         self.actor = AdapterActor(path, strategy.args, strategy)
         self.host = AdapterHost(self.actor.model, modules, layers)
         self.runs = {}
@@ -78,6 +79,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             micro_train_batch_size=spec.args.train.micro_batch_size,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+        trainer.replay_buffer = ReplayBuffer(spec.args.train.micro_batch_size)
         self.runs[spec.name] = RunState(spec, table, trainer, optimizer, schedule, initial_rng(spec.seed))
         return sum(row.params for row in table)
 

@@ -7,10 +7,14 @@ decoder's hidden states are dealt out again to [B, T]. Values and gradients are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -27,29 +31,27 @@ class Tree:
     """The prefix that ends at each position; 0 at padding."""
 
 
-def tree(tokens_BT: torch.Tensor, mask_BT: torch.Tensor) -> Tree:
-    """The tree of a batch that is padded on the right."""
-    batch, length = tokens_BT.shape
-    vocabulary = int(tokens_BT.max()) + 1
-    node_BT = torch.zeros_like(tokens_BT)
-    parent_B = torch.full((batch,), -1, dtype=tokens_BT.dtype, device=tokens_BT.device)
-    tokens, depths, parents, count = [], [], [], 0
-    for t in range(length):
-        rows = mask_BT[:, t].nonzero().flatten()
-        keys, node_of_row = torch.unique((parent_B[rows] + 1) * vocabulary + tokens_BT[rows, t], return_inverse=True)
-        node_BT[rows, t] = parent_B[rows] = node_of_row + count
-        tokens.append(keys % vocabulary)
-        parents.append(keys // vocabulary - 1)
-        depths.append(torch.full_like(keys, t))
-        count += len(keys)
-    parent_N = torch.cat(parents)
-    ancestors_NN = torch.eye(count, dtype=torch.bool, device=tokens_BT.device)
-    first = 0
-    for t, keys in enumerate(parents):  # a level at a time: the ancestors of the parent, and itself
-        if t:
-            ancestors_NN[first : first + len(keys)] |= ancestors_NN[parent_N[first : first + len(keys)]]
-        first += len(keys)
-    return Tree(torch.cat(tokens), torch.cat(depths), ancestors_NN, node_BT)
+@lru_cache(maxsize=64)
+def tree(sequences: tuple[tuple[int, ...], ...]) -> Tree:
+    """The tree of a batch of token sequences. Cached: policy, reference and previous adapter see the same batches."""
+    node_BT = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
+    tokens, depths, parents, levels = [], [], [], [0]
+    node_of_row = [-1] * len(sequences)
+    for depth in range(node_BT.shape[1]):
+        found: dict[tuple[int, int], int] = {}
+        for row, sequence in enumerate(sequences):
+            if depth < len(sequence):
+                parent, token = node_of_row[row], sequence[depth]
+                node = found.setdefault((parent, token), levels[-1] + len(found))
+                node_of_row[row] = node_BT[row, depth] = node
+        parents += [parent for parent, _ in found]
+        tokens += [token for _, token in found]
+        depths += [depth] * len(found)
+        levels.append(len(tokens))
+    ancestors_NN = np.eye(len(tokens), dtype=bool)
+    for first, end in pairwise(levels[1:]):  # a level at a time: the ancestors of the parents, and itself
+        ancestors_NN[first:end] |= ancestors_NN[parents[first:end]]
+    return Tree(torch.tensor(tokens), torch.tensor(depths), torch.from_numpy(ancestors_NN), torch.from_numpy(node_BT))
 
 
 class SharedPrefixes:
@@ -62,12 +64,14 @@ class SharedPrefixes:
 
     def _fold(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         tokens_BT = args[0] if args else kwargs["input_ids"]
-        found = tree(tokens_BT, kwargs["attention_mask"])
-        self.node_BT = found.node_BT
+        lengths_B = kwargs["attention_mask"].sum(1).tolist()
+        found = tree(tuple(tuple(row[:n]) for row, n in zip(tokens_BT.tolist(), lengths_B, strict=True)))
+        to = {"device": tokens_BT.device, "non_blocking": True}
+        self.node_BT = pad(found.node_BT, (0, tokens_BT.shape[1] - found.node_BT.shape[1])).to(**to)
         one_row = {
-            "input_ids": found.tokens_N[None],
-            "attention_mask": found.ancestors_NN[None, None],
-            "position_ids": found.depth_N[None],
+            "input_ids": found.tokens_N[None].to(**to),
+            "attention_mask": found.ancestors_NN[None, None].to(**to),
+            "position_ids": found.depth_N[None].to(**to),
         }
         return (), {**kwargs, **one_row}
 

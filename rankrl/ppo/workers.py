@@ -19,7 +19,8 @@ from transformers.trainer import get_scheduler
 
 from rankrl.adapter.build import AdapterHost
 from rankrl.adapter.table import ModuleRank
-from rankrl.ppo.strategy import AdapterOptimizer
+from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
+from rankrl.ppo.transport import send_tensors_as_arrays
 
 Call = tuple[str, list[dict[str, Any]]]
 """A method, and the keyword arguments of each call to it."""
@@ -61,6 +62,11 @@ class RunHost:
     host: AdapterHost
     runs: dict[str, RunState]
     trainer: Any
+
+    def join(self, strategy: AdapterStrategy) -> None:
+        """Joins the group of workers."""
+        send_tensors_as_arrays()
+        self._setup_distributed(strategy)  # type: ignore[attr-defined]
 
     def call(self, name: str, calls: list[Call]) -> Any:
         """Runs upstream's or own methods for one run, a method once per row. Returns the last result."""
