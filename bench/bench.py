@@ -174,18 +174,17 @@ def random_model(directory: Path, layers: int, hidden: int) -> list[str]:
     torch.manual_seed(0)
     config = Qwen3Config.from_pretrained(source, num_hidden_layers=layers, hidden_size=hidden, intermediate_size=3 * hidden // 2,
                                          num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, head_dim=64,
-                                         layer_types=None)  # fmt: skip
+                                         layer_types=["full_attention"] * layers)  # fmt: skip
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(source).save_pretrained(directory)
     shapes = {
         name: list(m.weight.shape)[::-1] for name, m in model.model.layers[0].named_modules() if name.endswith("_proj")
     }
-    modules = ",".join(f"{name.split('.')[-1]}:[{i},{o}]" for name, (i, o) in shapes.items())
     return [
         f"scale.model.path={directory}",
         f"scale.model.layers={layers}",
-        f"scale.model.modules={{{modules}}}",
+        *(f"scale.model.modules.{name.split('.')[-1]}={shape}" for name, shape in shapes.items()),
         f"scale.model.base_params={sum(p.numel() for p in model.parameters())}",
     ]
 
@@ -233,7 +232,7 @@ def main() -> None:
         "cold": lambda: cold(args.repetitions),
         "sweep": lambda: sweep_of_12(args.repetitions),
         "warm": lambda: warm_services(args.repetitions, args.steps),
-        "shapes": lambda: shapes(args.steps),
+        "shapes": lambda: shapes(min(args.steps, 6)),
     }
     for i, part in enumerate(args.parts):
         if part in ("warm", "shapes") and not {"warm", "shapes"} & set(args.parts[:i]):

@@ -20,10 +20,8 @@ import torch
 import vllm
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 from packaging import version
-from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind
 
 from rankrl.ppo.serving import Payload, Requests, Responses
 from rankrl.ppo.upstream import raw
@@ -54,7 +52,9 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
             cpu.group_adapters()
         self._configure_device_env(arguments["distributed_executor_backend"], bundle_indices, num_gpus)
         self._configure_vllm_env(version, vllm, full_determinism=True)  # this is what puts the core into this process
-        self.llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self.llm = vllm.LLMEngine.from_engine_args(
+            vllm.EngineArgs(**arguments)
+        )  # vllm loads them now, in this process alone
         self.served: dict[int, LoRARequest] = {}
         self.versions, self.requests = 0, 0
         self.arrivals: queue.SimpleQueue[tuple[Future, Callable[[], None]]] = queue.SimpleQueue()
@@ -141,14 +141,14 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
             batch.done.set_result(batch.outputs)
 
 
-def _params(requests: Requests) -> SamplingParams:
+def _params(requests: Requests) -> vllm.SamplingParams:
     """What all of them have in common."""
-    return SamplingParams(
+    return vllm.SamplingParams(
         temperature=requests.temperature,
         max_tokens=requests.response_tokens,
         seed=0,  # each request brings its own
         logprobs=0,  # of the sampled token alone
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         detokenize=False,
         skip_clone=True,  # a shallow copy per request is enough: nothing in them is changed in place
     )
