@@ -93,13 +93,48 @@ def _run(args: argparse.Namespace) -> int:
     from rankrl.sweep.local import sweep
 
     experiment = load_experiment(args.recipe, args.overrides)
-    runs = plan(experiment)
-    chosen = [run for run in runs if run.run_id == args.run_id]
-    if not chosen:
-        raise ValueError(
-            f"RUN_ID: got {args.run_id!r}, allowed: {runs[0].run_id} ... {runs[-1].run_id} (see rankrl plan)"
-        )
-    return sweep(chosen, Path(args.runs), experiment.execution, report=False)
+    runs = {run.run_id: run for run in plan(experiment)}
+    names = args.run_id.split(",")
+    for name in names:
+        require(name in runs, "RUN_ID", name, f"{next(iter(runs))} ... {next(reversed(runs))}", "see rankrl plan")
+    return sweep([runs[name] for name in names], Path(args.runs), experiment.execution, report=False)
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from rankrl.sweep.tasks import print_tasks
+
+    print(print_tasks(plan(load_experiment(args.recipe, args.overrides)), Path(args.runs)), file=sys.stderr)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from rankrl.report.ledger import find_roots, ledger, rows
+
+    entries = {root.name: ledger(root) for root in find_roots(Path(args.dir))}
+    if args.json:
+        print(json.dumps({name: rows(found) for name, found in entries.items()}))
+        return 0
+    for name, found in entries.items():
+        _print_status(name, found)
+    return 0
+
+
+def _print_status(name: str, entries: list) -> None:
+    from rankrl.report.ledger import counts
+
+    print(f"{name}: {len(entries)} runs, " + ", ".join(f"{n} {state}" for state, n in counts(entries).items()))
+    shown = [
+        {
+            "run": entry.run_id,
+            "state": entry.state,
+            "step": f"{entry.step}/{entry.steps}",
+            "attempts": entry.attempts,
+            "left": "" if entry.eta_s is None else f"{entry.eta_s / 60:.0f} min",
+            "note": entry.note[:100],
+        }
+        for entry in entries
+    ]
+    _print_rows(shown)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -136,13 +171,17 @@ def parser() -> argparse.ArgumentParser:
     command("explain", _explain, "for each rank: knob, value, formula, reference point, source")
     command("sweep", _sweep, "run everything here, resume what broke, report", runs=True)
     one = command("run", _run, "one run of a recipe", runs=True)
-    one.add_argument("run_id", metavar="RUN_ID", help="for instance r1-b16-s0")
+    one.add_argument("run_id", metavar="RUN_ID", help="for instance r1-b16-s0; several, with commas, share services")
+    command("tasks", _tasks, "deal the runs that are left out to Slurm tasks (for slurm/sweep.sh)", runs=True)
+    status = command("status", _status, "where every run stands", recipe=False)
+    status.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
+    status.add_argument("--json", action="store_true", help="print JSON")
     evaluation = command("eval", _eval, "print pass@1 and pass@k of a scale's base", recipe=False, runs=True)
     evaluation.add_argument("model", metavar="MODEL", help="base")
     evaluation.add_argument("scale", metavar="SCALE", help="scale name or file")
     report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
     report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
-    for name in ("plan", "explain", "sweep", "run"):
+    for name in ("plan", "explain", "sweep", "run", "tasks"):
         commands.choices[name].add_argument(
             "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
         )

@@ -110,7 +110,7 @@ def check_curve(before: dict[int, dict], saved: int, after: list[dict]) -> None:
 
 
 def test_two_sweeps_cannot_share_a_directory(tmp_path):
-    from rankrl.sweep.progress import owned
+    from rankrl.sweep.owner import owned
 
     with owned(tmp_path / "demo"), sweeping(tmp_path, "other") as other:
         assert other.wait(timeout=60) == 2

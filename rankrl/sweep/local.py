@@ -15,12 +15,14 @@ import psutil
 from rankrl.recipe.cost import DEVICES, memory
 from rankrl.recipe.plan import Run, plan
 from rankrl.recipe.scale import Execution
+from rankrl.report.ledger import ENDED, write_plan
 from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
-from rankrl.sweep.progress import owned, say
+from rankrl.sweep.owner import owned
+from rankrl.sweep.progress import say
 
 HERE = Execution()
-STOPPED = 75  # EX_TEMPFAIL: stopped on request and resumable
+STOPPED = 75  # EX_TEMPFAIL: stopped, on request or by the loss of nodes, and resumable
 MOST = 8  # runs at once, unless parallel_runs says more
 
 
@@ -63,6 +65,7 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
     root = directory / runs[0].sweep
     for run in runs:
         check_identity(root / run.run_id, run)
+    write_plan(root, runs)
     with owned(root) if report else nullcontext():
         code = _sweep(runs, directory, execution)
     if report and any(root.glob("*/result.json")):
@@ -75,7 +78,7 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
 
 def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
     results = {run.run_id: read_result(directory / run.sweep / run.run_id) for run in runs}
-    todo = [run for run in runs if (results[run.run_id] or {}).get("status") not in ("finished", "diverged")]
+    todo = [run for run in runs if (results[run.run_id] or {}).get("status") not in ENDED]
     say(f"{len(runs) - len(todo)} of {len(runs)} runs are finished, {len(todo)} to do")
     if not todo:
         return int(any(result["status"] != "finished" for result in results.values() if result))
@@ -83,12 +86,16 @@ def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
     say(f"{parallel_runs} at a time")
     prepare_process(runs[0].scale.placement.processes)
     from rankrl.sweep.pool import train_all
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.worker import Bench, ClusterLost
 
     diverged = sum(result["status"] == "diverged" for result in results.values() if result)
-    with Bench(todo, directory, parallel_runs, execution.services == "per_run") as bench:
-        bench.base_samples()  # every run needs it
-        statuses = list(train_all(todo, bench, parallel_runs))
+    try:
+        with Bench(todo, directory, parallel_runs, execution.services == "per_run") as bench:
+            bench.base_samples()  # every run needs it
+            statuses = list(train_all(todo, bench, parallel_runs))
+    except ClusterLost as error:  # on a new cluster the same command goes on
+        say(f"stopping: a part of the cluster is gone: {error}")
+        return STOPPED
     if "stopped" in statuses:
         return STOPPED
     return int(diverged > 0 or set(statuses) != {"finished"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -23,9 +24,11 @@ from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
 from rankrl.ppo.services import Services, resolve_model
 from rankrl.ppo.upstream import flatten
 from rankrl.recipe.plan import Run
-from rankrl.report.read import curves
+from rankrl.report.ledger import ENDED
+from rankrl.report.read import curves, read_result
 from rankrl.sweep.base import base_samples
-from rankrl.sweep.progress import owned, say
+from rankrl.sweep.owner import owned
+from rankrl.sweep.progress import say
 
 
 def services_died(error: BaseException, services: Services) -> bool:
@@ -46,6 +49,16 @@ GPU_ERRORS = (torch.AcceleratorError, torch.OutOfMemoryError)
 
 class Stopped(Exception):
     """A STOP file was found; the run is saved and can be resumed."""
+
+
+def stop_asked() -> bool:
+    """Whether the Slurm task has asked all its runs to stop, because its time is nearly over."""
+    file = os.environ.get("RANKRL_STOP")
+    return file is not None and Path(file).exists()
+
+
+class ClusterLost(Exception):
+    """The cluster has lost nodes, and what is left of it is too small for the services."""
 
 
 class Suspect(Exception):
@@ -90,9 +103,15 @@ class Bench:
                 start_s = time.time()
                 if self._services is not None:
                     self._services.stop()
-                self._services = Services(self.runs[0], max(run.rank for run in self.runs), self.parallel_runs)
+                self._services = self._start(again=self._services is not None)
                 say(f"services are up after {time.time() - start_s:.0f} s")
             return self._services
+
+    def _start(self, again: bool) -> Services:
+        try:
+            return Services(self.runs[0], max(run.rank for run in self.runs), self.parallel_runs)
+        except ValueError as error:
+            raise ClusterLost(str(error)) if again else error from error
 
     def base_samples(self) -> list[Sample]:
         with self._lock:
@@ -120,6 +139,11 @@ class Bench:
         """
         start_s, saved, left = time.time(), -1, attempts
         with owned(self.directory / run.sweep, run.run_id):
+            result = read_result(self.directory / run.sweep / run.run_id)
+            if result and result["status"] in ENDED:  # by another process, since this one planned
+                return result
+            if stop_asked():
+                return None
             record = Record(self.directory / run.sweep / run.run_id, run)
             while True:
                 services = self.services
@@ -204,7 +228,7 @@ class Bench:
             samples = trainer.evaluate(self.scale.sampling.eval_samples)
             record.evaluation(done, samples, score(samples))
         stop = record.dir / "STOP"
-        stopped = stop.exists()
+        stopped = stop.exists() or stop_asked()
         stop.unlink(missing_ok=True)
         if done < recipe.steps and (done % recipe.checkpoint_every == 0 or stopped):
             record.save_checkpoint(trainer.state(done))

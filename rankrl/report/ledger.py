@@ -1,0 +1,176 @@
+"""The ledger: where every run of a sweep stands, from what lies in its directory and, where there is a cluster, from Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rankrl.recipe.plan import Run
+from rankrl.report.read import read_result
+
+PLAN, TASKS = "plan.json", "slurm"
+STALE_S = 60
+"""A holder on another node that has not touched its lock for so long is dead."""
+ENDED = ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run."""
+
+    run_id: str
+    state: str
+    """planned, queued, running, stopped, failed, diverged or finished."""
+    step: int
+    steps: int
+    attempts: int
+    eta_s: float | None
+    note: str
+    """Where it runs or waits, what ended it, or how to go on."""
+
+
+def write_plan(root: Path, runs: list[Run]) -> None:
+    """Adds `runs` to the planned ones of the sweep, so that those without a directory are known as well."""
+    known = read_plan(root)
+    planned = known | {run.run_id: run.recipe.steps for run in runs}
+    if planned != known:
+        root.mkdir(parents=True, exist_ok=True)
+        part = root / f".{PLAN}.{os.getpid()}.part"
+        part.write_text(json.dumps(planned) + "\n")
+        part.replace(root / PLAN)
+
+
+def read_plan(root: Path) -> dict[str, int]:
+    """run_id -> PPO steps."""
+    try:
+        return json.loads((root / PLAN).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def find_roots(directory: Path) -> list[Path]:
+    """The sweep in `directory`, or each sweep below it. Raises ValueError if there is none."""
+    if not directory.is_dir():
+        raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
+    roots = [directory] if (directory / PLAN).is_file() else sorted(p.parent for p in directory.glob(f"*/{PLAN}"))
+    if not roots:
+        raise ValueError(f"DIR: got {str(directory)!r}, allowed: a directory with a sweep ({PLAN})")
+    return roots
+
+
+def ledger(root: Path) -> list[Entry]:
+    """An entry for every planned run, in the order of the plan."""
+    waiting = waiting_in_slurm(root)
+    return [_entry(root, run_id, steps, waiting.get(run_id)) for run_id, steps in read_plan(root).items()]
+
+
+def _entry(root: Path, run_id: str, steps: int, task: str | None) -> Entry:
+    directory = root / run_id
+    attempts, result = _count_lines(attempts_file(directory)), read_result(directory)
+    if result and result["status"] != "failed":
+        return Entry(run_id, result["status"], result["steps"], steps, attempts, None, result.get("error", ""))
+    last = last_line(directory / "metrics.jsonl")
+    step = last.get("step", 0)
+    owner = living_owner(root / f".{run_id}.lock")
+    if owner:
+        where = owner["host"] + (f", job {owner['job']}" if owner["job"] else "")
+        left_s = (steps - step) * last["step_s"] if last else None
+        return Entry(run_id, "running", step, steps, attempts, left_s, where)
+    if task:
+        return Entry(run_id, "queued", step, steps, attempts, None, f"job {task}")
+    if result:
+        return Entry(run_id, "failed", step, steps, attempts, None, result.get("error", ""))
+    if attempts:
+        saved = (directory / "checkpoint" / "state.pt").exists()
+        return Entry(
+            run_id, "stopped", step, steps, attempts, None, "resumes at its checkpoint" if saved else "starts again"
+        )
+    return Entry(run_id, "planned", 0, steps, 0, None, "")
+
+
+def living_owner(path: Path) -> dict[str, Any] | None:
+    """Who holds a run (rankrl.sweep.owner), if that process seems to live."""
+    try:
+        owner = json.loads(path.read_text())
+        if owner["host"] != socket.gethostname():
+            return owner if time.time() - path.stat().st_mtime < STALE_S else None
+        return owner if Path(f"/proc/{owner['pid']}").exists() else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a JSONL file, read from its end; {} without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:
+            continue
+    return {}
+
+
+def attempts_file(run: Path) -> Path:
+    """A line for every time that the run was begun or resumed; beside its directory, like its lock."""
+    return run.with_name(f".{run.name}.attempts")
+
+
+def _count_lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def waiting_in_slurm(root: Path) -> dict[str, str]:
+    """run_id -> Slurm task that waits or runs, of all arrays that were submitted for the sweep."""
+    files = list((root / TASKS).glob("*.tasks"))
+    if not files:
+        return {}
+    live = live_tasks()
+    tasks = {f"{file.stem}_{i}": line for file in files for i, line in enumerate(file.read_text().splitlines())}
+    return {run_id: task for task, line in tasks.items() if task in live for run_id in line.split(",")}
+
+
+def live_tasks() -> set[str]:
+    """ARRAY_INDEX of every task of this user that Slurm has not ended; empty without Slurm.
+
+    Raises ValueError if Slurm does not answer: what waits would be submitted again.
+    """
+    if shutil.which("squeue") is None:
+        return set()
+    try:
+        asked = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, timeout=60
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("Slurm: squeue does not answer; try again when it does") from error
+    if asked.returncode:
+        raise ValueError(f"Slurm: squeue says {asked.stderr.strip()!r}; try again when it answers")
+    return set(asked.stdout.split())
+
+
+def counts(entries: Iterable[Entry]) -> dict[str, int]:
+    """state -> number of runs."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        found[entry.state] = found.get(entry.state, 0) + 1
+    return found
+
+
+def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    return [asdict(entry) for entry in entries]

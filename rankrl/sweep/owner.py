@@ -1,0 +1,105 @@
+"""Who writes a run directory: one process at a time, on whatever node.
+
+The kernel's lock decides, and lets go when its holder dies, however it dies. Some shared file systems keep locks per node, so the
+holder also writes its name into the lock file and touches it every `BEAT_S`: a name from another node counts while it beats.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+BEAT_S = 10.0
+MISSED_BEATS = 3
+"""A holder on another node that misses so many is dead."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, and its Slurm task where it has one."""
+
+    host: str
+    pid: int
+    job: str | None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + (f" (Slurm job {self.job})" if self.job else "")
+
+
+def me() -> Owner:
+    return Owner(socket.gethostname(), os.getpid(), slurm_task())
+
+
+def slurm_task() -> str | None:
+    """12_3 for a task of an array, 12 for another job; the same before and after a requeue."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def lock_file(directory: Path, name: str) -> Path:
+    return directory / f".{name}.lock"
+
+
+def read_owner(path: Path) -> Owner | None:
+    """Who wrote its name into a lock file last; None if it left in order, or if nobody did."""
+    try:
+        return Owner(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def owned(directory: Path, name: str = "sweep") -> Iterator[None]:
+    """Holds `name` under a sweep directory for this process. A dead holder's place is taken over.
+
+    Raises ValueError if another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = lock_file(directory, name)
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = _beats(path)
+        except BlockingIOError:
+            taken = True
+        if taken:
+            raise ValueError(
+                f"--runs: {name} in {directory} is in use by {read_owner(path) or 'another rankrl process'}; wait for it, or "
+                "choose another directory"
+            )
+        lock.truncate(0)
+        lock.write(json.dumps(asdict(me())))
+        lock.flush()
+        left = threading.Event()
+        threading.Thread(target=_beat, args=(path, left), daemon=True).start()
+        try:
+            yield
+        finally:
+            left.set()
+            lock.truncate(0)
+
+
+def _beat(path: Path, left: threading.Event) -> None:
+    while not left.wait(BEAT_S):
+        os.utime(path)
+
+
+def _beats(path: Path) -> bool:
+    """Whether a holder on another node, whose lock is not seen here, goes on touching the file. Waits for it to do so."""
+    owner = read_owner(path)
+    if owner is None or owner.host == socket.gethostname() or (owner.job and owner.job == slurm_task()):
+        return False  # on this node its lock would be seen, and an earlier attempt of this very task is over
+    seen, end = path.stat().st_mtime, time.time() + MISSED_BEATS * BEAT_S
+    while time.time() < end:
+        if path.stat().st_mtime != seen:
+            return True
+        time.sleep(BEAT_S / 10)
+    return False

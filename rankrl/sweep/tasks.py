@@ -1,0 +1,94 @@
+"""A sweep as a Slurm array: which runs are left, how they are dealt out to tasks, and what a task asks Slurm for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from rankrl.recipe.plan import Run
+from rankrl.recipe.scale import Scale
+from rankrl.report.ledger import ENDED, TASKS, ledger, write_plan
+from rankrl.sweep.identity import check_identity
+
+ARRAY_SIZE = 1001  # Slurm's default MaxArraySize
+
+
+def left(runs: list[Run], root: Path) -> tuple[list[Run], str]:
+    """The runs to submit, and what becomes of the others. A run that a living task or process has is not submitted again."""
+    for run in runs:
+        check_identity(root / run.run_id, run)
+    write_plan(root, runs)
+    states = {entry.run_id: entry.state for entry in ledger(root)}
+    busy = ("queued", "running")
+    todo = [run for run in runs if states[run.run_id] not in (*ENDED, *busy)]
+    numbers = {
+        "finished": sum(states[run.run_id] in ENDED for run in runs),
+        "queued or running": sum(states[run.run_id] in busy for run in runs),
+        "to do": len(todo),
+    }
+    return todo, f"{len(runs)} runs: " + ", ".join(f"{number} {what}" for what, number in numbers.items() if number)
+
+
+def deal(run_ids: list[str], per_task: int, most_tasks: int) -> list[list[str]]:
+    """Tasks of at most `per_task` runs each, of more if there would be over `most_tasks`; as even as can be, in order."""
+    if not run_ids:
+        return []
+    tasks = min(-(-len(run_ids) // per_task), most_tasks)
+    return [run_ids[i * len(run_ids) // tasks : (i + 1) * len(run_ids) // tasks] for i in range(tasks)]
+
+
+def array_limit() -> int:
+    """Tasks that one array of this cluster may have."""
+    try:
+        config = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ARRAY_SIZE
+    sizes = [line.split("=")[1].strip() for line in config.splitlines() if line.startswith("MaxArraySize")]
+    return int(sizes[0]) if sizes else ARRAY_SIZE
+
+
+def sbatch_options(scale: Scale, tasks: int) -> list[str]:
+    """Of the array. What the scale leaves null comes from the job in which this is called, if it is one."""
+    slurm, environment = scale.slurm, os.environ
+    at_once = f"%{slurm.tasks_at_once}" if slurm.tasks_at_once else ""
+    given = {
+        "partition": slurm.partition or environment.get("SLURM_JOB_PARTITION"),
+        "account": slurm.account or environment.get("SLURM_JOB_ACCOUNT"),
+        "qos": environment.get("SLURM_JOB_QOS"),
+        "reservation": environment.get("SLURM_JOB_RESERVATION"),
+        "time": slurm.time or submitted_time_limit(),
+        "gpus-per-node": slurm.gpus_per_node or None,
+        "cpus-per-task": slurm.cpus_per_node,
+    }
+    options = [f"--array=0-{tasks - 1}{at_once}", f"--nodes={scale.nodes}", "--ntasks-per-node=1"]
+    if scale.nodes > 1:
+        options.append(
+            "--exclusive"
+        )  # `ray symmetric-run` refuses a node with another Ray on it, and ends every Ray there
+    return options + [f"--{key}={value}" for key, value in given.items() if value] + slurm.flags
+
+
+def submitted_time_limit() -> str | None:
+    """The time limit of the job in which this is called; None outside Slurm."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    asked = subprocess.run(["squeue", "--noheader", f"--jobs={job}", "--format=%l"], capture_output=True, text=True)
+    limit = asked.stdout.strip()
+    return limit if limit and limit not in ("UNLIMITED", "INVALID", "NOT_SET") else None
+
+
+def print_tasks(runs: list[Run], directory: Path) -> str:
+    """What slurm/sweep.sh reads: the directory of the sweep, the options of sbatch, and a line of run ids for every task.
+
+    Returns what to tell the user.
+    """
+    root = directory / runs[0].sweep
+    todo, told = left(runs, root)
+    if todo:
+        (root / TASKS).mkdir(parents=True, exist_ok=True)
+        dealt = deal([run.run_id for run in todo], runs[0].scale.slurm.runs_per_task, array_limit())
+        lines = [str(root), " ".join(sbatch_options(runs[0].scale, len(dealt))), *map(",".join, dealt)]
+        print("\n".join(lines))
+    return told

@@ -1,0 +1,159 @@
+"""Who writes a run, where every run stands, and how runs are dealt out to Slurm tasks. No Slurm, no Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import rankrl, runs_of
+
+from rankrl.recipe.load import load_scale
+from rankrl.report.ledger import attempts_file, ledger, write_plan
+from rankrl.sweep import owner
+from rankrl.sweep.tasks import deal, left, sbatch_options
+
+WORDS = ("ranks=[1,2,8]", "seeds=[0,1]", "steps=50")
+
+
+def test_runs_are_dealt_out_evenly_and_within_the_array_limit():
+    runs = list("abcdefg")
+    assert deal(runs, 1, 1001) == [["a"], ["b"], ["c"], ["d"], ["e"], ["f"], ["g"]]
+    assert deal(runs, 3, 1001) == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
+    assert deal(runs, 1, 2) == [["a", "b", "c"], ["d", "e", "f", "g"]]
+    assert deal([], 3, 2) == []
+
+
+def test_options_of_the_array(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    assert sbatch_options(load_scale("nano"), 12) == ["--array=0-11", "--nodes=1", "--ntasks-per-node=1"]
+    slurm = {"gpus_per_node": 4, "tasks_at_once": 3, "time": "1-00:00:00", "flags": ["--qos=long"]}
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "h100")
+    assert sbatch_options(load_scale("qwen3-8b", {"slurm": slurm}), 5) == [
+        "--array=0-4%3",
+        "--nodes=2",  # 4 policy and 2 value workers and 2 engines, 4 GPUs a node
+        "--ntasks-per-node=1",
+        "--exclusive",
+        "--partition=h100",
+        "--time=1-00:00:00",
+        "--gpus-per-node=4",
+        "--qos=long",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("runs_per_task", 0, "at least 1"),
+        ("gpus_per_node", -1, "at least 0"),
+        ("flags", ["qos=long"], "flags of sbatch"),
+    ],
+)
+def test_a_wrong_slurm_setting_is_refused(key, value, allowed):
+    with pytest.raises(ValueError, match=f"slurm.{key}: got .*{allowed}"):
+        load_scale("nano", {"slurm": {key: value}})
+
+
+def write_run(directory: Path, steps: int = 0, attempts: int = 1, **result) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i + 1, "step_s": 2.0}) + "\n" for i in range(steps))
+    )
+    attempts_file(directory).write_text("{}\n" * attempts)
+    if result:
+        (directory / "result.json").write_text(json.dumps({"steps": steps, **result}))
+    return directory
+
+
+def test_every_state_of_a_run(tmp_path):
+    root, runs = tmp_path / "low_rank", runs_of("low_rank", *WORDS)
+    write_plan(root, runs)
+    write_run(root / "r1-b16-s0", 50, status="finished")
+    write_run(root / "r1-b16-s1", 7, status="diverged", error="Diverged: step 7: policy_loss is nan")
+    write_run(root / "r2-b16-s0", 9, status="failed", error="SyncError: ...")
+    write_run(root / "r2-b16-s1", 20, attempts=2)
+    stopped = write_run(root / "r8-b16-s0", 10)
+    (stopped / "checkpoint").mkdir()
+    (stopped / "checkpoint" / "state.pt").touch()
+    with (root / "r2-b16-s1" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "st')  # as seen in the middle of a write
+    with owner.owned(root, "r2-b16-s1"):
+        seen = [(e.run_id, e.state, e.step, e.attempts, e.eta_s, e.note) for e in ledger(root)]
+    assert seen == [
+        ("r1-b16-s0", "finished", 50, 1, None, ""),
+        ("r1-b16-s1", "diverged", 7, 1, None, "Diverged: step 7: policy_loss is nan"),
+        ("r2-b16-s0", "failed", 9, 1, None, "SyncError: ..."),
+        ("r2-b16-s1", "running", 20, 2, 60.0, socket.gethostname()),
+        ("r8-b16-s0", "stopped", 10, 1, None, "resumes at its checkpoint"),
+        ("r8-b16-s1", "planned", 0, 0, None, ""),
+    ]
+    todo, told = left(runs, root)
+    assert [run.run_id for run in todo] == ["r2-b16-s0", "r2-b16-s1", "r8-b16-s0", "r8-b16-s1"]
+    assert told == "6 runs: 2 finished, 4 to do"
+    shown = rankrl("status", str(tmp_path))
+    assert (
+        shown.returncode == 0
+        and "low_rank: 6 runs, 1 finished, 1 diverged, 1 failed, 2 stopped, 1 planned" in shown.stdout
+    )
+    assert json.loads(rankrl("status", str(root), "--json").stdout)["low_rank"][5]["state"] == "planned"
+
+
+def test_status_of_nothing_is_refused(tmp_path):
+    shown = rankrl("status", str(tmp_path))
+    assert shown.returncode == 2 and "allowed: a directory with a sweep" in shown.stderr
+
+
+def test_a_sweep_with_nothing_left_gives_no_tasks(tmp_path):
+    words = ["recipes/low_rank.yaml", "ranks=[1]", "seeds=[0,1]", "steps=50", "--runs", str(tmp_path)]
+    first = rankrl("tasks", *words)
+    assert first.stdout.splitlines()[0] == str(tmp_path / "low_rank")
+    assert first.stdout.splitlines()[2:] == ["r1-b16-s0,r1-b16-s1"]  # 8 runs a task at nano
+    for seed in (0, 1):
+        write_run(tmp_path / "low_rank" / f"r1-b16-s{seed}", 50, status="finished")
+    second = rankrl("tasks", *words)
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "2 runs: 2 finished\n")
+
+
+def test_a_second_writer_is_told_who_holds_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    with (
+        owner.owned(tmp_path, "r1"),
+        pytest.raises(ValueError, match=rf"in use by process {os.getpid()} on .* \(Slurm job 12_3\)"),
+        owner.owned(tmp_path, "r1"),
+    ):
+        pass
+    with owner.owned(tmp_path, "r1"):
+        pass
+
+
+def other_node(directory: Path, job: str | None = None) -> Path:
+    path = owner.lock_file(directory, "r1")
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": job}))
+    return path
+
+
+def test_a_holder_on_another_node_counts_while_it_beats(tmp_path, monkeypatch):
+    """On a file system that keeps locks per node."""
+    monkeypatch.setattr(owner, "BEAT_S", 0.1)
+    path, left = other_node(tmp_path), threading.Event()
+    threading.Thread(target=owner._beat, args=(path, left)).start()
+    with pytest.raises(ValueError, match="in use by process 1 on elsewhere"), owner.owned(tmp_path, "r1"):
+        pass
+    left.set()
+    with owner.owned(tmp_path, "r1"):  # it has stopped beating
+        assert owner.read_owner(path) == owner.me()
+    assert owner.read_owner(path) is None
+
+
+def test_a_requeued_task_takes_over_from_its_earlier_attempt_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(owner, "BEAT_S", 1000.0)
+    other_node(tmp_path, job="7")
+    with owner.owned(tmp_path, "r1"):
+        assert owner.read_owner(owner.lock_file(tmp_path, "r1")).host == socket.gethostname()
