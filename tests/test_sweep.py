@@ -114,4 +114,4 @@ def test_two_sweeps_cannot_share_a_directory(tmp_path):
 
     with owned(tmp_path / "demo"), sweeping(tmp_path, "other") as other:
         assert other.wait(timeout=60) == 2
-    assert "is in use by another rankrl process" in (tmp_path / "other.log").read_text()
+    assert "is in use by process" in (tmp_path / "other.log").read_text()
