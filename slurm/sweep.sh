@@ -5,8 +5,6 @@
 #SBATCH --output=rankrl-%j.log
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --requeue
-#SBATCH --signal=B:USR2@120
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR" # the script itself runs from a spooled copy
 export PATH="$PWD/.venv/bin:$PATH"
@@ -14,33 +12,37 @@ export PATH="$PWD/.venv/bin:$PATH"
 submit() {
   local found root array report
   exec 9<slurm/sweep.sh && flock 9 # two submissions at once see each other's tasks
-  found=$(rankrl tasks "$@") # directory of the sweep, options of sbatch, then the run ids of each task; nothing if nothing is left
+  # directory of the sweep, sbatch's options for array and report, then the run ids of each task; nothing if nothing is left
+  found=$(rankrl tasks "$@")
   [[ -n $found ]] || return 0
   root=$(sed -n 1p <<<"$found")
   # held until its tasks are on disk under its number
   # shellcheck disable=SC2046 # the options are words
-  array=$(sbatch --parsable --hold --job-name="rankrl-${root##*/}" --output="$root/slurm/%A_%a.log" --open-mode=append \
-    --signal=B:USR2@120 $(sed -n 2p <<<"$found") slurm/sweep.sh "$@")
-  tail -n +3 <<<"$found" >"$root/slurm/$array.tasks"
+  array=$(sbatch --parsable --hold --job-name="rankrl-${root##*/}" --output="$root/slurm/%A_%a.log" --open-mode=append --requeue \
+    --signal=B:USR2@120 $(sed -n 2p <<<"$found") slurm/sweep.sh "$root" "$@")
+  tail -n +4 <<<"$found" >"$root/slurm/$array.tasks"
   scontrol release "$array"
+  # shellcheck disable=SC2046
   report=$(sbatch --parsable --dependency="afterany:$array" --job-name="rankrl-report" --output="$root/slurm/report-%j.log" \
-    --wrap="PATH=$PATH rankrl report $root")
-  echo "submitted array $array of $(($(wc -l <<<"$found") - 2)) tasks, and report $report after it"
+    $(sed -n 3p <<<"$found") --wrap="rankrl report $(printf %q "$root")")
+  echo "submitted array $array of $(($(wc -l <<<"$found") - 3)) tasks, and report $report after it"
   echo "watch:  rankrl status $root"
   echo "curves: tensorboard --logdir $root"
 }
 
 task() {
-  local me=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID} attempt=${SLURM_RESTART_COUNT:-0} code=0 log ids head port
-  # the job's own number would requeue the whole array from its last task
-  requeue() { scontrol requeue "$me"; }
-  export RANKRL_STOP=/tmp/rankrl-$SLURM_JOB_ID-$attempt.stop RAY_TMPDIR=/tmp/rankrl-$SLURM_JOB_ID
+  local root=$1 me=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID} attempt=${SLURM_RESTART_COUNT:-0} code=0 ids step head port
+  ids=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$root/slurm/$SLURM_ARRAY_JOB_ID.tasks")
+  export RANKRL_STOP=$root/slurm/$me-attempt$attempt.stop RAY_TMPDIR=/tmp/rankrl-$SLURM_JOB_ID
+  export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over
+  trap 'rm -rf "$RANKRL_STOP" "$RAY_TMPDIR"' EXIT
+  # by the task's own name, for the number of the last task stands for the whole array; what was cancelled stays so
+  requeue() { if [[ $(squeue --noheader --jobs="$me" --format=%T) == RUNNING ]]; then scontrol requeue "$me"; fi; }
+  unfinished() { local id; for id in ${ids//,/ }; do [[ -e $root/$id/result.json ]] || return 0; done && return 1; }
   # the time limit is near: save at the next step; who has not by then goes on from the last checkpoint
   trap 'touch "$RANKRL_STOP"; (sleep 90; requeue) &' USR2
-  trap 'rm -rf "$RANKRL_STOP" "$RAY_TMPDIR"' EXIT
-  log=$(scontrol show job "$me" | sed -n 's/^ *StdOut=//p' | head -n 1)
-  ids=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "${log%/*}/$SLURM_ARRAY_JOB_ID.tasks")
-  set -- rankrl run "$1" "$ids" "${@:2}"
+
+  set -- rankrl run "$2" "$ids" "${@:3}"
   if ((SLURM_JOB_NUM_NODES > 1)); then
     # symmetric-run wants an address, not a name
     head=$(getent ahostsv4 "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | awk 'NR == 1 {print $1}')
@@ -49,12 +51,17 @@ task() {
     set -- ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" ${RAY_START_OPTIONS:-} -- \
       env RAY_ADDRESS="$head:$port" "$@"
   fi
-  srun --output="${log%.log}-attempt$attempt.log" "$@" &
-  while kill -0 $! 2>/dev/null; do # a signal ends a wait early
-    wait $! && code=0 || code=$?
-  done
+  srun --output="$root/slurm/$me-attempt$attempt.log" "$@" &
+  step=$!
+  while kill -0 $step 2>/dev/null; do wait $step || true; done # a signal ends a wait early
+  wait $step || code=$?
   echo "attempt $attempt on $SLURM_JOB_NODELIST ended with $code"
-  if ((code == 75)); then requeue; fi # stopped on request, or the cluster lost a part
+  if ((code == 75)); then # stopped on request, or the cluster lost a part
+    requeue
+  elif ((code != 2)) && unfinished; then # died, and not of wrong words
+    echo "attempt $attempt: $code" >>"$root/slurm/$me.crashes"
+    if (($(wc -l <"$root/slurm/$me.crashes") <= 3)); then requeue; fi
+  fi
   return $code
 }
 

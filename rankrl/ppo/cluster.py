@@ -12,7 +12,7 @@ from rankrl.ppo.guardian import guard
 from rankrl.ppo.transport import send_tensors_as_arrays
 
 
-def start_ray(processes: int) -> None:
+def start_ray(gpus: int) -> None:
     """Joins the cluster of this Slurm step if there is one; otherwise starts Ray here, on loopback, alone on this machine."""
     environment = {
         "TQDM_DISABLE": "1",
@@ -33,10 +33,10 @@ def start_ray(processes: int) -> None:
         send_tensors_as_arrays()
         return
     guard()
-    pretended = {} if torch.cuda.is_available() else {"num_gpus": processes}  # on a CPU, Ray's GPUs count processes
+    pretended = {} if torch.cuda.is_available() else {"num_gpus": gpus}
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, processes + 1),
+        num_cpus=max(os.cpu_count() or 1, gpus + 1),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         runtime_env=runtime,
@@ -46,13 +46,11 @@ def start_ray(processes: int) -> None:
     send_tensors_as_arrays()
 
 
-def check_resources(processes: int) -> None:
+def check_resources(gpus: int) -> None:
     """Raises ValueError if the cluster is too small: Ray would wait for ever for what it does not have."""
     there = ray.cluster_resources()
     for kind in ("GPU", "CPU"):
         found = int(there.get(kind, 0))
-        if found < processes:
+        if found < gpus:
             ray.shutdown()
-            raise ValueError(
-                f"placement: got {processes} processes with a {kind} each, allowed: the {found} {kind}s of this cluster at most"
-            )
+            raise ValueError(f"placement: got {gpus} {kind}s, allowed: the {found} {kind}s of this cluster at most")

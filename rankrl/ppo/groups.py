@@ -7,27 +7,32 @@ from typing import Any
 
 import ray
 from openrlhf.trainer.ray.launcher import RayActorGroup
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from rankrl.ppo.placement import Seat
 from rankrl.ppo.workers import Call
+from rankrl.recipe.scale import Placement
 
 
 class WorkerGroup(RayActorGroup):
     """Upstream's group, for callers in several threads: all workers get the calls in one order, or their collectives deadlock."""
 
-    def __init__(self, nodes: int, per_node: int, worker: Any):
-        self._order = threading.Lock()
-        self.placement: PlacementGroup | None = None
-        if per_node > 1:  # or upstream makes a placement group of its own, and nobody gives its resources back
-            self.placement = placement_group([{"GPU": 1, "CPU": 1}] * (nodes * per_node), strategy="PACK")
-            ray.get(self.placement.ready())
-        super().__init__(nodes, per_node, worker, pg=self.placement)
+    def __init__(self, place: Placement, seats: list[Seat], worker: Any):
+        self._order, self.seats = threading.Lock(), seats
+        super().__init__(place.nodes, len(seats) // place.nodes, worker)
+
+    def _initiate_actors(self, pg: None, num_gpus_per_actor: float) -> None:
+        """Upstream's, on our seats: its own placement groups may put workers of different nodes on one."""
+        address = (None, None)
+        self._actor_handlers: list[Any] = []
+        for rank, seat in enumerate(self.seats):
+            worker = self.ray_actor_type.options(**seat.options()).remote(len(self.seats), rank, *address)
+            self._actor_handlers.append(worker)
+            if rank == 0:
+                address = ray.get(worker.get_master_addr_port.remote())
 
     def stop(self) -> None:
         for worker in self.workers:
             ray.kill(worker)
-        if self.placement is not None:
-            remove_placement_group(self.placement)
 
     @property
     def workers(self) -> list[Any]:

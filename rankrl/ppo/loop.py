@@ -150,6 +150,8 @@ class RunTrainer(BasePPOTrainer):
             "kl_ref": float((seen["trainer"] - seen["base"]).mean()),
             "kl_step": k3(seen["trainer"][: len(seen["previous"])], seen["previous"]),
             "kl_coef": kl_coef,
+            "policy_loss": float(status.get("policy_loss", 0.0)),
+            "value_loss": float(status.get("critic_loss", 0.0)),
             "clip_low": low,
             "clip_high": high,
             "clip_frac": float(status.get("ppo_clip_ratio", 0.0)),

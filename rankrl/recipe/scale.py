@@ -9,6 +9,8 @@ from rankrl.recipe.schema import check_value, require
 
 DTYPES = ("bfloat16", "float32")
 DEVICE_NAMES = ("h100", "cpu")
+MOST_COLOCATED = 0.7
+"""Share of a GPU that an engine may take where trainers are on it as well."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,9 @@ class Placement:
     """GPUs per engine."""
     engine_memory: float = 0.9
     """Share of an engine GPU's memory that vLLM takes."""
+    colocated: bool = False
+    """Policy, value and engines share the same GPUs, as many as there are policy workers, instead of a GPU for each process: fewer
+    GPUs a run, but an engine and the workers on its GPU wait for each other."""
     device: str = "h100"
     """What a process computes on, for the estimates of `rankrl plan`: h100 or cpu."""
     micro_batch: int = 1
@@ -115,8 +120,13 @@ class Placement:
 
     @property
     def processes(self) -> int:
-        """Worker and engine processes, each on a GPU of its own where there are GPUs."""
+        """Worker and engine processes."""
         return self.nodes * (self.policy_per_node + self.critic_per_node) + self.engines * self.tensor_parallel
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a run; without GPUs, Ray counts as many pretended ones."""
+        return self.policy_workers if self.colocated else self.processes
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,7 @@ class Scale:
     def nodes(self) -> int:
         """Nodes of a Slurm task: as many as its GPUs need, and at least those of the policy workers."""
         place, gpus = self.placement, self.slurm.gpus_per_node
-        return max(place.nodes, -(-place.processes // gpus) if gpus else 1)
+        return max(place.nodes, -(-place.gpus // gpus) if gpus else 1)
 
     def __post_init__(self) -> None:
         self._check_slurm()
@@ -195,6 +205,7 @@ class Scale:
             require(value >= 1, key, value, "an integer of at least 1")
         critics = self.placement.critic_per_node
         require(critics >= 0, "placement.critic_per_node", critics, "an integer of at least 0")
+        self._check_colocated()
         shares = not self.model.share_prefixes or self.model.attention == "sdpa"
         require(
             shares, "model.share_prefixes", True, "false", f"attention={self.model.attention} takes no mask of its own"
@@ -225,6 +236,26 @@ class Scale:
             self.data.template,
             "chat, null, or a text with {}",
         )
+
+    def _check_colocated(self) -> None:
+        place = self.placement
+        if not place.colocated:
+            return
+        engines = place.engines * place.tensor_parallel
+        wanted = f"placement.colocated: policy, value and engines on the same {place.policy_workers} GPUs"
+        require(
+            engines == place.policy_workers,
+            "placement.engines",
+            place.engines,
+            "engines * tensor_parallel = policy workers",
+            wanted,
+        )
+        critics = place.critic_per_node
+        require(
+            critics in (0, place.policy_per_node), "placement.critic_per_node", critics, "0, or policy_per_node", wanted
+        )
+        memory = place.engine_memory
+        require(memory <= MOST_COLOCATED, "placement.engine_memory", memory, f"at most {MOST_COLOCATED}", wanted)
 
     def _check_slurm(self) -> None:
         slurm = self.slurm

@@ -26,7 +26,7 @@ STOPPED = 75  # EX_TEMPFAIL: stopped, on request or by the loss of nodes, and re
 MOST = 8  # runs at once, unless parallel_runs says more
 
 
-def prepare_process(processes: int) -> None:
+def prepare_process(gpus: int) -> None:
     """Before training: quiet libraries, the CPU stand-ins where there is no GPU, and Ray, which starts during the heavy imports."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -40,7 +40,7 @@ def prepare_process(processes: int) -> None:
     from rankrl.ppo.cluster import start_ray
 
     importing = ThreadPoolExecutor().submit(_import_stack)
-    start_ray(processes)  # here, because Ray's processes die with the thread that started them
+    start_ray(gpus)  # here, because Ray's processes die with the thread that started them
     importing.result()
 
 
@@ -84,7 +84,7 @@ def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
         return int(any(result["status"] != "finished" for result in results.values() if result))
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(todo), len(todo))
     say(f"{parallel_runs} at a time")
-    prepare_process(runs[0].scale.placement.processes)
+    prepare_process(runs[0].scale.placement.gpus)
     from rankrl.sweep.pool import train_all
     from rankrl.sweep.worker import Bench, ClusterLost
 
@@ -121,7 +121,7 @@ def evaluate_base(scale_name: str, directory: Path) -> int:
 
     scale = load_scale(scale_name)
     runs = plan(Experiment("base", {"": Recipe(ranks=(1,), batch_sizes=(16,), seeds=(0,), steps=1)}, scale))
-    prepare_process(scale.placement.processes)
+    prepare_process(scale.placement.gpus)
     from rankrl.report.passk import pass_table
     from rankrl.sweep.worker import Bench
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from rankrl.recipe.plan import Run
 from rankrl.recipe.scale import Scale
@@ -48,25 +49,29 @@ def array_limit() -> int:
     return int(sizes[0]) if sizes else ARRAY_SIZE
 
 
-def sbatch_options(scale: Scale, tasks: int) -> list[str]:
-    """Of the array. What the scale leaves null comes from the job in which this is called, if it is one."""
+def sbatch_options(scale: Scale, tasks: int) -> tuple[list[str], list[str]]:
+    """Of the array, and of the report behind it. What the scale leaves null comes from the job in which this is called."""
     slurm, environment = scale.slurm, os.environ
     at_once = f"%{slurm.tasks_at_once}" if slurm.tasks_at_once else ""
-    given = {
+    who = {
         "partition": slurm.partition or environment.get("SLURM_JOB_PARTITION"),
         "account": slurm.account or environment.get("SLURM_JOB_ACCOUNT"),
         "qos": environment.get("SLURM_JOB_QOS"),
         "reservation": environment.get("SLURM_JOB_RESERVATION"),
+    }
+    what = {
         "time": slurm.time or submitted_time_limit(),
         "gpus-per-node": slurm.gpus_per_node or None,
         "cpus-per-task": slurm.cpus_per_node,
     }
-    options = [f"--array=0-{tasks - 1}{at_once}", f"--nodes={scale.nodes}", "--ntasks-per-node=1"]
-    if scale.nodes > 1:
-        options.append(
-            "--exclusive"
-        )  # `ray symmetric-run` refuses a node with another Ray on it, and ends every Ray there
-    return options + [f"--{key}={value}" for key, value in given.items() if value] + slurm.flags
+    array = [f"--array=0-{tasks - 1}{at_once}", f"--nodes={scale.nodes}", "--ntasks-per-node=1"]
+    if scale.nodes > 1:  # `ray symmetric-run` refuses a node with another Ray on it, and ends every Ray there
+        array.append("--exclusive")
+    return array + _flags(who | what) + slurm.flags, _flags(who)
+
+
+def _flags(given: dict[str, Any]) -> list[str]:
+    return [f"--{key}={value}" for key, value in given.items() if value]
 
 
 def submitted_time_limit() -> str | None:
@@ -80,7 +85,7 @@ def submitted_time_limit() -> str | None:
 
 
 def print_tasks(runs: list[Run], directory: Path) -> str:
-    """What slurm/sweep.sh reads: the directory of the sweep, the options of sbatch, and a line of run ids for every task.
+    """What slurm/sweep.sh reads: the directory of the sweep, sbatch's options for array and report, and a line of run ids a task.
 
     Returns what to tell the user.
     """
@@ -89,6 +94,7 @@ def print_tasks(runs: list[Run], directory: Path) -> str:
     if todo:
         (root / TASKS).mkdir(parents=True, exist_ok=True)
         dealt = deal([run.run_id for run in todo], runs[0].scale.slurm.runs_per_task, array_limit())
-        lines = [str(root), " ".join(sbatch_options(runs[0].scale, len(dealt))), *map(",".join, dealt)]
+        options = sbatch_options(runs[0].scale, len(dealt))
+        lines = [str(root), *map(" ".join, options), *map(",".join, dealt)]
         print("\n".join(lines))
     return told

@@ -104,14 +104,14 @@ class Bench:
                 if self._services is not None:
                     self._services.stop()
                 self._services = self._start(again=self._services is not None)
-                say(f"services are up after {time.time() - start_s:.0f} s")
+                say(f"services are up after {time.time() - start_s:.0f} s: {self._services.seats}")
             return self._services
 
     def _start(self, again: bool) -> Services:
         try:
             return Services(self.runs[0], max(run.rank for run in self.runs), self.parallel_runs)
-        except ValueError as error:
-            raise ClusterLost(str(error)) if again else error from error
+        except (ValueError, ray.exceptions.RayError) as error:
+            raise ClusterLost(" ".join(str(error).split())[:500]) if again else error from error
 
     def base_samples(self) -> list[Sample]:
         with self._lock:

@@ -1,0 +1,114 @@
+"""Where worker and engine processes sit: placement groups on the Ray cluster, the largest first, so that small ones fill gaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.util import placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rankrl.recipe.scale import Placement
+
+WAIT_S = 60
+"""Within it a cluster that has the room gives it; actors of services that were stopped leave theirs a moment later."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A GPU, or a share of it, for one process."""
+
+    group: PlacementGroup
+    bundle: int
+    share: float = 1.0
+
+    def options(self, gpus: float | None = None) -> dict[str, Any]:
+        """Of the Ray actor that sits here."""
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=self.group,
+            placement_group_bundle_index=self.bundle,
+            placement_group_capture_child_tasks=True,
+        )
+        share = self.share if gpus is None else gpus
+        return {"num_cpus": self.share, "num_gpus": share, "scheduling_strategy": strategy}
+
+    @property
+    def node(self) -> str:
+        """Name of the node."""
+        return _node_names()[placement_group_table(self.group)["bundles_to_node_id"][self.bundle]]
+
+
+@dataclass(frozen=True)
+class Seats:
+    """All of them, by rank. An engine has one for each of its tensor-parallel workers."""
+
+    policy: list[Seat]
+    value: list[Seat]
+    engines: list[list[Seat]]
+    groups: list[PlacementGroup]
+
+    def leave(self) -> None:
+        for group in self.groups:
+            remove_placement_group(group)
+
+    def __str__(self) -> str:
+        engines = [seats[0] for seats in self.engines]
+        parts = {"policy": self.policy, "value": self.value, "engines": engines}
+        return "; ".join(f"{name} on {' '.join(seat.node for seat in seats)}" for name, seats in parts.items() if seats)
+
+
+def take_seats(place: Placement) -> Seats:
+    """Raises ValueError if the cluster has no room for `place`; nothing is held then."""
+    groups: list[PlacementGroup] = []
+    try:
+        return (_colocated if place.colocated else _apart)(place, groups)
+    except BaseException:
+        for group in groups:
+            remove_placement_group(group)
+        raise
+
+
+def _apart(place: Placement, groups: list[PlacementGroup]) -> Seats:
+    """Every process on a GPU of its own: workers spread over exactly `nodes` nodes, the workers of an engine on one."""
+    workers = {"policy": place.policy_per_node, "value": place.critic_per_node}
+    engines = [f"engine {i}" for i in range(place.engines)]
+    on_one_node = {**workers, **dict.fromkeys(engines, place.tensor_parallel)}
+    seats: dict[str, list[Seat]] = {"value": []}
+    for name in sorted(on_one_node, key=lambda name: -on_one_node[name]):
+        if name in engines:
+            seats[name] = _reserve([1] * place.tensor_parallel, "STRICT_PACK", place, groups)
+        elif workers[name]:
+            seats[name] = _reserve([workers[name]] * place.nodes, "STRICT_SPREAD", place, groups)
+    return Seats(seats["policy"], seats["value"], [seats[name] for name in engines], groups)
+
+
+def _colocated(place: Placement, groups: list[PlacementGroup]) -> Seats:
+    """Policy worker i, value worker i and a part of an engine on GPU i. vLLM wants a bundle for each GPU of an engine."""
+    reserved = _reserve([1] * place.policy_workers, "PACK", place, groups)
+    nodes = placement_group_table(groups[0])["bundles_to_node_id"]
+    share = 0.33 if place.critic_per_node else 0.5
+    seats = [
+        replace(seat, share=share) for seat in sorted(reserved, key=lambda seat: (nodes[seat.bundle], seat.bundle))
+    ]
+    engines = [seats[i : i + place.tensor_parallel] for i in range(0, len(seats), place.tensor_parallel)]
+    return Seats(seats, seats if place.critic_per_node else [], engines, groups)
+
+
+def _reserve(bundles: list[int], strategy: str, place: Placement, groups: list[PlacementGroup]) -> list[Seat]:
+    """Seats in a new placement group, added to `groups`, whose bundles have so many GPUs."""
+    group = placement_group([{"GPU": gpus, "CPU": gpus} for gpus in bundles], strategy=strategy)
+    groups.append(group)
+    if ray.wait([group.ready()], timeout=WAIT_S)[0]:
+        return [Seat(group, bundle) for bundle, gpus in enumerate(bundles) for _ in range(gpus)]
+    there = ", ".join(f"{n['NodeManagerHostname']} {n['Resources'].get('GPU', 0):g}" for n in ray.nodes() if n["Alive"])
+    raise ValueError(
+        f"placement: got {len(bundles)} x {bundles[0]} GPUs ({strategy}) of {place.gpus} in all, allowed: what is free on the "
+        f"nodes of this cluster ({there})"
+    )
+
+
+def _node_names() -> dict[str, str]:
+    """Node id -> host name, of living nodes."""
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
