@@ -1,11 +1,12 @@
 # make demo: set up, train the demo sweep, report.  make test: set up, run every test.
+# make board: TensorBoard over RUNS, on loopback.
 # make bench: what a seed costs here, as a table.
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
 RUNS ?= runs
 
-.PHONY: setup demo test quick lint bench
+.PHONY: setup demo board test quick lint bench
 
 setup: $(READY)
 
@@ -17,6 +18,9 @@ $(READY): requirements-cpu.lock pyproject.toml
 
 demo: $(READY)
 	$(VENV)/bin/rankrl sweep recipes/demo.yaml --runs $(RUNS)
+
+board: $(READY)
+	$(VENV)/bin/tensorboard --logdir $(RUNS)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest

@@ -30,10 +30,11 @@ def test_runs_are_dealt_out_evenly_and_within_the_array_limit():
 def test_options_of_the_array(monkeypatch):
     for name in [name for name in os.environ if name.startswith("SLURM")]:
         monkeypatch.delenv(name)
-    assert sbatch_options(load_scale("nano"), 12) == ["--array=0-11", "--nodes=1", "--ntasks-per-node=1"]
+    assert sbatch_options(load_scale("nano"), 12) == (["--array=0-11", "--nodes=1", "--ntasks-per-node=1"], [])
     slurm = {"gpus_per_node": 4, "tasks_at_once": 3, "time": "1-00:00:00", "flags": ["--qos=long"]}
     monkeypatch.setenv("SLURM_JOB_PARTITION", "h100")
-    assert sbatch_options(load_scale("qwen3-8b", {"slurm": slurm}), 5) == [
+    array, report = sbatch_options(load_scale("qwen3-8b", {"slurm": slurm}), 5)
+    assert array == [
         "--array=0-4%3",
         "--nodes=2",  # 4 policy and 2 value workers and 2 engines, 4 GPUs a node
         "--ntasks-per-node=1",
@@ -43,6 +44,7 @@ def test_options_of_the_array(monkeypatch):
         "--gpus-per-node=4",
         "--qos=long",
     ]
+    assert report == ["--partition=h100"]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,23 @@ def test_every_state_of_a_run(tmp_path):
     assert json.loads(rankrl("status", str(root), "--json").stdout)["low_rank"][5]["state"] == "planned"
 
 
+def test_slurm_that_does_not_answer(tmp_path, monkeypatch, capsys):
+    """Nothing is submitted then, since what waits would be submitted again; where runs stand is told as far as it is known."""
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1\n"
+    )
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    root, runs = tmp_path / "low_rank", runs_of("low_rank", *WORDS)
+    write_plan(root, runs)
+    (root / "slurm").mkdir()
+    (root / "slurm" / "7.tasks").write_text("r1-b16-s0\n")
+    with pytest.raises(ValueError, match=r"squeue says .*Unable to contact"):
+        left(runs, root)
+    assert {entry.state for entry in ledger(root)} == {"planned"}
+    assert "Unable to contact slurm controller" in capsys.readouterr().err
+
+
 def test_status_of_nothing_is_refused(tmp_path):
     shown = rankrl("status", str(tmp_path))
     assert shown.returncode == 2 and "allowed: a directory with a sweep" in shown.stderr
@@ -111,7 +130,7 @@ def test_a_sweep_with_nothing_left_gives_no_tasks(tmp_path):
     words = ["recipes/low_rank.yaml", "ranks=[1]", "seeds=[0,1]", "steps=50", "--runs", str(tmp_path)]
     first = rankrl("tasks", *words)
     assert first.stdout.splitlines()[0] == str(tmp_path / "low_rank")
-    assert first.stdout.splitlines()[2:] == ["r1-b16-s0,r1-b16-s1"]  # 8 runs a task at nano
+    assert first.stdout.splitlines()[3:] == ["r1-b16-s0,r1-b16-s1"]  # 8 runs a task at nano
     for seed in (0, 1):
         write_run(tmp_path / "low_rank" / f"r1-b16-s{seed}", 50, status="finished")
     second = rankrl("tasks", *words)

@@ -112,12 +112,16 @@ def test_report_of_run_directories(tmp_path):
         (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "accu')  # the last line was cut by a crash
     (tmp_path / "demo" / "r1-b16-s9").mkdir()
     (tmp_path / "demo" / "r1-b16-s9" / "run.yaml").write_text("rank: 1\n")
+    planned = {f"r1-b16-s{seed}": 50 for seed in (0, 1, 2, 9, 10)}
+    (tmp_path / "demo" / "plan.json").write_text(json.dumps(planned))
     (report,) = build(tmp_path)
     to = tmp_path / "demo" / "report"
     assert report["ranks"][0]["negative_runs"] == 1
     assert json.loads((to / "summary.json").read_text())["cells"][0]["n_seeds"] == 3
     page = (to / "index.html").read_text()
     assert "1 unfinished runs (r1-b16-s9)" in page
+    assert "5 runs planned: 2 finished, 1 failed, 2 planned." in page
+    assert page.count("<td>planned</td>") == 2
     assert "&lt;b&gt;&amp;boom" in page and "<b>&boom" not in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""

@@ -208,7 +208,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster, tmp_path
     wait_until(lambda: not processes("ray", node) and not processes("bin/rankrl run", node), root, timeout_s=30)
     time.sleep(15)  # a requeued task would wait no longer than that on this cluster
     assert not [job for job in jobs() if job.startswith(array)]
-    assert "r8-b16-s0  stopped" in rankrl("status", str(root)).stdout
+    assert "low_rank: 2 runs, 1 finished, 1 stopped" in rankrl("status", str(root)).stdout
 
     array = array_of(submit(tmp_path, *words), tasks=1)
     assert (root / "slurm" / f"{array}.tasks").read_text() == "r8-b16-s0\n"

@@ -17,7 +17,7 @@ packages() {
 node() {
     # nsenter, not `ip netns exec`: the latter remounts /sys and slurmd then finds no cgroup file system
     setsid nsenter --net="/var/run/netns/vn$1" unshare -u -p -m --fork --kill-child --mount-proc \
-        bash -c "hostname vn$1; exec slurmd -D -N vn$1" >>"$dir/log/slurmd-vn$1.out" 2>&1 &
+        bash -c "hostname vn$1; slurmd -D -N vn$1; exit" >>"$dir/log/slurmd-vn$1.out" 2>&1 & # bash reaps orphans, as an init does
 }
 
 up() {

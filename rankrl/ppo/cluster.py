@@ -52,5 +52,4 @@ def check_resources(gpus: int) -> None:
     for kind in ("GPU", "CPU"):
         found = int(there.get(kind, 0))
         if found < gpus:
-            ray.shutdown()
             raise ValueError(f"placement: got {gpus} {kind}s, allowed: the {found} {kind}s of this cluster at most")

@@ -10,9 +10,10 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rankrl.ppo.cluster import check_resources
 from rankrl.recipe.scale import Placement
 
-WAIT_S = 60
+WAIT_S, POLL_S = 60, 2
 """Within it a cluster that has the room gives it; actors of services that were stopped leave theirs a moment later."""
 
 
@@ -100,8 +101,11 @@ def _reserve(bundles: list[int], strategy: str, place: Placement, groups: list[P
     """Seats in a new placement group, added to `groups`, whose bundles have so many GPUs."""
     group = placement_group([{"GPU": gpus, "CPU": gpus} for gpus in bundles], strategy=strategy)
     groups.append(group)
-    if ray.wait([group.ready()], timeout=WAIT_S)[0]:
-        return [Seat(group, bundle) for bundle, gpus in enumerate(bundles) for _ in range(gpus)]
+    ready = group.ready()
+    for _ in range(WAIT_S // POLL_S):
+        if ray.wait([ready], timeout=POLL_S)[0]:
+            return [Seat(group, bundle) for bundle, gpus in enumerate(bundles) for _ in range(gpus)]
+        check_resources(place.gpus)  # it may have lost a node, which would be waited for in vain
     there = ", ".join(f"{n['NodeManagerHostname']} {n['Resources'].get('GPU', 0):g}" for n in ray.nodes() if n["Alive"])
     raise ValueError(
         f"placement: got {len(bundles)} x {bundles[0]} GPUs ({strategy}) of {place.gpus} in all, allowed: what is free on the "

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -84,8 +86,18 @@ class Record:
         if not resumed_step:
             shutil.rmtree(self.dir / "tb", ignore_errors=True)
             (self.dir / "evals.parquet").unlink(missing_ok=True)
-        self.board = SummaryWriter(str(self.dir / "tb"), purge_step=resumed_step + 1 if resumed_step else None)
+        self._start_board(resumed_step)
         self._hparams_start(resolved)
+
+    def _start_board(self, resumed_step: int) -> None:
+        """One file of events, which takes over those up to a step: TensorBoard's ways of reading differ in what they purge."""
+        old = sorted((self.dir / "tb").glob("events.*"))
+        self.board = SummaryWriter(str(self.dir / "tb"), purge_step=1 if resumed_step else None)
+        for event in scalars_until(old, resumed_step):
+            self.board.file_writer.event_writer.add_event(event)
+        self.board.flush()
+        for file in old:
+            file.unlink()
 
     def _keep_metrics_until(self, step: int) -> None:
         path = self.dir / "metrics.jsonl"
@@ -195,6 +207,17 @@ class Record:
             self.board.add_scalar(name, result[name.partition("/")[2]] or 0.0, result["steps"])
         assert self.board.file_writer is not None
         self.board.file_writer.add_summary(self._hparams_end)
+
+
+def scalars_until(files: list[Path], step: int) -> Iterator[Any]:
+    """Events of scalars up to a PPO step, each step of a tag once."""
+    seen: set[tuple[str, int]] = set()
+    for file in files:
+        for event in LegacyEventFileLoader(str(file)).Load():
+            keys = {(value.tag, event.step) for value in event.summary.value if value.HasField("simple_value")}
+            if keys - seen and event.step <= step:
+                seen |= keys
+                yield event
 
 
 def eval_rows(step: int, samples: list[Sample]) -> list[dict[str, Any]]:

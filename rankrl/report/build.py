@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rankrl.report import figures
+from rankrl.report.ledger import ledger
 from rankrl.report.page import page
 from rankrl.report.read import find_sweeps
 from rankrl.report.stats import summary
@@ -31,7 +32,7 @@ def build(directory: Path) -> list[dict[str, Any]]:
             figures.gain_by_rank(sweep.results, statistics["ranks"], to / "figures"),
             figures.learning_curves(sweep.directory, sweep.results, to / "figures"),
         ]
-        (to / "index.html").write_text(page(sweep, statistics, drawings))
+        (to / "index.html").write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
         reports.append(statistics | {"sweep": sweep.name, "page": str(to / "index.html")})
     return reports
 

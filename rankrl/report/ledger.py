@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -66,9 +67,18 @@ def find_roots(directory: Path) -> list[Path]:
     return roots
 
 
-def ledger(root: Path) -> list[Entry]:
-    """An entry for every planned run, in the order of the plan."""
-    waiting = waiting_in_slurm(root)
+def ledger(root: Path, strict: bool = False) -> list[Entry]:
+    """An entry for every planned run, in the order of the plan.
+
+    Where Slurm does not answer, what waits in it shows as planned or stopped, with a warning; if `strict`, raises ValueError.
+    """
+    try:
+        waiting = waiting_in_slurm(root)
+    except ValueError as error:
+        if strict:
+            raise
+        print(f"rankrl: {error}", file=sys.stderr)
+        waiting = {}
     return [_entry(root, run_id, steps, waiting.get(run_id)) for run_id, steps in read_plan(root).items()]
 
 

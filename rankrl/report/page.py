@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rankrl.report.ledger import Entry, counts, rows
 from rankrl.report.read import SweepRecords
 
 CSS = """
@@ -50,6 +51,16 @@ RUN_COLUMNS = {
 }
 
 
+LEDGER_COLUMNS = {
+    "run_id": "run",
+    "state": "state",
+    "step": "step",
+    "steps": "of",
+    "attempts": "attempts",
+    "note": "where, or why",
+}
+
+
 def _text(value: Any) -> str:
     if value is None or value == "":
         return "-"
@@ -85,7 +96,17 @@ def _sentence(row: dict[str, Any]) -> str:
     )
 
 
-def page(sweep: SweepRecords, statistics: dict[str, Any], drawings: list[Path]) -> str:
+def _ledger(entries: list[Entry]) -> str:
+    """Where the sweep stands, and the runs that have not finished."""
+    if not entries:
+        return ""
+    stand = ", ".join(f"{number} {state}" for state, number in counts(entries).items())
+    open_runs = rows(entry for entry in entries if entry.state != "finished")
+    shown = table(open_runs, LEDGER_COLUMNS, "Runs that have not finished") if open_runs else ""
+    return f"<h2>Ledger</h2><p>{len(entries)} runs planned: {stand}.</p>{shown}"
+
+
+def page(sweep: SweepRecords, statistics: dict[str, Any], drawings: list[Path], entries: list[Entry]) -> str:
     captions = [
         "Gain over the base against rank: every run a dot, mean and 95 % t interval.",
         "Training accuracy over PPO steps by rank: every run a thin line, the mean a thick one.",
@@ -108,5 +129,6 @@ def page(sweep: SweepRecords, statistics: dict[str, Any], drawings: list[Path]) 
 Clopper-Pearson, both 95 %. A failed or diverged run counts as negative. All gains share one base score, so its error is
 common to them.</p>
 <h2>Runs</h2>{runs}
+{_ledger(entries)}
 </main></body></html>
 """

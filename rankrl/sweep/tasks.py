@@ -20,7 +20,7 @@ def left(runs: list[Run], root: Path) -> tuple[list[Run], str]:
     for run in runs:
         check_identity(root / run.run_id, run)
     write_plan(root, runs)
-    states = {entry.run_id: entry.state for entry in ledger(root)}
+    states = {entry.run_id: entry.state for entry in ledger(root, strict=True)}
     busy = ("queued", "running")
     todo = [run for run in runs if states[run.run_id] not in (*ENDED, *busy)]
     numbers = {
