@@ -53,6 +53,16 @@ def test_policy_and_value_on_one_base_are_the_same_run(plain, tmp_path):
         }
 
 
+def test_policy_value_and_engine_on_one_gpu_are_the_same_run(plain, tmp_path):
+    """On one pretended GPU, of which each takes a third."""
+    (weights,), line, _ = plain
+    (colocated,), colocated_line, _ = first_steps(
+        tmp_path, "scale.placement.colocated=true", "scale.placement.engine_memory=0.5"
+    )
+    assert all(torch.equal(weights[name], colocated[name]) for name in weights)
+    assert colocated_line["grad_norm"] == line["grad_norm"]
+
+
 @pytest.mark.parametrize("overrides", [(), ("scale.placement.critic_per_node=0",)], ids=["two bases", "one base"])
 def test_zero2_and_zero3_agree_after_the_first_update(plain, tmp_path, overrides):
     (plain,), line, _ = plain

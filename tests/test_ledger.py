@@ -30,7 +30,10 @@ def test_runs_are_dealt_out_evenly_and_within_the_array_limit():
 def test_options_of_the_array(monkeypatch):
     for name in [name for name in os.environ if name.startswith("SLURM")]:
         monkeypatch.delenv(name)
-    assert sbatch_options(load_scale("nano"), 12) == (["--array=0-11", "--nodes=1", "--ntasks-per-node=1"], [])
+    assert sbatch_options(load_scale("nano"), 12) == (
+        ["--array=0-11", "--nodes=1", "--ntasks-per-node=1", "--signal=B:USR2@120"],
+        [],
+    )
     slurm = {"gpus_per_node": 4, "tasks_at_once": 3, "time": "1-00:00:00", "flags": ["--qos=long"]}
     monkeypatch.setenv("SLURM_JOB_PARTITION", "h100")
     array, report = sbatch_options(load_scale("qwen3-8b", {"slurm": slurm}), 5)
@@ -38,10 +41,12 @@ def test_options_of_the_array(monkeypatch):
         "--array=0-4%3",
         "--nodes=2",  # 4 policy and 2 value workers and 2 engines, 4 GPUs a node
         "--ntasks-per-node=1",
+        "--signal=B:USR2@900",
         "--exclusive",
         "--partition=h100",
         "--time=1-00:00:00",
         "--gpus-per-node=4",
+        "--cpus-per-task=64",
         "--qos=long",
     ]
     assert report == ["--partition=h100"]
@@ -52,6 +57,7 @@ def test_options_of_the_array(monkeypatch):
     [
         ("runs_per_task", 0, "at least 1"),
         ("gpus_per_node", -1, "at least 0"),
+        ("stop_ahead_s", 10, "at least 60"),
         ("flags", ["qos=long"], "flags of sbatch"),
     ],
 )

@@ -151,6 +151,8 @@ class Slurm:
     account: Optional[str] = None
     time: Optional[str] = None
     """Limit of a task, as sbatch takes it: 1-12:00:00. Before it the runs of the task save, and the task is requeued."""
+    stop_ahead_s: int = 120
+    """Seconds before the time limit at which runs are told to save and stop: a step and an evaluation should fit."""
     gpus_per_node: int = 0
     """GPUs that a task asks for on each of its nodes."""
     cpus_per_node: Optional[int] = None
@@ -260,6 +262,7 @@ class Scale:
     def _check_slurm(self) -> None:
         slurm = self.slurm
         require(slurm.gpus_per_node >= 0, "slurm.gpus_per_node", slurm.gpus_per_node, "an integer of at least 0")
+        require(slurm.stop_ahead_s >= 60, "slurm.stop_ahead_s", slurm.stop_ahead_s, "an integer of at least 60")
         for key in ("cpus_per_node", "runs_per_task", "tasks_at_once"):
             value = getattr(slurm, key)
             require(value is None or value >= 1, f"slurm.{key}", value, "an integer of at least 1")

@@ -65,6 +65,7 @@ def sbatch_options(scale: Scale, tasks: int) -> tuple[list[str], list[str]]:
         "cpus-per-task": slurm.cpus_per_node,
     }
     array = [f"--array=0-{tasks - 1}{at_once}", f"--nodes={scale.nodes}", "--ntasks-per-node=1"]
+    array.append(f"--signal=B:USR2@{slurm.stop_ahead_s}")
     if scale.nodes > 1:  # `ray symmetric-run` refuses a node with another Ray on it, and ends every Ray there
         array.append("--exclusive")
     return array + _flags(who | what) + slurm.flags, _flags(who)
