@@ -112,9 +112,8 @@ class AdapterStrategy(DeepspeedStrategy):
         """
         config = super().get_ds_eval_config(offload)
         stage = config["zero_optimization"]["stage"]
-        config["train_batch_size"] = (
-            config["train_micro_batch_size_per_gpu"] * dist.get_world_size()
-        )  # the base never trains
+        world_size = dist.get_world_size() if dist.is_initialized() else 1  # without a group, rankrl doctor asks
+        config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] * world_size  # the base never trains
         merged = merge(config, self.deepspeed)
         merged["zero_optimization"]["stage"] = stage
         merged["bf16"]["enabled"] = self.dtype == "bfloat16"

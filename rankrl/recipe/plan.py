@@ -124,6 +124,13 @@ def deepspeed_config(scale: Scale) -> dict[str, Any]:
         idle,
         f"other keys in {path.name}: the base is frozen, and model.dtype is its precision",
     )
+    offloads = "offload_param" in config["zero_optimization"]
+    require(
+        stage == 3 or not offloads,
+        "deepspeed",
+        "zero_optimization.offload_param",
+        f"nothing: {path.name} has stage {stage}, and stage 3 alone shards and offloads a frozen base",
+    )
     return config
 
 

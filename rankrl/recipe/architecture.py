@@ -1,0 +1,85 @@
+"""The config.json of a base without its weights: from its directory, or shipped here for the hub ids of the shipped scales."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Optional
+
+from rankrl.recipe.scale import Model, Scale
+from rankrl.recipe.schema import require
+
+PACKAGE = Path(__file__).parents[1]
+EMBEDDED = {"embedded:nano": PACKAGE / "data" / "nano_model"}
+SHIPPED = PACKAGE / "scales" / "models"
+
+
+def config_path(model: Model) -> Path | None:
+    """config.json of a local directory, or the shipped copy of a hub id's; None if this machine has neither."""
+    directory = EMBEDDED.get(model.path, Path(model.path))
+    if directory.is_dir():
+        return directory / "config.json"
+    shipped = SHIPPED / f"{model.path}.json"
+    return shipped if shipped.is_file() else None
+
+
+@lru_cache
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's config.json. Raises ValueError, one line, if it is missing or names no architecture."""
+    require(path.is_file(), "model.path", str(path), "a Hugging Face model directory with config.json")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"model.path: {path} is no JSON ({error}); fetch it anew") from error
+    named = isinstance(config, dict) and "model_type" in config
+    require(named, "model.path", str(path), "a config.json that names a model_type")
+    return config
+
+
+def check_config(model: Model, path: Path) -> None:
+    """Raises ValueError for a model that wants to run code of its own unasked, or that float32 would read differently."""
+    for file in (path, path.parent / "tokenizer_config.json"):
+        wants_code = file.is_file() and "auto_map" in json.loads(file.read_text())
+        require(
+            model.trust_remote_code or not wants_code,
+            "model.trust_remote_code",
+            False,
+            "true, if you trust the code that comes with the model",
+            f"{file.name} of {model.path} wants to run it",
+        )
+    config = read_config(path)
+    stored = config.get("dtype", config.get("torch_dtype"))
+    require(
+        model.dtype != "float32" or stored == "bfloat16",
+        "model.dtype",
+        model.dtype,
+        "bfloat16",
+        f"the weights of {model.path} are stored as {stored}; float32 is for weights that bfloat16 holds exactly",
+    )
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What estimates need beyond the scale file."""
+
+    hidden: int
+    vocabulary: Optional[int]
+    """None without a config.json: logits are not counted then."""
+    kv_heads: Optional[int]
+    """None without a config.json: keys and values are taken to be split over all GPUs of an engine."""
+
+
+def widths(scale: Scale) -> Widths:
+    """From config.json; without one, the input of the first adapted module is the hidden size.
+
+    Raises ValueError as `read_config` does.
+    """
+    path = config_path(scale.model)
+    if path is None:
+        return Widths(next(iter(scale.model.modules.values()))[0], None, None)
+    config = read_config(path)
+    config = config.get("text_config", config)
+    heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
+    return Widths(config["hidden_size"], config.get("vocab_size"), heads)
