@@ -19,6 +19,8 @@ def _console():
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from rankrl.recipe.estimate import estimates, legend, likely_parallel_runs, table
+
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
     rows = [run.row() for run in runs]
@@ -28,7 +30,10 @@ def _plan(args: argparse.Namespace) -> int:
     _print_rows(rows)
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
     print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
-    print(_estimate(runs, experiment.execution.parallel_runs or 8))
+    packed = experiment.execution.parallel_runs or likely_parallel_runs(runs)
+    print(_estimate(runs, packed))
+    print(table(estimates(runs, packed)))
+    print(legend(runs[0]))
     return 0
 
 
@@ -43,7 +48,7 @@ def _estimate(runs: list[Run], parallel_runs: int) -> str:
     together_h = (start_s + sum(c.packed_s for c in each)) / 3600
     alone_h = sum(start_s + c.run_s for c in each) / 3600
     return (
-        f"estimate on {place.processes} x {place.device}: {together_h:,.2f} h, {packed} runs at once; "
+        f"estimate on {place.gpus} x {place.device}: {together_h:,.2f} h, {packed} runs at once; "
         f"{alone_h:,.2f} h one by one (docs/cost.md)"
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rankrl.recipe.architecture import widths
 from rankrl.recipe.plan import Run, adapter_params, deepspeed_config
 from rankrl.recipe.scale import Scale
 
@@ -38,6 +39,8 @@ DEVICES = {
 }
 PREVIOUS_SHARE = 0.5
 """Share of a rollout on which the previous adapter is evaluated too (the canary's 64 samples of 128)."""
+SHARED_PREFIXES = 0.4
+"""Share of a micro batch's tokens that is left where common beginnings are computed once; at nano."""
 KV_BLOCK_TOKENS = 16
 TRAIN_BYTES = 20
 """Of an adapter parameter in training: weight, gradient, two moments, previous weight, in fp32."""
@@ -63,10 +66,17 @@ def kv_bytes_per_token(scale: Scale) -> int:
     return 2 * scale.model.layers * width * scale.model.bytes_per_param
 
 
+def kv_shards(scale: Scale) -> int:
+    """GPUs that an engine's KV cache is split over; with fewer heads of keys than GPUs, vLLM keeps copies."""
+    place = scale.placement
+    return min(place.tensor_parallel, widths(scale).kv_heads or place.tensor_parallel)
+
+
 def concurrent_sequences(scale: Scale) -> int:
     """Sequences of half the possible length that the KV cache of one engine holds."""
     place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
-    free = device.memory_bytes * place.engine_memory * place.tensor_parallel - model.base_params * model.bytes_per_param
+    weights = model.base_params * model.bytes_per_param / place.tensor_parallel
+    free = (device.memory_bytes * place.engine_memory - weights) * kv_shards(scale)
     length = (scale.lengths.prompt_tokens + scale.lengths.response_tokens) / 2
     return max(1, int(free / (kv_bytes_per_token(scale) * length)))
 
@@ -82,7 +92,7 @@ def generation_s(scale: Scale, samples: int, prompts: int) -> float:
     waves = per_engine / batch  # a finished sequence makes room for the next
     answer, prompt = scale.lengths.response_tokens / 2, scale.lengths.prompt_tokens / 2
     weights = model.active * model.bytes_per_param / place.tensor_parallel
-    cache = batch * kv_bytes_per_token(scale) * (prompt + answer / 2) / place.tensor_parallel
+    cache = batch * kv_bytes_per_token(scale) * (prompt + answer / 2) / kv_shards(scale)
     arithmetic = 2 * model.active * batch / (device.prefill_flops * place.tensor_parallel)
     step_s = max((weights + cache) / device.bandwidth_bytes_s, arithmetic) + device.engine_step_s
     distinct = prompts if prompt >= KV_BLOCK_TOKENS else samples  # vLLM shares whole blocks of a prompt
@@ -97,11 +107,12 @@ def cost(run: Run, parallel_runs: int) -> Cost:
     place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
     samples = run.rollout_samples
     tokens = samples * (scale.lengths.prompt_tokens + scale.lengths.response_tokens) / 2
-    tokens *= 0.4 if model.share_prefixes else 1.0  # what is left at nano
+    tokens *= SHARED_PREFIXES if model.share_prefixes else 1.0
     forward_s = 2 * model.active * tokens / device.train_flops
     update = 3 if model.gradient_checkpointing else 2  # forward passes that an update costs
     policy_s, value_s = forward_s / place.policy_workers, forward_s / place.value_workers
-    together = max if place.critic_per_node else sum  # separate workers, or one after the other on the same
+    apart = place.critic_per_node and not place.colocated
+    together = max if apart else sum  # on separate GPUs, or one after the other on the same
     experience_s = together(((2 + PREVIOUS_SHARE) * policy_s, value_s))
     update_s = together((update * policy_s, update * value_s))
     busiest_s = together(((2 + PREVIOUS_SHARE + update) * policy_s, (1 + update) * value_s))
@@ -112,7 +123,8 @@ def cost(run: Run, parallel_runs: int) -> Cost:
     evaluation_s = evaluations * generation_s(scale, items * eval_samples, items)
     run_s = recipe.steps * (rollout_s + experience_s + update_s + sync_s + device.run_step_s) + evaluation_s
     together_s = generation_s(scale, samples * parallel_runs, run.batch_size * parallel_runs) / parallel_runs
-    packed_s = recipe.steps * (max(together_s, busiest_s) + sync_s + device.run_step_s) + evaluation_s
+    shared_s = together_s + busiest_s if place.colocated else max(together_s, busiest_s)
+    packed_s = recipe.steps * (shared_s + sync_s + device.run_step_s) + evaluation_s
     return Cost(rollout_s, experience_s, update_s, sync_s, run_s, packed_s if parallel_runs > 1 else run_s)
 
 

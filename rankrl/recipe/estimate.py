@@ -1,0 +1,162 @@
+"""What a plan needs, with the formula beside each number: GPUs, memory, tokens, bytes, hours. No torch. Doubts: docs/cost.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rankrl.recipe.architecture import widths
+from rankrl.recipe.cost import DEVICES, TRAIN_BYTES, cost, kv_bytes_per_token, kv_shards, memory
+from rankrl.recipe.memory import CPU_CONTROLLER_BYTES, Parts, kv_tokens, memory_bytes, offloaded_bytes
+from rankrl.recipe.plan import Run, adapter_params, micro_batch
+from rankrl.recipe.scale import Scale
+
+MOST_PARALLEL = 8  # runs at once that a sweep chooses by itself
+
+
+@dataclass(frozen=True)
+class Line:
+    what: str
+    value: str
+    mark: str
+    """exact; fitted to measurements; or an estimate that nothing has confirmed."""
+    formula: str
+
+
+def size(count_bytes: float) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(count_bytes) >= unit:
+            return f"{count_bytes / unit:.3g} {name}"
+    return f"{count_bytes:.0f} B"
+
+
+def millions(tokens: float) -> str:
+    return f"{tokens / 1e6:,.0f} M" if tokens >= 1e8 else f"{tokens / 1e6:.2g} M"
+
+
+def duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.3g} h" if hours >= 1 else f"{seconds / 60:.2g} min"
+
+
+def span(values: Iterable[float], show=size) -> str:
+    """The least and the most, or the one that there is."""
+    least, *_, most = sorted([*values] * 2)
+    return show(least) if show(least) == show(most) else f"{show(least)} to {show(most)}"
+
+
+def likely_parallel_runs(runs: Sequence[Run]) -> int:
+    """Runs at once that a sweep would choose by itself on the device of the scale: their adapters take a fifth of a GPU at most."""
+    scale, rank = runs[0].scale, max(run.rank for run in runs)
+    if scale.placement.device == "cpu":
+        return MOST_PARALLEL
+    room = DEVICES[scale.placement.device].memory_bytes / 5
+    return max(1, min(MOST_PARALLEL, int(room / memory(scale, rank, runs[0].recipe.critic.rank).run)))
+
+
+def estimates(runs: Sequence[Run], parallel_runs: int) -> list[Line]:
+    """Of a plan, with so many runs at once. Raises ValueError as `widths` and `deepspeed_config` do."""
+    kinds = list({(run.arm, run.rank, run.batch_size): run for run in runs}.values())
+    packed = min(parallel_runs, len(runs))
+    return [_gpus(kinds[0].scale), *_memory(kinds, packed), _tokens(kinds), _adapter(kinds), _time(kinds, packed)]
+
+
+def _mark(scale: Scale) -> str:
+    """The constants of the CPU are fitted to measurements of the embedded model; those of GPUs come from data sheets."""
+    return "fitted" if scale.placement.device == "cpu" and scale.model.path == "embedded:nano" else "estimate"
+
+
+def _gpus(scale: Scale) -> Line:
+    place = scale.placement
+    workers = f"{place.nodes} x ({place.policy_per_node} policy + {place.critic_per_node} value)"
+    formula = f"{workers} + {place.engines} x {place.tensor_parallel} engine"
+    if place.colocated:
+        formula = f"{place.policy_workers} policy, with value and engines on the same"
+    kind = "processes" if place.device == "cpu" else "GPUs"
+    nodes = "1 node" if scale.nodes == 1 else f"{scale.nodes} nodes"
+    return Line(f"{kind} of a task", f"{place.gpus} on {nodes}", "exact", formula)
+
+
+def _memory(kinds: list[Run], packed: int) -> list[Line]:
+    run = max(kinds, key=micro_batch)
+    scale, rank = run.scale, max(run.rank for run in kinds)
+    found, device = memory_bytes(run, rank, packed), scale.placement.device
+    limit = "" if device == "cpu" else f" of {size(DEVICES[device].memory_bytes)}"
+    lines = [
+        Line(f"memory, {name}", size(total) + limit, _mark(scale), formula)
+        for name, total, formula in _sums(scale, found)
+    ]
+    if "KV cache" in found["engine"]:
+        lines.append(_kv_cache(scale, found["engine"]["KV cache"]))
+    if host := offloaded_bytes(scale):
+        lines.append(Line("memory, host of workers", size(host), "estimate", f"bases / {scale.placement.nodes} nodes"))
+    return lines
+
+
+def _sums(scale: Scale, found: dict[str, Parts]) -> list[tuple[str, float, str]]:
+    """(what, bytes, the sum as text) of each process, or of all processes on a GPU that they share."""
+    if scale.placement.colocated:
+        found = {"all on one GPU": {name: sum(parts.values()) for name, parts in found.items()}}
+    elif scale.placement.device == "cpu":
+        found = {**found, "controller": {"process": CPU_CONTROLLER_BYTES}}
+    return [
+        (name, sum(parts.values()), " + ".join(f"{part} {size(value)}" for part, value in parts.items()))
+        for name, parts in found.items()
+    ]
+
+
+def _kv_cache(scale: Scale, room_bytes: float) -> Line:
+    tokens = max(0, kv_tokens(scale, room_bytes))
+    length = scale.lengths.prompt_tokens + scale.lengths.response_tokens
+    a_token = kv_bytes_per_token(scale) // kv_shards(scale)
+    formula = f"KV cache / {a_token:,} bytes a token; sequences of half of {length:,} tokens"
+    value = f"{tokens:,} tokens, {2 * tokens // length:,} sequences"
+    return Line("KV cache, engine", value, _mark(scale), formula)
+
+
+def _tokens(kinds: list[Run]) -> Line:
+    lengths, recipe = kinds[0].scale.lengths, kinds[0].recipe
+    length = lengths.prompt_tokens + lengths.response_tokens
+    samples = [run.recipe.steps * run.rollout_samples for run in kinds]
+    value = f"{span((n * length / 2 for n in samples), millions)}, at most {millions(max(samples) * length)}"
+    longest = f"({lengths.prompt_tokens:,} + {lengths.response_tokens:,})"
+    formula = f"steps x prompts x {recipe.samples_per_prompt} samples x {longest}, expected: half"
+    return Line("tokens of a run", value, "estimate", formula)
+
+
+def _adapter(kinds: list[Run]) -> Line:
+    scale, params = kinds[0].scale, [run.trainable_params for run in kinds]
+    wide = scale.model.bytes_per_param
+    value = f"{span(4 * p for p in params)} saved, {span(wide * p for p in params)} a sync"
+    formula = f"{adapter_params(scale, 1):,} x rank x 4 bytes (fp32); x {wide} ({scale.model.dtype})"
+    return Line("adapter of a run", value, "exact", formula)
+
+
+def _time(kinds: list[Run], packed: int) -> Line:
+    costs = [cost(run, packed) for run in kinds]
+    value = span((c.run_s for c in costs), duration)
+    if packed > 1:
+        value += f" alone, {span((c.packed_s for c in costs), duration)} as one of {packed}"
+    formula = "steps x (rollout + experience + update + sync + overhead) + evaluations"
+    return Line("wall time of a run", value, _mark(kinds[0].scale), formula)
+
+
+def legend(run: Run) -> str:
+    """What the parts of memory are."""
+    model = run.scale.model
+    each = "2 H L + max(28 V, 150 H)" if model.gradient_checkpointing else "92 H (L + 1) + 28 V"
+    known = widths(run.scale)
+    logits = f"V {known.vocabulary:,}" if known.vocabulary else "V unknown without config.json, logits are not counted"
+    return (
+        "weights: base / workers under ZeRO-3; gathered: its live parameters; "
+        f"adapters of workers: runs at once x {TRAIN_BYTES} bytes x parameters;\n"
+        f"activations in bf16: tokens of a micro batch x ({each}), value without V; "
+        f"H {known.hidden:,}, L {model.layers}, {logits} (docs/cost.md)"
+    )
+
+
+def table(lines: list[Line]) -> str:
+    """Aligned columns."""
+    rows = [(line.what, line.value, line.mark, line.formula) for line in lines]
+    widest = [max(len(row[i]) for row in rows) for i in range(3)] + [0]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widest, strict=True)) for row in rows)

@@ -1,0 +1,101 @@
+"""Memory of workers and engines, by what it holds: of GPUs a model that nothing has confirmed, for the CPU fitted to the bench."""
+
+from __future__ import annotations
+
+from rankrl.recipe.architecture import widths
+from rankrl.recipe.cost import DEVICES, SHARED_PREFIXES, TRAIN_BYTES, kv_bytes_per_token, kv_shards, memory
+from rankrl.recipe.plan import Run, adapter_params, deepspeed_config, micro_batch
+from rankrl.recipe.scale import Scale
+
+# Activations of a token in bf16, counted operation by operation on the shipped models without weights (tests/test_estimate.py)
+INPUT_BYTES = 2
+"""Times the hidden size: the input of a layer, which gradient checkpointing keeps."""
+LAYER_BYTES = 92
+"""Times the hidden size: a layer whose activations are kept for the backward pass (77 for 8B, 92 for 30B-A3B)."""
+RECOMPUTED_BYTES = 150
+"""Times the hidden size: one layer recomputed and its backward pass (102 for 8B, 150 for 30B-A3B)."""
+LOGIT_BYTES = 28
+"""Times the vocabulary: logits, their fp32 copy, entropy, log-probabilities and gradients, without fused kernels."""
+LIVE_PARAMS = 10**9
+"""DeepSpeed's default of stage3_max_live_parameters."""
+PROCESS_BYTES = {"h100": 1.5e9, "cpu": 0.65e9}
+"""Of a worker before it holds anything: CUDA context and NCCL (assumed); Python and its libraries (fitted to `make bench`)."""
+CPU_ENGINE_BYTES, CPU_ENGINE_RUN_BYTES = 2.1e9, 0.1e9  # fitted to `make bench`: an engine, and what a run adds to it
+CPU_CONTROLLER_BYTES = 0.95e9  # fitted to `make bench`
+Parts = dict[str, float]
+"""Bytes by what they hold."""
+
+
+def activation_bytes(run: Run, logits: bool) -> float:
+    """Most that a forward and backward pass of one micro batch holds, on a policy worker (with logits) or a value worker."""
+    model, lengths, wide = run.scale.model, run.scale.lengths, widths(run.scale)
+    left = SHARED_PREFIXES if model.share_prefixes else 1.0
+    tokens = left * micro_batch(run) * (lengths.prompt_tokens + lengths.response_tokens)
+    head = LOGIT_BYTES * (wide.vocabulary or 0) if logits else 0
+    if model.gradient_checkpointing:
+        a_token = INPUT_BYTES * wide.hidden * model.layers + max(head, RECOMPUTED_BYTES * wide.hidden)
+    else:
+        a_token = LAYER_BYTES * wide.hidden * (model.layers + 1) + head
+    return tokens * a_token * model.bytes_per_param / 2
+
+
+def base_bytes(scale: Scale, workers: int) -> Parts:
+    """The frozen base on a worker: its shard, and what ZeRO-3 gathers for the layers at work."""
+    model, zero = scale.model, deepspeed_config(scale)["zero_optimization"]
+    whole = model.base_params * model.bytes_per_param
+    if zero["stage"] != 3:
+        return {"weights": whole}
+    live = zero.get("stage3_max_live_parameters", LIVE_PARAMS)
+    layer = model.base_params / model.layers  # gathered as a whole where it holds experts
+    gathered = max(LIVE_PARAMS if live == "auto" else live, layer) * model.bytes_per_param
+    offloaded = zero.get("offload_param", {}).get("device", "none") != "none"
+    return {"weights": 0 if offloaded else whole / workers, "gathered": min(gathered, whole)}
+
+
+def offloaded_bytes(scale: Scale) -> float:
+    """Of the base in the memory of each host of the workers."""
+    zero, place, model = deepspeed_config(scale)["zero_optimization"], scale.placement, scale.model
+    if zero.get("offload_param", {}).get("device") != "cpu":
+        return 0.0
+    bases = 2 if place.critic_per_node else 1
+    return bases * model.base_params * model.bytes_per_param / place.nodes
+
+
+def engine_bytes(scale: Scale, rank: int, parallel_runs: int) -> Parts:
+    """An engine's part on one of its GPUs; what its other parts leave of vLLM's share is KV cache (below 0: it does not start)."""
+    place, model = scale.placement, scale.model
+    weights = model.base_params * model.bytes_per_param / place.tensor_parallel
+    adapters = parallel_runs * adapter_params(scale, rank) * model.bytes_per_param
+    if place.device == "cpu":
+        process = CPU_ENGINE_BYTES + parallel_runs * CPU_ENGINE_RUN_BYTES
+        return {"weights": weights, "adapters": adapters, "process and cache": process}
+    room = DEVICES[place.device].memory_bytes * place.engine_memory - weights - adapters
+    return {"weights": weights, "adapters": adapters, "KV cache": room}
+
+
+def kv_tokens(scale: Scale, room_bytes: float) -> int:
+    """Tokens whose keys and values fit into so much of each GPU of an engine."""
+    return int(room_bytes * kv_shards(scale) / kv_bytes_per_token(scale))
+
+
+def memory_bytes(run: Run, rank: int, parallel_runs: int) -> dict[str, Parts]:
+    """Process -> bytes by part, with adapters of `rank` (the largest of the runs) of so many runs at once."""
+    scale, place = run.scale, run.scale.placement
+    process, critic_rank = PROCESS_BYTES[place.device], run.recipe.critic.rank
+    trained = memory(scale, rank, critic_rank).run
+    found = {
+        "policy worker": {
+            **base_bytes(scale, place.policy_workers),
+            "adapters": parallel_runs * trained,
+            "activations": activation_bytes(run, logits=True),
+            "process": process,
+        }
+    }
+    if place.critic_per_node:
+        found["value worker"] = {
+            **base_bytes(scale, place.value_workers),
+            "adapters": parallel_runs * TRAIN_BYTES * adapter_params(scale, critic_rank),
+            "activations": activation_bytes(run, logits=False),
+            "process": process,
+        }
+    return {**found, "engine": engine_bytes(scale, rank, parallel_runs)}
