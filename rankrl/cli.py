@@ -150,6 +150,13 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from rankrl.doctor import doctor
+    from rankrl.recipe.load import scale_of_words
+
+    return doctor(scale_of_words(args.overrides), Path(args.runs))
+
+
 def _eval(args: argparse.Namespace) -> int:
     if args.model != "base":
         raise ValueError(f"MODEL: got {args.model!r}, allowed: base (the scale's frozen model)")
@@ -186,6 +193,10 @@ def parser() -> argparse.ArgumentParser:
     evaluation.add_argument("scale", metavar="SCALE", help="scale name or file")
     report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
     report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
+    checked = command("doctor", _doctor, "check this machine for a scale, and say what to do", recipe=False, runs=True)
+    checked.add_argument(
+        "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"
+    )
     for name in ("plan", "explain", "sweep", "run", "tasks"):
         commands.choices[name].add_argument(
             "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"

@@ -128,6 +128,15 @@ def load_scale(name: str, *layers: Any) -> Scale:
     return build(Scale, {"name": path.stem}, read_yaml(path, "scale"), *layers)
 
 
+def scale_of_words(words: Sequence[str]) -> Scale:
+    """[NAME_OR_PATH] [scale.KEY=VALUE ...]; nano without a name. Raises ValueError, one line, as `load_experiment` does."""
+    names = [word for word in words if "=" not in word]
+    require(len(names) <= 1, "scale", names, "one name or path")
+    recipe, name, scale = _overrides([f"scale={name}" for name in names] + [word for word in words if "=" in word])
+    require(not recipe, "override", sorted(recipe), "scale.KEY=VALUE")
+    return load_scale(name, scale)
+
+
 def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """A recipe file with `key=value` overrides. `scale=` picks the scale (default nano), `scale.KEY=` changes it;
     `parallel_runs=` and `services=` say how it is carried out.

@@ -1,0 +1,59 @@
+"""Checks this machine for a scale and says what to do. Loads no weights, starts no Ray, downloads nothing."""
+
+from __future__ import annotations
+
+from math import lcm
+from pathlib import Path
+
+from rankrl.recipe.load import Experiment
+from rankrl.recipe.plan import Run, largest_rank, plan
+from rankrl.recipe.scale import Scale
+from rankrl.recipe.schema import Recipe
+
+
+def usual_run(scale: Scale) -> Run:
+    """A run to estimate by: the reference rank, about 16 prompts x 8 samples, 100 steps. Raises ValueError as `plan` does."""
+    workers = lcm(scale.placement.policy_workers, scale.placement.value_workers)
+    batch_size = workers * -(-16 // workers)  # every worker gets its share
+    rank = min(32, largest_rank(scale))
+    recipe = Recipe(ranks=(rank,), batch_sizes=(batch_size,), seeds=(0,), steps=100)
+    return plan(Experiment("doctor", {"": recipe}, scale))[0]
+
+
+def doctor(scale: Scale, runs: Path) -> int:
+    """Prints a line for each check as it is done, then the estimates. Returns 1 if anything fails."""
+    from rankrl.doctor import base, machine
+    from rankrl.doctor.check import Check, one_line, say
+    from rankrl.recipe.estimate import estimates, legend, likely_parallel_runs, table
+
+    correct = "correct the scale, or scale.KEY=VALUE"
+    fine = [
+        say("packages", machine.INSTALL, machine.packages),
+        say("accelerator", machine.INSTALL, machine.accelerator, scale),
+        say("precision", machine.INSTALL, machine.precision, scale),
+        say("attention", machine.INSTALL, machine.attention, scale),
+        say("weights", "fetch the model anew", base.weights, scale.model),
+        say("model", correct, base.model, scale.model),
+        say("data", "scale.data.train=FILE scale.data.evaluation=FILE", base.data, scale.data),
+        say("shm", "mount /dev/shm", machine.shared_memory),
+        say("network", "free the port, or start the loopback interface", machine.network, scale),
+        say("Slurm", "ask whoever runs the cluster", machine.slurm, scale),
+    ]
+    try:
+        run = usual_run(scale)
+    except ValueError as error:
+        print(Check("FAIL", "plan", one_line(error), correct))
+        return 1
+    fine += [
+        say("DeepSpeed", "correct the file, or scale.deepspeed=ds_configs/zero3.json", base.deepspeed, run),
+        say("memory", correct, machine.memory, run),
+        say("disk", "--runs DIR elsewhere", machine.disk, run, runs),
+    ]
+    packed = likely_parallel_runs([run])
+    shape = (
+        f"rank {run.rank}, {run.batch_size} prompts x {run.recipe.samples_per_prompt} samples, {run.recipe.steps} steps"
+    )
+    print(f"\na run of {shape}, {packed} at once:")
+    print(table(estimates([run] * packed, packed)))
+    print(legend(run))
+    return int(not all(fine))
