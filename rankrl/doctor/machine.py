@@ -224,7 +224,7 @@ def slurm(scale: Scale) -> Check:
     except subprocess.TimeoutExpired:
         return Check("warn", "Slurm", "sinfo gives no answer within 20 s", "ask whoever runs the cluster")
     if sinfo.returncode:
-        return Check("ok", "Slurm", f"commands are there, no cluster answers: {sinfo.stderr.strip()[:80]}")
+        return Check("ok", "Slurm", f"commands are there, no cluster answers: {' '.join(sinfo.stderr.split())[:80]}")
     most = max([int(n) for n in re.findall(r"gpu:(?:[\w.-]+:)?(\d+)", sinfo.stdout)], default=0)
     wanted = scale.slurm.gpus_per_node
     if wanted > most:

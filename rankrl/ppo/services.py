@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.serving import serving_rank
 from rankrl.ppo.shared import TrainerWorker
 from rankrl.ppo.strategy import AdapterStrategy
+from rankrl.recipe.architecture import EMBEDDED, check_config
 from rankrl.recipe.plan import Run, deepspeed_config
 from rankrl.recipe.scale import Model, Scale
 
 MAX_SEQUENCES = 1024
 """Requests that an engine decodes at once; vLLM's default is 256 on small devices, less than a few packed rollouts."""
 MAX_BATCHED_TOKENS = 8192  # in one engine step
-EMBEDDED = {"embedded:nano": Path(__file__).parents[1] / "data" / "nano_model"}
 
 
 def resolve_model(model: Model) -> str:
@@ -42,23 +41,11 @@ def resolve_model(model: Model) -> str:
         raise ValueError(
             f"model.path: got {model.path!r}, allowed: a Hugging Face model directory; {path} has no config.json"
         )
-    for file in (config, path / "tokenizer_config.json"):
-        if file.is_file() and "auto_map" in json.loads(file.read_text()) and not model.trust_remote_code:
-            raise ValueError(
-                f"model.trust_remote_code: got False, but {file.name} of {model.path} wants to run code that comes with the "
-                "model; set it to true if you trust that code"
-            )
+    check_config(model, config)
     if model.dtype == "float32" and torch.cuda.is_available():
         raise ValueError(
             "model.dtype: got float32, allowed: bfloat16 on a GPU, because vLLM's LoRA kernels take nothing wider "
             "(scale.model.dtype=bfloat16)"
-        )
-    stored = json.loads(config.read_text())
-    stored = stored.get("dtype", stored.get("torch_dtype"))
-    if model.dtype == "float32" and stored != "bfloat16":  # OpenRLHF reads weights as bfloat16, vLLM as they are
-        raise ValueError(
-            f"model.dtype: got float32, allowed: bfloat16, because the weights of {model.path} are stored as {stored} "
-            "(float32 is for weights that bfloat16 holds exactly)"
         )
     return str(path)
 

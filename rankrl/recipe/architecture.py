@@ -56,7 +56,8 @@ def check_config(model: Model, path: Path) -> None:
         "model.dtype",
         model.dtype,
         "bfloat16",
-        f"the weights of {model.path} are stored as {stored}; float32 is for weights that bfloat16 holds exactly",
+        f"the weights of {model.path} are stored as {stored}; float32 is for weights that bfloat16 holds exactly, because OpenRLHF "
+        "reads weights as bfloat16 and vLLM as they are",
     )
 
 
