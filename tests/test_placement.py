@@ -1,4 +1,4 @@
-"""Where processes sit, on a Ray cluster of four nodes with eight pretended GPUs each."""
+"""Where processes sit, on a Ray cluster of four nodes with eight pretended GPUs each; a test takes what a task asks for."""
 
 from __future__ import annotations
 
@@ -34,17 +34,22 @@ def taken(scale):
 
     from rankrl.ppo.placement import take_seats
 
+    others = ray.util.placement_group([{"GPU": 8}] * (4 - scale.nodes), "STRICT_SPREAD") if scale.nodes < 4 else None
+    if others:
+        ray.get(others.ready())
     seats = take_seats(scale.placement)
     tables = {group.id: placement_group_table(group)["bundles_to_node_id"] for group in seats.groups}
 
     def spread(some):
         return sorted(Counter(tables[seat.group.id][seat.bundle] for seat in some).values())
 
-    used = ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0)
+    used = 8 * scale.nodes - 32 + ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0)
     shown = {"policy": spread(seats.policy), "value": spread(seats.value), "engines": list(map(spread, seats.engines))}
     everyone = [*seats.policy, *seats.value, *(seat for engine in seats.engines for seat in engine)]
     shown["nodes"] = len({tables[seat.group.id][seat.bundle] for seat in everyone})
     seats.leave()
+    if others:
+        ray.util.remove_placement_group(others)
     return seats, shown, used
 
 

@@ -102,6 +102,17 @@ WRONG = {
     "no such rule": (["rules.lr.rule=magic"], "magic", "equal_kl"),
     "missing table entry": (["rules.lr.rule=table", "rules.lr.table={1: 0.1}"], "rules.lr.table", "rank 8"),
     "missing DeepSpeed file": (["scale.deepspeed=none.json"], "none.json", "existing"),
+    "shared GPUs without room": (["scale.placement.colocated=true"], "placement.engine_memory", "at most 0.7"),
+    "more engines than shared GPUs": (
+        ["scale.placement.colocated=true", "scale.placement.engines=2"],
+        "placement.engines",
+        "policy workers",
+    ),
+    "value workers on other GPUs than shared ones": (
+        ["scale.placement.colocated=true", "scale.placement.policy_per_node=2", "scale.placement.engines=2"],
+        "placement.critic_per_node",
+        "policy_per_node",
+    ),
     "not an override": (["seeds"], "seeds", "key=value"),
 }
 
