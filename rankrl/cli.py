@@ -150,6 +150,15 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from rankrl.adapter.export import export
+
+    print(
+        f"exported to {export(Path(args.run_dir), Path(args.to))}: PEFT and vLLM load it; peft/ holds the unpadded original"
+    )
+    return 0
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from rankrl.doctor import doctor
     from rankrl.recipe.load import scale_of_words
@@ -193,6 +202,9 @@ def parser() -> argparse.ArgumentParser:
     evaluation.add_argument("scale", metavar="SCALE", help="scale name or file")
     report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
     report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
+    exported = command("export", _export, "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
+    exported.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
+    exported.add_argument("--to", metavar="DIR", required=True, help="new directory")
     checked = command("doctor", _doctor, "check this machine for a scale, and say what to do", recipe=False, runs=True)
     checked.add_argument(
         "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"

@@ -107,7 +107,7 @@ class AdapterHost:
         self.model.active_adapter = name
         for layer in map(self.layer, self.shapes):
             layer._active_adapter = [name]
-            if name in layer.lora_A:
+            if name in getattr(layer, "lora_A", ()):  # a module of rank 0 has none
                 for factor in (layer.lora_A[name], layer.lora_B[name]):
                     factor.weight.requires_grad_()
 
