@@ -112,6 +112,13 @@ def _tasks(args: argparse.Namespace) -> int:
     return 0
 
 
+def _outcome(args: argparse.Namespace) -> int:
+    from rankrl.sweep.tasks import outcome
+
+    print(outcome(Path(args.root), args.run_ids.split(","), Path(args.begun)))
+    return 0
+
+
 def _status(args: argparse.Namespace) -> int:
     from rankrl.report.ledger import find_roots, ledger, rows
 
@@ -194,6 +201,13 @@ def parser() -> argparse.ArgumentParser:
     one = command("run", _run, "one run of a recipe", runs=True)
     one.add_argument("run_id", metavar="RUN_ID", help="for instance r1-b16-s0; several, with commas, share services")
     command("tasks", _tasks, "deal the runs that are left out to Slurm tasks (for slurm/sweep.sh)", runs=True)
+    attempt = command("outcome", _outcome, "what an attempt of a task came to (for slurm/sweep.sh)", recipe=False)
+    for name, says in (
+        ("root", "a sweep's directory"),
+        ("run_ids", "with commas"),
+        ("begun", "file touched at its start"),
+    ):
+        attempt.add_argument(name, metavar=name.upper(), help=says)
     status = command("status", _status, "where every run stands", recipe=False)
     status.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
     status.add_argument("--json", action="store_true", help="print JSON")

@@ -8,23 +8,32 @@
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR" # the script itself runs from a spooled copy
 export PATH="$PWD/.venv/bin:$PATH"
+export SLURM_EXPORT_ENV=ALL # steps get what is set here, whatever SBATCH_EXPORT says
+unset SRUN_EXPORT_ENV
 
 submit() {
-  local found root array report
-  exec 9<slurm/sweep.sh && flock 9 # two submissions at once see each other's tasks
+  local found root array report name
+  exec 9<>slurm/sweep.sh && flock 9 # two submissions at once see each other's tasks; for writing, or NFS refuses
   # directory of the sweep, sbatch's options for array and report, then the run ids of each task; nothing if nothing is left
   found=$(rankrl tasks "$@")
   [[ -n $found ]] || return 0
   root=$(sed -n 1p <<<"$found")
+  for name in $(compgen -e); do # what describes this job would be taken for the tasks'
+    case $name in SLURM_CONF | SLURM_CLUSTERS | SLURM_EXPORT_ENV) ;; SLURM_* | SRUN_*) unset "$name" ;; esac
+  done
   # held until its tasks are on disk under its number
   # shellcheck disable=SC2046 # the options are words
-  array=$(sbatch --parsable --hold --job-name="rankrl-${root##*/}" --output="$root/slurm/%A_%a.log" --open-mode=append --requeue \
-    $(sed -n 2p <<<"$found") slurm/sweep.sh "$root" "$@")
-  tail -n +4 <<<"$found" >"$root/slurm/$array.tasks"
-  scontrol release "$array"
+  array=$(sbatch --parsable --hold --export=ALL --job-name="rankrl-${root##*/}" --output="$root/slurm/%A_%a.log" \
+    --open-mode=append --requeue $(sed -n 2p <<<"$found") slurm/sweep.sh "$root" "$@")
+  array=${array%%;*} # NUMBER;CLUSTER
+  if ! { tail -n +4 <<<"$found" >"$root/slurm/$array.tasks" && scontrol release "$array"; }; then
+    scancel "$array"
+    return 1
+  fi
   # shellcheck disable=SC2046
-  report=$(sbatch --parsable --dependency="afterany:$array" --job-name="rankrl-report" --output="$root/slurm/report-%j.log" \
-    $(sed -n 3p <<<"$found") --wrap="rankrl report $(printf %q "$root")")
+  report=$(sbatch --parsable --export=ALL --dependency="afterany:$array" --job-name="rankrl-report" \
+    --output="$root/slurm/report-%j.log" $(sed -n 3p <<<"$found") --wrap="rankrl report $(printf %q "$root")") ||
+    report="none, for sbatch refuses it (rankrl report $root)"
   echo "submitted array $array of $(($(wc -l <<<"$found") - 3)) tasks, and report $report after it"
   echo "watch:  rankrl status $root"
   echo "curves: tensorboard --logdir $root"
@@ -40,7 +49,7 @@ task() {
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over
   rm -f "$RANKRL_STOP" && touch "$files.begun"
   trap 'rm -rf "$RANKRL_STOP" "$RAY_TMPDIR"' EXIT
-  trap 'touch "$RANKRL_STOP"; (sleep $(($(seconds_left) - 30)); again) &' USR2 # save at the next step; there may be no time for it
+  trap 'touch "$RANKRL_STOP"; (sleep "$(until_the_last)"; again) &' USR2 # save at the next step; there may be no time for it
 
   set -- rankrl run "$2" "$ids" "${@:3}"
   if ((SLURM_JOB_NUM_NODES > 1)); then
@@ -48,8 +57,9 @@ task() {
     head=$(getent ahostsv4 "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | awk 'NR == 1 {print $1}')
     port=$((20000 + SLURM_JOB_ID % 10000))
     export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-120}
-    # shellcheck disable=SC2086 # several words
-    set -- ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" ${RAY_START_OPTIONS:-} -- \
+    # shellcheck disable=SC2016,SC2086 # expanded on the node; several words
+    set -- bash -c '"$@" && code=0 || code=$?; rm -rf "$RAY_TMPDIR"; exit $code' node \
+      ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" ${RAY_START_OPTIONS:-} -- \
       env RAY_ADDRESS="$head:$port" "$@"
   fi
   srun --output="$files-attempt$attempt.log" "$@" &
@@ -57,27 +67,30 @@ task() {
   while kill -0 $step 2>/dev/null; do wait $step || true; done # a signal ends a wait early
   wait $step || code=$?
   echo "attempt $attempt on $SLURM_JOB_NODELIST ended with $code"
-  # 75: stopped on request, or the cluster lost a part; 2: wrong words, or another task's run; else it died if runs are without a result
-  if ((code == 75)) || { ((code != 2)) && ! all_have_results; }; then again; fi
+  if ((code != 2)); then again; fi # 2: wrong words
   return $code
 }
 
-seconds_left() { echo $(($(date -d "$(squeue --noheader --jobs="$me" --format=%e)" +%s) - $(date +%s))); }
-
-all_have_results() {
-  local id
-  for id in ${ids//,/ }; do [[ -e $root/$id/result.json ]] || return 1; done
+until_the_last() { # seconds to 30 before the time limit; 90 if there is none
+  local end
+  end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$me" --format=%e) && [[ $end == *:* ]] || { echo 90 && return; }
+  end=$(($(date -d "$end" +%s) - $(date +%s) - 30))
+  echo $((end > 0 ? end : 0))
 }
 
-again() { # requeues this task, unless it was cancelled or has three times come to nothing
-  local id saved=
-  for id in ${ids//,/ }; do
-    if [[ $root/$id/checkpoint/state.pt -nt $files.begun || $root/$id/result.json -nt $files.begun ]]; then saved=yes; fi
-  done
-  [[ $saved ]] || echo "attempt $attempt saved nothing" | tee -a "$files.fruitless"
+again() { # requeues this task if runs are left, unless it was cancelled or has three times come to nothing
+  local state='' try
+  case $(rankrl outcome "$root" "$ids" "$files.begun") in
+    ended) return ;;
+    nothing) echo "attempt $attempt saved nothing" | tee -a "$files.fruitless" ;;
+  esac
   if [[ -e $files.fruitless ]] && (($(wc -l <"$files.fruitless") >= 3)); then return; fi
+  for try in {1..6}; do # a controller that has just lost a node may be slow
+    if state=$(squeue --noheader --jobs="$me" --format=%T) && [[ $state ]]; then break; fi
+    sleep $((5 * try))
+  done
   # by its own name: the number of the last task stands for the whole array
-  if [[ $(squeue --noheader --jobs="$me" --format=%T) == RUNNING ]]; then scontrol requeue "$me"; fi
+  if [[ $state == RUNNING ]]; then scontrol requeue "$me"; else echo "not requeued: ${state:-Slurm does not answer}"; fi
 }
 
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then task "$@"; else submit "$@"; fi

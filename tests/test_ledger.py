@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
-from conftest import rankrl, runs_of
+from conftest import ROOT, rankrl, runs_of
 
 from rankrl.recipe.load import load_scale
-from rankrl.report.ledger import attempts_file, ledger, write_plan
+from rankrl.report.ledger import attempts_file, ledger, living_owner, write_plan
 from rankrl.sweep import owner
 from rankrl.sweep.tasks import deal, left, sbatch_options
 
@@ -58,6 +60,7 @@ def test_options_of_the_array(monkeypatch):
         ("runs_per_task", 0, "at least 1"),
         ("gpus_per_node", -1, "at least 0"),
         ("stop_ahead_s", 10, "at least 60"),
+        ("time", "43200", "DAYS-HOURS"),  # what YAML makes of 12:00:00
         ("flags", ["qos=long"], "flags of sbatch"),
     ],
 )
@@ -175,10 +178,88 @@ def test_a_holder_on_another_node_counts_while_it_beats(tmp_path, monkeypatch):
     assert owner.read_owner(path) is None
 
 
-def test_a_requeued_task_takes_over_from_its_earlier_attempt_at_once(tmp_path, monkeypatch):
+def test_a_holder_that_has_long_been_silent_is_not_waited_for(tmp_path, monkeypatch):
+    """Even an earlier attempt of this very task may live on, where Slurm has lost sight of its node: only silence tells."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(owner, "BEAT_S", 0.2)
+    path, left = other_node(tmp_path, job="7"), threading.Event()
+    threading.Thread(target=owner._beat, args=(path, left)).start()
+    with pytest.raises(owner.InUse, match="Slurm job 7"), owner.owned(tmp_path, "r1"):
+        pass
+    left.set()
     monkeypatch.setattr(owner, "BEAT_S", 1000.0)
-    other_node(tmp_path, job="7")
+    os.utime(path, (1, 1))
     with owner.owned(tmp_path, "r1"):
-        assert owner.read_owner(owner.lock_file(tmp_path, "r1")).host == socket.gethostname()
+        assert owner.read_owner(path).host == socket.gethostname()
+
+
+def test_a_lock_whose_number_is_now_another_process_does_not_count(tmp_path):
+    sleeper = subprocess.Popen(["sleep", "60"])
+    path = owner.lock_file(tmp_path, "r1")
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": sleeper.pid, "job": None}))
+    assert living_owner(path) is None
+    sleeper.kill()
+
+
+@pytest.mark.parametrize(
+    ("runs", "word"),
+    [
+        ({"a": ("finished", "old"), "b": ("finished", "new")}, "ended"),
+        ({"a": ("finished", "old"), "b": ("failed", "new")}, "ended"),
+        ({"a": ("finished", "old"), "b": ("failed", "old")}, "nothing"),  # tried again, and died before its end
+        ({"a": ("failed", "new"), "b": (None, None)}, "nothing"),
+        ({"a": ("diverged", "new"), "b": (None, None)}, "saved"),
+        ({"a": ("failed", "old"), "b": (None, "new")}, "saved"),
+        ({"a": (None, "old"), "b": (None, None)}, "nothing"),
+    ],
+)
+def test_what_an_attempt_came_to(tmp_path, runs, word):
+    begun = tmp_path / "begun"
+    begun.touch()
+    os.utime(begun, (1000, 1000))
+    for run_id, (status, when) in runs.items():
+        file = tmp_path / run_id / ("result.json" if status else "checkpoint/state.pt")
+        if when:
+            file.parent.mkdir(parents=True)
+            file.write_text(json.dumps({"status": status}))
+            os.utime(file, (1001, 1001) if when == "new" else (999, 999))
+    done = rankrl("outcome", str(tmp_path), ",".join(runs), str(begun))
+    assert done.stdout == word + "\n", done.stderr
+
+
+def test_what_is_inherited_by_the_array(tmp_path):
+    """The submitting job's own memory, CPUs and restarts stay behind; its environment goes along whatever the site exports."""
+    stubs = {
+        "sbatch": 'env | grep -E "^(SLURM|SRUN)" | sort >>"$SAID"; echo "$*" >>"$SAID"; echo "7;cluster"',
+        "scontrol": 'if [[ $1 == release ]]; then echo "scontrol $*" >>"$SAID"; fi',
+        "squeue": "",
+    }
+    for name, body in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "3",
+        "SLURM_JOB_PARTITION": "h100",
+        "SLURM_MEM_PER_CPU": "1000",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_RESTART_COUNT": "1",
+        "SLURM_EXPORT_ENV": "NONE",
+        "SLURM_CONF": "/etc/slurm.conf",
+    }
+    path = f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    words = ["recipes/low_rank.yaml", "ranks=[1]", "seeds=[0]", "--runs", str(tmp_path / "my runs")]
+    done = subprocess.run(
+        ["bash", ROOT / "slurm" / "sweep.sh", *words],
+        env={**job, "PATH": path, "SAID": str(tmp_path / "said")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = (tmp_path / "said").read_text().splitlines()
+    inherited = ["SLURM_CONF=/etc/slurm.conf", "SLURM_EXPORT_ENV=ALL"]
+    assert told[:2] == inherited and told[4:6] == inherited
+    assert "--export=ALL" in told[2] and "--partition=h100" in told[2] and told[3] == "scontrol release 7"
+    assert f"rankrl report {tmp_path}/my\\ runs/low_rank" in told[6] and "--partition=h100" in told[6]
+    assert (tmp_path / "my runs" / "low_rank" / "slurm" / "7.tasks").read_text() == "r1-b16-s0\n"

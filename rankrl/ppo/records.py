@@ -81,6 +81,7 @@ class Record:
         """Opens the record at a step: later lines and events, from before a crash, are dropped."""
         with attempts_file(self.dir).open("a") as file:
             file.write(json.dumps({"time": time.time(), "host": socket.gethostname(), "step": resumed_step}) + "\n")
+        (self.dir / "result.json").unlink(missing_ok=True)  # of a failed attempt
         write_atomically(self.dir / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         self._keep_metrics_until(resumed_step)
         if not resumed_step:

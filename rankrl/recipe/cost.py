@@ -91,7 +91,8 @@ def generation_s(scale: Scale, samples: int, prompts: int) -> float:
     batch = min(per_engine, concurrent_sequences(scale))
     waves = per_engine / batch  # a finished sequence makes room for the next
     answer, prompt = scale.lengths.response_tokens / 2, scale.lengths.prompt_tokens / 2
-    weights = model.active * model.bytes_per_param / place.tensor_parallel
+    touched = min(model.base_params, model.active * batch)  # sequences choose their own experts
+    weights = touched * model.bytes_per_param / place.tensor_parallel
     cache = batch * kv_bytes_per_token(scale) * (prompt + answer / 2) / kv_shards(scale)
     arithmetic = 2 * model.active * batch / (device.prefill_flops * place.tensor_parallel)
     step_s = max((weights + cache) / device.bandwidth_bytes_s, arithmetic) + device.engine_step_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -145,12 +146,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Slurm:
-    """What a task of the array asks Slurm for. What is null comes from the job that the user submits, with its flags of sbatch."""
+    """What a task of the array asks Slurm for. Partition, account and time, if null, are those of the job that the user submits."""
 
     partition: Optional[str] = None
     account: Optional[str] = None
     time: Optional[str] = None
-    """Limit of a task, as sbatch takes it: 1-12:00:00. Before it the runs of the task save, and the task is requeued."""
+    """Limit of a task, days first: 0-12:00:00. Before it the runs of the task save, and the task is requeued."""
     stop_ahead_s: int = 120
     """Seconds before the time limit at which runs are told to save and stop: a step and an evaluation should fit."""
     gpus_per_node: int = 0
@@ -266,6 +267,10 @@ class Scale:
         for key in ("cpus_per_node", "runs_per_task", "tasks_at_once"):
             value = getattr(slurm, key)
             require(value is None or value >= 1, f"slurm.{key}", value, "an integer of at least 1")
+        fine = slurm.time is None or re.fullmatch(r"\d+-\d+(:\d+){0,2}", slurm.time) is not None
+        require(
+            fine, "slurm.time", slurm.time, "DAYS-HOURS:MINUTES:SECONDS", "YAML reads 12:00:00 as a number: 0-12:00:00"
+        )
         for flag in slurm.flags:
             fine = flag.startswith("-") and not any(c.isspace() for c in flag)
             require(fine, "slurm.flags", flag, "flags of sbatch without spaces, for instance --qos=long")

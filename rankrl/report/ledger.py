@@ -95,7 +95,8 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None) -> Entry:
         left_s = (steps - step) * last["step_s"] if last else None
         return Entry(run_id, "running", step, steps, attempts, left_s, where)
     if task:
-        return Entry(run_id, "queued", step, steps, attempts, None, f"job {task}")
+        before = f"; failed before: {result.get('error', '')}" if result else ""
+        return Entry(run_id, "queued", step, steps, attempts, None, f"job {task}{before}")
     if result:
         return Entry(run_id, "failed", step, steps, attempts, None, result.get("error", ""))
     if attempts:
@@ -112,7 +113,10 @@ def living_owner(path: Path) -> dict[str, Any] | None:
         owner = json.loads(path.read_text())
         if owner["host"] != socket.gethostname():
             return owner if time.time() - path.stat().st_mtime < STALE_S else None
-        return owner if Path(f"/proc/{owner['pid']}").exists() else None
+        command = Path(
+            f"/proc/{owner['pid']}/cmdline"
+        ).read_bytes()  # after a reboot the number may be another process's
+        return owner if b"rankrl" in command or owner["pid"] == os.getpid() else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -18,7 +18,7 @@ from rankrl.recipe.scale import Execution
 from rankrl.report.ledger import ENDED, write_plan
 from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
-from rankrl.sweep.owner import owned
+from rankrl.sweep.owner import InUse, owned
 from rankrl.sweep.progress import say
 
 HERE = Execution()
@@ -89,12 +89,19 @@ def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
     from rankrl.sweep.worker import Bench, ClusterLost
 
     diverged = sum(result["status"] == "diverged" for result in results.values() if result)
+    statuses: list[str] = []
     try:
         with Bench(todo, directory, parallel_runs, execution.services == "per_run") as bench:
             bench.base_samples()  # every run needs it
-            statuses = list(train_all(todo, bench, parallel_runs))
+            for status in train_all(todo, bench, parallel_runs):
+                statuses.append(status)
     except ClusterLost as error:  # on a new cluster the same command goes on
         say(f"stopping: a part of the cluster is gone: {error}")
+        return STOPPED
+    except ValueError as error:  # of one run, when the others have ended
+        if "stopped" not in statuses and not isinstance(error, InUse):
+            raise
+        say(str(error))
         return STOPPED
     if "stopped" in statuses:
         return STOPPED

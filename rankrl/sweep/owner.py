@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ class Owner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" + (f" (Slurm job {self.job})" if self.job else "")
+
+
+class InUse(ValueError):
+    """Another process writes there."""
 
 
 def me() -> Owner:
@@ -60,7 +65,7 @@ def read_owner(path: Path) -> Owner | None:
 def owned(directory: Path, name: str = "sweep") -> Iterator[None]:
     """Holds `name` under a sweep directory for this process. A dead holder's place is taken over.
 
-    Raises ValueError if another process holds it.
+    Raises InUse if another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = lock_file(directory, name)
@@ -71,7 +76,7 @@ def owned(directory: Path, name: str = "sweep") -> Iterator[None]:
         except BlockingIOError:
             taken = True
         if taken:
-            raise ValueError(
+            raise InUse(
                 f"--runs: {name} in {directory} is in use by {read_owner(path) or 'another rankrl process'}; wait for it, or "
                 "choose another directory"
             )
@@ -93,11 +98,17 @@ def _beat(path: Path, left: threading.Event) -> None:
 
 
 def _beats(path: Path) -> bool:
-    """Whether a holder on another node, whose lock is not seen here, goes on touching the file. Waits for it to do so."""
+    """Whether a holder on another node, whose lock may not be seen here, goes on touching the file. Waits for it to do so.
+
+    Also where the holder is an earlier attempt of this very task: Slurm requeues what it has lost sight of, and that may live on.
+    """
     owner = read_owner(path)
-    if owner is None or owner.host == socket.gethostname() or (owner.job and owner.job == slurm_task()):
-        return False  # on this node its lock would be seen, and an earlier attempt of this very task is over
-    seen, end = path.stat().st_mtime, time.time() + MISSED_BEATS * BEAT_S
+    if owner is None or owner.host == socket.gethostname():
+        return False
+    seen = path.stat().st_mtime
+    with tempfile.TemporaryFile(dir=path.parent) as probe:  # by the file server's clock
+        silent_s = os.fstat(probe.fileno()).st_mtime - seen
+    end = time.time() + MISSED_BEATS * BEAT_S - silent_s
     while time.time() < end:
         if path.stat().st_mtime != seen:
             return True

@@ -10,6 +10,7 @@ from typing import Any
 from rankrl.recipe.plan import Run
 from rankrl.recipe.scale import Scale
 from rankrl.report.ledger import ENDED, TASKS, ledger, write_plan
+from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
 
 ARRAY_SIZE = 1001  # Slurm's default MaxArraySize
@@ -99,3 +100,23 @@ def print_tasks(runs: list[Run], directory: Path) -> str:
         lines = [str(root), *map(" ".join, options), *map(",".join, dealt)]
         print("\n".join(lines))
     return told
+
+
+def outcome(root: Path, run_ids: list[str], begun: Path) -> str:
+    """What the attempt of a task that began when `begun` was touched has come to: `ended` if no run is left, `saved` if there is
+    something new to go on from, else `nothing`. A failure from before is tried again; a new one is final, and no progress."""
+    since = begun.stat().st_mtime_ns
+    results = {run_id: (read_result(root / run_id) or {}).get("status") for run_id in run_ids}
+
+    def new(path: Path) -> bool:
+        return path.exists() and path.stat().st_mtime_ns > since
+
+    def ended(run_id: str) -> bool:
+        return results[run_id] in ENDED or (results[run_id] == "failed" and new(root / run_id / "result.json"))
+
+    def saved(run_id: str) -> bool:
+        directory = root / run_id
+        done = results[run_id] in ENDED and new(directory / "result.json")
+        return done or new(directory / "checkpoint" / "state.pt")
+
+    return "ended" if all(map(ended, run_ids)) else "saved" if any(map(saved, run_ids)) else "nothing"
