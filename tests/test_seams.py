@@ -1,6 +1,8 @@
 """The seams of OpenRLHF, PEFT and vLLM that rankrl stands on, so that an upgrade fails loudly. No Ray cluster."""
 
 import inspect
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,3 +186,12 @@ def test_micro_batches_equal_upstreams():
     assert {key: value.tolist() for key, value in ours.info.items()} == {
         key: value.tolist() for key, value in theirs.info.items()
     }
+
+
+def test_deepspeed_on_a_cpu_starts_without_a_compiler(stack):
+    """What it would build is used nowhere but in its own initialisation."""
+    comm = sys.modules["deepspeed.comm.torch"]
+
+    source = Path(comm.__file__).read_text()
+    assert source.count("shm_comm_op") == 3 and source.count("self.shm_comm_op = build_shm_op()") == 1
+    assert comm.build_shm_op() is None

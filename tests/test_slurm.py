@@ -148,6 +148,12 @@ def attempts(root: Path, run_id: str) -> list[int]:
     return [json.loads(line)["step"] for line in (root / f".{run_id}.attempts").read_text().splitlines()]
 
 
+def goes_on(root: Path, run_id: str, attempt: int) -> None:
+    """Waits until an attempt of a run has done three steps, so that it has saved one at least."""
+    wait_until(lambda: (root / f".{run_id}.attempts").exists() and len(attempts(root, run_id)) >= attempt, root)
+    trained(root, run_id, attempts(root, run_id)[-1] + 3)
+
+
 def test_two_submissions_at_once_then_the_time_limit_and_kill_of_a_driver(cluster, tmp_path):
     """Two tasks on two nodes, side by side. The one comes near its time limit, the driver of the other is killed."""
     root, words = tmp_path / "low_rank", ("ranks=[1,8]", "seeds=[0,1]", "steps=24")
@@ -193,27 +199,27 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster, tmp_path
     """Policy worker, engine, preemption, the loss of a node with its slurmd, and scancel, all under the second of two runs."""
     root, words = (
         tmp_path / "low_rank",
-        ("ranks=[1,8]", "seeds=[0]", "steps=20", "checkpoint_every=2", "parallel_runs=1"),
+        ("ranks=[1,8]", "seeds=[0]", "steps=48", "checkpoint_every=2", "parallel_runs=1"),
     )
     array = array_of(submit(tmp_path, *words), tasks=1)
-    trained(root, "r8-b16-s0", 3)
+    goes_on(root, "r8-b16-s0", attempt=1)
     finished = content(root / "r1-b16-s0")
     assert "result.json" in finished
     node = jobs()[f"{array}_0"][1]
 
     kill("ray::PolicyWorker", node)
-    trained(root, "r8-b16-s0", 5)
+    goes_on(root, "r8-b16-s0", attempt=2)
     kill("ray::RolloutEngine", node)
-    trained(root, "r8-b16-s0", 7)
+    goes_on(root, "r8-b16-s0", attempt=3)
     slurm("sbatch", "--wait", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
-    trained(root, "r8-b16-s0", 9)
+    goes_on(root, "r8-b16-s0", attempt=4)
 
     node = jobs()[f"{array}_0"][1]
     (slurmd,) = [p for p in psutil.process_iter() if p.name() == "slurmd" and p.cmdline()[-1] == node]
-    slurmd.kill()  # the first process of its node, so all others go with it
+    slurmd.kill()  # its node goes down with it
     wait_until(lambda: state(f"{array}_0") == "PENDING" or jobs()[f"{array}_0"][1] != node, root)
     subprocess.run(["bash", CLUSTER, "node", node.removeprefix("vn")], check=True, timeout=60)
-    trained(root, "r8-b16-s0", 11)
+    goes_on(root, "r8-b16-s0", attempt=5)
 
     node = jobs()[f"{array}_0"][1]
     slurm("scancel", array)
@@ -226,7 +232,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster, tmp_path
     array = array_of(submit(tmp_path, *words), tasks=1)
     assert (root / "slurm" / f"{array}.tasks").read_text() == "r8-b16-s0\n"
     ended(root)
-    complete(root, ["r1-b16-s0", "r8-b16-s0"], 20)
+    complete(root, ["r1-b16-s0", "r8-b16-s0"], 48)
     assert content(root / "r1-b16-s0") == finished
     began = attempts(root, "r8-b16-s0")
     assert began == sorted(began) and len(began) == 6 and began[1] >= 2, began

@@ -39,6 +39,8 @@ def install() -> None:
     _import_without_flash_attn()
     import openrlhf.utils.deepspeed.deepspeed as strategy
 
+    # DeepSpeed would compile this at start-up, half a minute and more, and never use it
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     mesh = strategy.init_device_mesh
     strategy.init_device_mesh = lambda device, *args, **kwargs: mesh("cpu", *args, **kwargs)
 

@@ -79,11 +79,11 @@ class Record:
 
     def start(self, resolved: dict[str, Any], resumed_step: int) -> None:
         """Opens the record at a step: later lines and events, from before a crash, are dropped."""
-        with attempts_file(self.dir).open("a") as file:
-            file.write(json.dumps({"time": time.time(), "host": socket.gethostname(), "step": resumed_step}) + "\n")
         (self.dir / "result.json").unlink(missing_ok=True)  # of a failed attempt
         write_atomically(self.dir / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         self._keep_metrics_until(resumed_step)
+        with attempts_file(self.dir).open("a") as file:
+            file.write(json.dumps({"time": time.time(), "host": socket.gethostname(), "step": resumed_step}) + "\n")
         if not resumed_step:
             shutil.rmtree(self.dir / "tb", ignore_errors=True)
             (self.dir / "evals.parquet").unlink(missing_ok=True)
