@@ -11,8 +11,8 @@ import pytest
 from conftest import runs_of
 
 from rankrl.adapter import allocate
-from rankrl.adapter.table import document, params, read_table, write_table
-from rankrl.recipe.allocation import budget, module_shapes, read_importance, table, write_importance
+from rankrl.adapter.table import as_json, document, params, read_table
+from rankrl.recipe.allocation import allocation_table, budget, module_shapes, read_importance, write_importance
 
 SMALL = {"layers.0.q_proj": (4, 4), "layers.1.q_proj": (4, 4), "layers.0.up_proj": (4, 12), "layers.1.up_proj": (4, 12)}
 NON_UNIFORM = {
@@ -43,7 +43,7 @@ def spectra(shapes, length, seed=0):
 
 def run_table(run, importance=None):
     shapes = module_shapes(run.scale)
-    return table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance), shapes
+    return allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance), shapes
 
 
 def ranks_of(rows, shapes):
@@ -165,7 +165,8 @@ def test_the_order_of_modules_does_not_matter(words):
     shapes = module_shapes(run.scale)
     importance, other = spectra(shapes, 16), dict(reversed(shapes.items()))
     tables = [
-        table(run.recipe, run.scale.reference, 2, s, 0, dict(reversed(importance.items()))) for s in (shapes, other)
+        allocation_table(run.recipe, run.scale.reference, 2, s, 0, dict(reversed(importance.items())))
+        for s in (shapes, other)
     ]
     assert ranks_of(tables[0], shapes) == ranks_of(tables[1], shapes)
 
@@ -205,7 +206,7 @@ def test_a_table_and_an_importance_survive_their_files(tmp_path):
     run = runs_of("demo", "ranks=[2]", *NON_UNIFORM["greedy"])[0]
     importance = spectra(module_shapes(run.scale), run.max_rank)
     rows, shapes = run_table(run, importance)
-    write_table(tmp_path / "allocation.json", document(rows, shapes, "greedy", 2 * 7936))
+    (tmp_path / "allocation.json").write_text(as_json(document(rows, shapes, "greedy", 2 * 7936)))
     content = json.loads((tmp_path / "allocation.json").read_text())
     assert read_table(tmp_path / "allocation.json") == rows
     assert content["spent"] == params(rows) == sum(row["params"] for row in content["modules"]) <= content["budget"]

@@ -44,6 +44,12 @@ def params(table: list[ModuleRank]) -> int:
     return sum(row.params for row in table)
 
 
+def span(content: dict[str, Any]) -> str:
+    """The ranks of a document in a word: 8, or 0 to 5, by module."""
+    ranks = [row["rank"] for row in content["modules"]] + [0 for _ in content["dropped"]]
+    return str(ranks[0]) if len({*ranks}) == 1 else f"{min(ranks)} to {max(ranks)}, by module"
+
+
 def document(table: list[ModuleRank], shapes: Shapes, method: str, budget: int) -> dict[str, Any]:
     """The content of allocation.json; `budget` in parameters."""
     adapted = {row.module for row in table}
@@ -56,11 +62,11 @@ def document(table: list[ModuleRank], shapes: Shapes, method: str, budget: int) 
     }
 
 
-def write_table(path: Path, content: dict[str, Any]) -> None:
-    """Writes a document, a module per line."""
+def as_json(content: dict[str, Any]) -> str:
+    """A document as text, a module per line."""
     modules = ",\n".join(f"  {json.dumps(row)}" for row in content["modules"])
     head = json.dumps({key: value for key, value in content.items() if key != "modules"}, indent=1)
-    path.write_text(f'{head[:-2]},\n "modules": [\n{modules}\n ]\n}}\n')
+    return f'{head[:-2]},\n "modules": [\n{modules}\n ]\n}}\n'
 
 
 def read_table(path: Path) -> list[ModuleRank]:

@@ -55,9 +55,9 @@ class Allocation:
     @property
     def label(self) -> str:
         """The options that are set, in a line."""
-        return ", ".join(
-            f"{f.name} {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default
-        )
+        given = {option.name: getattr(self, option.name) for option in fields(self)}
+        set_here = [f"{name} {value}" for name, value in given.items() if value != getattr(Allocation, name)]
+        return ", ".join(set_here) or "method uniform"
 
     def check(self) -> None:
         require(self.method in METHODS, "allocation.method", self.method, ", ".join(METHODS))

@@ -45,7 +45,7 @@ def largest_rank(section: Allocation, rank: int, shapes: Shapes) -> int:
     return min(most, LARGEST_SERVED, max(min(shape) for shape in shapes.values()))
 
 
-def table(
+def allocation_table(
     recipe: Recipe, reference: Reference, rank: int, shapes: Shapes, seed: int, importance: Importance | None = None
 ) -> list[ModuleRank]:
     """The allocation of a run: ranks by the recipe's method, alpha of each module by the rule of alpha at its own rank.
@@ -118,7 +118,7 @@ def planned(recipe: Recipe, scale: Scale, rank: int, seed: int) -> tuple[int, in
     """
     section, shapes = recipe.allocation, module_shapes(scale)
     if not section.measured:
-        allocated = table(recipe, scale.reference, rank, shapes, seed)
+        allocated = allocation_table(recipe, scale.reference, rank, shapes, seed)
         return sum(row.params for row in allocated), max(row.rank for row in allocated)
     most = largest_rank(section, rank, shapes)
     where = allocate.space(shapes, budget(section, rank, shapes), section.min_rank, most)
