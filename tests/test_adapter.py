@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import runs_of
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
 
 from rankrl.adapter.build import AdapterHost, kaiming_rows, lora_config, target_shapes
-from rankrl.adapter.table import ModuleRank, uniform
+from rankrl.adapter.table import ModuleRank, rows, uniform
 from rankrl.data.items import Item, load_items, request_seed, revision, step_indices
 from rankrl.ppo.canary import Canary, SyncError
 from rankrl.ppo.schedules import KLController, adapt, clip_share, kl_share
@@ -85,6 +85,49 @@ def test_adapters_come_and_go_on_one_base():
     assert torch.equal(host.model(x), base)
     trainable = {name for name, p in host.model.named_parameters() if p.requires_grad}
     assert trainable and all("r3-b16-s0" in name for name in trainable)
+
+
+def moved(host, name, table):
+    """Gives the adapter a B that is not 0."""
+    host.attach(name, table, seed=0)
+    for _, b in host.factors(name, table).values():
+        nn.init.normal_(b)
+
+
+def test_adapters_that_leave_out_modules_share_a_base_with_others(tmp_path):
+    """More than 20 modules, from where PEFT shortens the names of its targets."""
+    base = Block(12)
+    host = AdapterHost(base, {"q_proj": [6, 4], "head": [4, 6]}, 12)
+    x = torch.randn(3, 6)
+    plain, ranks = host.base(x), [i % 6 for i in range(24)]
+    mixed = rows(host.shapes, dict(zip(host.shapes, ranks, strict=True)), lambda r: 4.0 + r)
+    others = rows(host.shapes, dict(zip(host.shapes, ranks[::-1], strict=True)), lambda r: 8.0)
+    seen = {}
+    for name, table in (("mixed", mixed), ("others", others)):
+        assert len(table) == 20
+        moved(host, name, table)
+        seen[name] = host.model(x)
+    for name, table in (("mixed", mixed), ("others", others)):
+        host.activate(name)
+        assert torch.equal(host.model(x), seen[name]) and not torch.equal(seen[name], plain)
+        with host.disabled():
+            assert torch.equal(host.model(x), plain)
+        by_module = {row.module: row for row in table}
+        for module in host.shapes:
+            layer = base.get_submodule(module)
+            assert layer.r.get(name, 0) == getattr(by_module.get(module), "rank", 0)
+            if module in by_module:
+                assert layer.scaling[name] == by_module[module].alpha / by_module[module].rank
+    host.activate("mixed")
+    host.model.save_pretrained(tmp_path, selected_adapters=["mixed"])
+    host.detach("others")
+    host.activate("mixed")
+    assert torch.equal(host.model(x), seen["mixed"])
+    fresh = Block(12)
+    host.detach("mixed")
+    state = {name.replace("base_layer.", ""): t for name, t in base.state_dict().items()}
+    fresh.load_state_dict(state)
+    assert torch.equal(PeftModel.from_pretrained(fresh, str(tmp_path / "mixed"))(x), seen["mixed"])
 
 
 def test_folding_keeps_the_update():

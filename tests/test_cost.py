@@ -44,10 +44,10 @@ def test_packing_never_costs_more_and_rank_hardly_matters():
 
 
 def test_memory_of_8b():
-    found = memory(run_at_8b().scale, 32, 8)
+    found = memory(run_at_8b().scale, 32 * 2_727_936, 8)
     assert found.policy == pytest.approx(16.38e9 / 4, rel=0.01)  # ZeRO-3 over 4 policy workers
     assert found.critic == pytest.approx(16.38e9 / 2, rel=0.01)
     assert found.engine == pytest.approx(16.38e9, rel=0.01)
     assert found.run == 2_727_936 * 32 * 20
-    shared = memory(run_at_8b("scale.placement.critic_per_node=0").scale, 32, 8)
+    shared = memory(run_at_8b("scale.placement.critic_per_node=0").scale, 32 * 2_727_936, 8)
     assert (shared.critic, shared.run) == (0, 2_727_936 * (32 + 8) * 20)

@@ -79,6 +79,7 @@ class AdapterHost:
         self.shapes = target_shapes(base, modules, layers)
         self.with_mode = list(base.modules())
         self.layers: dict[str, Any] = {}
+        """PEFT's LoRA layers, by module: those that an adapter so far has a rank in."""
 
     def attach(self, name: str, table: list[ModuleRank], seed: int) -> None:
         """Adds an adapter with B = 0, so that it starts as the base."""
@@ -87,6 +88,7 @@ class AdapterHost:
         else:
             self.model = get_peft_model(self.base, lora_config(table), adapter_name=name)
             self.model.train = self.train  # type: ignore[method-assign]
+        self.layers.update({row.module: self.base.get_submodule(row.module) for row in table})
         with torch.no_grad():
             for row in table:
                 layer = self.layer(row.module)
@@ -105,7 +107,7 @@ class AdapterHost:
         """
         assert isinstance(self.model, PeftModel)
         self.model.active_adapter = name
-        for layer in map(self.layer, self.shapes):
+        for layer in self.layers.values():
             layer._active_adapter = [name]
             if name in getattr(layer, "lora_A", ()):  # a module of rank 0 has none
                 for factor in (layer.lora_A[name], layer.lora_B[name]):
@@ -121,8 +123,8 @@ class AdapterHost:
             self._disable(False)
 
     def _disable(self, disabled: bool) -> None:
-        for module in self.shapes:
-            self.layer(module)._disable_adapters = disabled
+        for layer in self.layers.values():
+            layer._disable_adapters = disabled
 
     def train(self, mode: bool = True) -> nn.Module:
         """Training mode, which upstream switches around every forward pass, for the base's modules; adapters have no dropout."""
@@ -132,8 +134,6 @@ class AdapterHost:
 
     def layer(self, module: str) -> Any:
         """PEFT's LoRA layer around a base module."""
-        if module not in self.layers:
-            self.layers[module] = self.base.get_submodule(module)
         return self.layers[module]
 
     def factors(self, name: str, table: list[ModuleRank]) -> dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:

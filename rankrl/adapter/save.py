@@ -23,9 +23,17 @@ Held-out score {final:.4f} after training, {start:.4f} before (gain {gain:+.4f})
 
 
 def save_adapter(
-    to: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], base: str, facts: dict[str, Any]
+    to: Path,
+    config: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    base: str,
+    facts: dict[str, Any],
+    more: dict[str, str] | None = None,
 ) -> None:
-    """Writes adapter_config.json, adapter_model.safetensors and README.md to `to`, all or nothing. `facts` fills the card."""
+    """Writes adapter_config.json, adapter_model.safetensors and README.md to `to`, all or nothing. `facts` fills the card.
+
+    `more`: further files, name -> text.
+    """
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -37,5 +45,7 @@ def save_adapter(
     hub = base if "/" in base and not base.startswith(("/", ".")) else None  # a card names hub models only
     data = ModelCardData(base_model=hub, library_name="peft", tags=["lora", "ppo", "rankrl"])
     ModelCard(CARD.format(card_data=data.to_yaml(), base=base, **facts)).save(part / "README.md")
+    for name, text in (more or {}).items():
+        (part / name).write_text(text)
     shutil.rmtree(to, ignore_errors=True)
     part.rename(to)

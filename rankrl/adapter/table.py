@@ -1,9 +1,16 @@
-"""Where the rank goes: one row per adapted module, with its rank and alpha."""
+"""Where the rank goes: one row per adapted module, with its rank and alpha; as JSON and back."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+LARGEST_SERVED = 512  # rank that vLLM 0.29 serves
+Shapes = dict[str, tuple[int, int]]
+"""Module name -> (d_in, d_out) of every module that may be adapted."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,52 @@ class ModuleRank:
         return self.rank * (self.d_in + self.d_out)
 
 
-def uniform(shapes: dict[str, tuple[int, int]], rank: int, alpha: Callable[[int], float]) -> list[ModuleRank]:
-    """The same rank everywhere. `shapes`: module name -> (d_in, d_out)."""
-    return [ModuleRank(name, d_in, d_out, rank, alpha(rank)) for name, (d_in, d_out) in shapes.items()]
+def uniform(shapes: Shapes, rank: int, alpha: Callable[[int], float]) -> list[ModuleRank]:
+    """The same rank everywhere."""
+    return rows(shapes, dict.fromkeys(shapes, rank), alpha)
+
+
+def rows(shapes: Shapes, ranks: dict[str, int], alpha: Callable[[int], float]) -> list[ModuleRank]:
+    """A row per module of rank 1 or more, in the order of `shapes`. `alpha` gives a module's alpha by its own rank."""
+    return [
+        ModuleRank(name, *shape, ranks[name], alpha(ranks[name])) for name, shape in shapes.items() if ranks[name] > 0
+    ]
+
+
+def params(table: list[ModuleRank]) -> int:
+    return sum(row.params for row in table)
+
+
+def span(content: dict[str, Any]) -> str:
+    """The ranks of a document in a word: 8, or 0 to 5, by module."""
+    ranks = [row["rank"] for row in content["modules"]] + [0 for _ in content["dropped"]]
+    return str(ranks[0]) if len({*ranks}) == 1 else f"{min(ranks)} to {max(ranks)}, by module"
+
+
+def document(table: list[ModuleRank], shapes: Shapes, method: str, budget: int) -> dict[str, Any]:
+    """The content of allocation.json; `budget` in parameters."""
+    adapted = {row.module for row in table}
+    return {
+        "method": method,
+        "budget": budget,
+        "spent": params(table),
+        "dropped": [name for name in shapes if name not in adapted],
+        "modules": [{**asdict(row), "params": row.params} for row in table],
+    }
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """A document as text, a module per line."""
+    modules = ",\n".join(f"  {json.dumps(row)}" for row in content["modules"])
+    head = json.dumps({key: value for key, value in content.items() if key != "modules"}, indent=1)
+    return f'{head[:-2]},\n "modules": [\n{modules}\n ]\n}}\n'
+
+
+def read_table(path: Path) -> list[ModuleRank]:
+    """The rows of an allocation.json."""
+    return from_plain(json.loads(path.read_text())["modules"])
+
+
+def from_plain(plain: list[dict[str, Any]]) -> list[ModuleRank]:
+    """Rows from plain dicts, which may hold more than the fields of a row."""
+    return [ModuleRank(**{key: row[key] for key in ModuleRank.__dataclass_fields__}) for row in plain]

@@ -10,7 +10,6 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from torch import nn
 
 from rankrl.adapter.build import AdapterHost
-from rankrl.adapter.table import uniform
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
@@ -64,13 +63,12 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
 
     def attach(self, spec: AdapterSpec) -> int:
         """Builds the run's value adapter, head and optimizer. Returns the number of trained parameters."""
-        table = uniform(self.host.shapes, spec.rank, lambda rank: spec.alpha)
-        self.host.attach(spec.name, table, spec.seed)
-        device = next(p for pair in self.host.factors(spec.name, table).values() for p in pair).device
-        head = value_head(self.critic.config.hidden_size, spec.seed).to(device)
+        self.host.attach(spec.name, spec.table, spec.seed)
+        factors = [p for pair in self.host.factors(spec.name, spec.table).values() for p in pair]
+        head = value_head(self.critic.config.hidden_size, spec.seed).to(factors[0].device)
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.critic
-        factors = [p for pair in self.host.factors(spec.name, table).values() for p in pair]
-        groups = [{"params": [*factors, head.weight], "lr": cfg.adam.lr}]
+        trained = [*factors, head.weight]
+        groups = [{"params": trained, "lr": cfg.adam.lr}]
         optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, strategy.accumulated_gradient)
         schedule = scheduler(optimizer, cfg, spec.optimizer_steps)
         trainer = CriticPPOTrainer(
@@ -83,10 +81,8 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
             dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer.replay_buffer = ReplayBuffer(spec.args.train.micro_batch_size)
-        self.runs[spec.name] = RunState(
-            spec, table, trainer, optimizer, schedule, initial_rng(spec.seed), {"head": head}
-        )
-        return sum(row.params for row in table) + head.weight.numel()
+        self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed), {"head": head})
+        return sum(p.numel() for p in trained)
 
     def activate(self, name: str) -> Any:
         setattr(self.critic, self.critic.value_head_prefix, self.runs[name].extra["head"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
+from rankrl.adapter.table import ModuleRank, uniform
 from rankrl.data.items import Item, step_indices
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary
@@ -22,6 +24,7 @@ from rankrl.ppo.rollout import Prompter, Rollouts, Sample, experience, score, to
 from rankrl.ppo.schedules import KLController, clip_share
 from rankrl.ppo.services import Services
 from rankrl.ppo.workers import AdapterSpec
+from rankrl.recipe.allocation import Importance, allocation_table
 from rankrl.recipe.plan import Run
 from rankrl.reward.grade import shaped
 
@@ -101,14 +104,22 @@ class RunTrainer(BasePPOTrainer):
         self.canary, self.tokens_total, self.sync_bytes = Canary(), 0, 0
         self.adapter_id = next(services.adapter_ids)
 
-    def attach(self) -> int:
-        """Brings the run to the services. Returns the parameters of the policy adapter."""
+    def allocate(self, importance: Importance | None = None) -> list[ModuleRank]:
+        """The ranks of the policy's modules, as the recipe spends its budget on the modules of the real model."""
+        run = self.run
+        shapes = self.services.policy_shapes
+        return allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
+
+    def attach(self, table: list[ModuleRank] | None = None) -> int:
+        """Brings the run to the services; `table` is its policy adapter, allocated by the recipe unless given. Returns the
+        parameters of that adapter.
+        """
         run, recipe, args = self.run, self.run.recipe, self.args
+        self.table = table or self.allocate()
         steps, frozen = run.optimizer_steps, recipe.critic.warmup_steps * recipe.updates_per_rollout
-        policy = AdapterSpec(run.run_id, args, run.rank, run["alpha"], run.seed, run["lr_ratio"], steps - frozen)
-        critic = AdapterSpec(
-            value_name(run.run_id), args, recipe.critic.rank, recipe.critic.alpha, run.seed, 1.0, steps
-        )
+        policy = AdapterSpec(run.run_id, args, self.table, run.seed, run["lr_ratio"], steps - frozen)
+        value_table = uniform(self.services.value_shapes, recipe.critic.rank, lambda rank: recipe.critic.alpha)
+        critic = AdapterSpec(value_name(run.run_id), args, value_table, run.seed, 1.0, steps)
         refs = self.services.policy.async_run_method("attach", policy)
         ray.get(self.services.critic.async_run_method("attach", critic))
         params = ray.get(refs)[0]
@@ -203,6 +214,7 @@ class RunTrainer(BasePPOTrainer):
             "tokens_total": self.tokens_total,
             "kl_adapted": self.kl_ctl.adapted,
             "canary": self.canary.state(),
+            "table": [asdict(row) for row in self.table],
             "policy": policy,
             "critic": critic,
         }

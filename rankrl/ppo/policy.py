@@ -11,7 +11,6 @@ from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from peft import get_peft_model_state_dict
 
 from rankrl.adapter.build import AdapterHost
-from rankrl.adapter.table import uniform
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.serving import Payload, pack
@@ -59,11 +58,10 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
 
     def attach(self, spec: AdapterSpec) -> int:
         """Builds the run's adapter and optimizer. Returns the number of trained parameters."""
-        table = uniform(self.host.shapes, spec.rank, lambda rank: spec.alpha)
-        self.host.attach(spec.name, table, spec.seed)
+        self.host.attach(spec.name, spec.table, spec.seed)
         self.actor.model = self.host.model
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.actor
-        factors = self.host.factors(spec.name, table).values()
+        factors = self.host.factors(spec.name, spec.table).values()
         groups = [
             {"params": [a for a, _ in factors], "lr": cfg.adam.lr},
             {"params": [b for _, b in factors], "lr": cfg.adam.lr * spec.lr_ratio},
@@ -80,8 +78,8 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer.replay_buffer = ReplayBuffer(spec.args.train.micro_batch_size)
-        self.runs[spec.name] = RunState(spec, table, trainer, optimizer, schedule, initial_rng(spec.seed))
-        return sum(row.params for row in table)
+        self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
+        return sum(p.numel() for pair in factors for p in pair)
 
     def forward_reference(self, **batch: Any) -> torch.Tensor:
         """Log-probabilities [B, A] of the base: the same weights with the adapter off."""
@@ -116,8 +114,8 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         run = self.runs[self.host.model.active_adapter]
         if not self.strategy.is_rank_0():
             return None
-        scales = {row.module: self.host.layer(row.module).scaling[run.spec.name] for row in run.table}
-        return pack(self.host.factors(run.spec.name, run.table), scales, dtype)
+        scales = {row.module: self.host.layer(row.module).scaling[run.spec.name] for row in run.spec.table}
+        return pack(self.host.factors(run.spec.name, run.spec.table), scales, dtype)
 
     def peft_files(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The active adapter as PEFT saves it: (adapter_config, tensors)."""

@@ -73,6 +73,7 @@ class Record:
 
     def __init__(self, directory: Path, run: Run):
         self.dir, self.run = directory, run
+        self.trainable_params = run.trainable_params  # as planned, until the adapter is there
         self.board: Any = None  # a SummaryWriter from `start` on
         self.checkpoint_dir = directory / "checkpoint"
         directory.mkdir(parents=True, exist_ok=True)

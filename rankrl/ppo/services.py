@@ -89,6 +89,8 @@ class Services:
         load = (strategy, self.model_path, self.scale.model.modules, self.scale.model.layers)
         loading = [ref for group in self.groups for ref in group.async_init_model_from_pretrained(*load)]
         ray.get(loading + [engine.ready.remote() for engine in self.engines])
+        asked = [group.async_run_method("shapes")[0] for group in (self.policy, self.critic)]
+        self.policy_shapes, self.value_shapes = ray.get(asked)
         self.adapter_ids = itertools.count(1)
 
     def detach(self, name: str, adapter_id: int) -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from transformers.trainer import get_scheduler
 
 from rankrl.adapter.build import AdapterHost
-from rankrl.adapter.table import ModuleRank
+from rankrl.adapter.table import ModuleRank, Shapes
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.transport import send_tensors_as_arrays
 
@@ -33,8 +33,8 @@ class AdapterSpec:
     name: str
     args: SimpleNamespace
     """OpenRLHF's namespace for the run."""
-    rank: int
-    alpha: float
+    table: list[ModuleRank]
+    """The adapted modules, the same on every worker."""
     seed: int
     lr_ratio: float
     """Learning rate of B over that of A (LoRA+)."""
@@ -46,7 +46,6 @@ class RunState:
     """All of one run that lives in a worker."""
 
     spec: AdapterSpec
-    table: list[ModuleRank]
     trainer: Any
     """Upstream's PPO trainer of this run: loss, optimizer, scheduler, replay buffer."""
     optimizer: AdapterOptimizer
@@ -67,6 +66,10 @@ class RunHost:
         """Joins the group of workers."""
         send_tensors_as_arrays()
         self._setup_distributed(strategy)  # type: ignore[attr-defined]
+
+    def shapes(self) -> Shapes:
+        """The modules that may be adapted."""
+        return self.host.shapes
 
     def call(self, name: str, calls: list[Call]) -> Any:
         """Runs upstream's or own methods for one run, a method once per row. Returns the last result."""
@@ -96,7 +99,7 @@ class RunHost:
 
     def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
         """Name -> trained parameter, in a fixed order."""
-        factors = self.host.factors(run.spec.name, run.table)
+        factors = self.host.factors(run.spec.name, run.spec.table)
         return {
             f"{module}.lora_{side}": p for module, pair in factors.items() for side, p in zip("AB", pair, strict=True)
         }

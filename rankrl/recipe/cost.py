@@ -139,8 +139,8 @@ class Memory:
     run: float
 
 
-def memory(scale: Scale, rank: int, critic_rank: int) -> Memory:
-    """Weights under ZeRO's stage, and one run's adapters with their optimizers. Activations are not counted."""
+def memory(scale: Scale, params: int, critic_rank: int) -> Memory:
+    """Weights under ZeRO's stage, and one run's adapters (the policy's of `params`) with optimizers. Without activations."""
     place, model = scale.placement, scale.model
     weights = model.base_params * model.bytes_per_param
     sharded = deepspeed_config(scale)["zero_optimization"]["stage"] == 3
@@ -149,6 +149,5 @@ def memory(scale: Scale, rank: int, critic_rank: int) -> Memory:
         weights / shards[0],
         weights / shards[1] if place.critic_per_node else 0.0,
         weights / place.tensor_parallel,
-        TRAIN_BYTES
-        * (adapter_params(scale, rank) + (0 if place.critic_per_node else adapter_params(scale, critic_rank))),
+        TRAIN_BYTES * (params + (0 if place.critic_per_node else adapter_params(scale, critic_rank))),
     )

@@ -9,6 +9,8 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
+from rankrl.adapter.table import LARGEST_SERVED
+from rankrl.recipe.allocation import planned
 from rankrl.recipe.load import ROOT, Experiment
 from rankrl.recipe.rules import Knob, derive
 from rankrl.recipe.scale import Scale
@@ -29,7 +31,9 @@ class Run:
     scale: Scale
     knobs: dict[str, Knob]
     trainable_params: int
-    """Parameters of the policy adapter."""
+    """Parameters of the policy adapter; at most so many where its allocation waits for a measurement."""
+    max_rank: int
+    """Largest rank of a module of the policy adapter, or an upper bound like the parameters."""
 
     @cached_property
     def run_id(self) -> str:
@@ -85,7 +89,6 @@ class Run:
         }
 
 
-LARGEST_SERVED = 512  # vLLM 0.29
 DEEPSPEED_IDLE = {"optimizer", "scheduler", "gradient_clipping", "gradient_accumulation_steps", "train_batch_size",
                   "train_micro_batch_size_per_gpu", "bf16", "fp16"}  # fmt: skip
 OFFLOAD_IDLE = {"offload_optimizer"}
@@ -145,7 +148,7 @@ def plan(experiment: Experiment) -> list[Run]:
     for arm, recipe in experiment.arms.items():
         _check(recipe, scale)
         for rank in recipe.ranks:
-            knobs, params = derive(recipe, scale.reference, rank), adapter_params(scale, rank)
+            knobs, sizes = derive(recipe, scale.reference, rank), _sizes(recipe, scale, rank)
             shape = recipe.kl_schedule.shape
             scheduled = shape == "constant" or knobs["kl"].value > 0
             require(
@@ -155,11 +158,18 @@ def plan(experiment: Experiment) -> list[Run]:
                 f"constant: the KL level at rank {rank} is 0, there is nothing to schedule",
             )
             runs += [
-                Run(experiment.name, arm, rank, batch_size, seed, recipe, scale, knobs, params)
+                Run(experiment.name, arm, rank, batch_size, seed, recipe, scale, knobs, *sizes[seed])
                 for batch_size in recipe.batch_sizes
                 for seed in recipe.seeds
             ]
     return runs
+
+
+def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int]]:
+    """(parameters, largest rank of a module) by seed; only an allocation at random depends on it."""
+    if recipe.allocation.control == "random":
+        return {seed: planned(recipe, scale, rank, seed) for seed in recipe.seeds}
+    return dict.fromkeys(recipe.seeds, planned(recipe, scale, rank, recipe.seeds[0]))
 
 
 def _check(recipe: Recipe, scale: Scale) -> None:

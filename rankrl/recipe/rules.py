@@ -87,20 +87,21 @@ def _value(knob: str, rule: Rule, r: int, x0: float, alpha: Callable[[int], floa
     return x0
 
 
+def knob(recipe: Recipe, reference: Reference, name: str, r: int) -> Knob:
+    """One hyperparameter at rank r. An explicit `value` in the recipe replaces the scale's reference point."""
+    rule: Rule = getattr(recipe.rules, name)
+    explicit = rule.value is not None
+    x0 = float(getattr(reference, name, 1.0) if rule.value is None else rule.value)
+    value = _value(name, rule, r, x0, lambda at: knob(recipe, reference, "alpha", at).value)
+    formula = FORMULAS[rule.rule].format(exponent=rule.exponent or 0, c=rule.c or 0)
+    where = (
+        f"x0 = {x0:g} at r0 = {rule.at_rank} ({'recipe' if explicit else 'scale'})"
+        if rule.rule != "table"
+        else "recipe"
+    )
+    return Knob(value, rule.rule, formula, where, SOURCES[rule.rule])
+
+
 def derive(recipe: Recipe, reference: Reference, r: int) -> dict[str, Knob]:
-    """Every rank-dependent hyperparameter at rank r. An explicit `value` in the recipe replaces the scale's reference point."""
-
-    def knob(name: str, rank: int) -> Knob:
-        rule: Rule = getattr(recipe.rules, name)
-        explicit = rule.value is not None
-        x0 = float(getattr(reference, name, 1.0) if rule.value is None else rule.value)
-        value = _value(name, rule, rank, x0, lambda at: knob("alpha", at).value)
-        formula = FORMULAS[rule.rule].format(exponent=rule.exponent or 0, c=rule.c or 0)
-        where = (
-            f"x0 = {x0:g} at r0 = {rule.at_rank} ({'recipe' if explicit else 'scale'})"
-            if rule.rule != "table"
-            else "recipe"
-        )
-        return Knob(value, rule.rule, formula, where, SOURCES[rule.rule])
-
-    return {name: knob(name, r) for name in recipe.rules.__dataclass_fields__}
+    """Every rank-dependent hyperparameter at rank r."""
+    return {name: knob(recipe, reference, name, r) for name in recipe.rules.__dataclass_fields__}

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Optional
 
+from rankrl.recipe.adapter import Allocation
+from rankrl.recipe.check import require
+
 RULES = {
     "alpha": ("constant", "power", "table"),
     "lr": ("constant", "equal_kl", "power", "table"),
@@ -30,12 +33,6 @@ KL_SHAPES: dict[str, tuple[str, ...]] = {
     "adaptive": ("horizon_steps",),
 }
 LR_SHAPES = ("constant", "linear", "cosine")
-
-
-def require(ok: bool, key: str, value: Any, allowed: str, fix: str = "") -> None:
-    """Raises ValueError in one line: the key, the value, what is allowed, the likely fix."""
-    if not ok:
-        raise ValueError(f"{key}: got {value!r}, allowed: {allowed}" + (f" ({fix})" if fix else ""))
 
 
 def require_distinct(key: str, values: tuple[int, ...], least: int) -> None:
@@ -278,6 +275,7 @@ class Recipe:
     checkpoint_every: int = 10
     """PPO steps between checkpoints."""
     rules: Rules = field(default_factory=Rules)
+    allocation: Allocation = field(default_factory=Allocation)
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
     critic: Critic = field(default_factory=Critic)
     reward: Reward = field(default_factory=Reward)
@@ -305,6 +303,7 @@ class Recipe:
         for name in ("gamma", "gae_lambda"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
         self.rules.check()
+        self.allocation.check()
         self.kl_schedule.check()
         self.critic.check()
         self.reward.check()

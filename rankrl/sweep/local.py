@@ -113,12 +113,12 @@ def default_parallel_runs(runs: list[Run]) -> int:
 
     Never more than leave room for their adapters and optimizers: a fifth of a GPU, or half of the free memory.
     """
-    scale, rank = runs[0].scale, max(run.rank for run in runs)
+    scale, params = runs[0].scale, max(run.trainable_params for run in runs)
     if Path("/dev/nvidiactl").exists():
         busy, room_bytes = MOST, 0.2 * DEVICES[scale.placement.device].memory_bytes
     else:
         busy, room_bytes = 4 * (os.cpu_count() or 1), psutil.virtual_memory().available / 2
-    return max(1, min(MOST, busy, int(room_bytes / memory(scale, rank, runs[0].recipe.critic.rank).run)))
+    return max(1, min(MOST, busy, int(room_bytes / memory(scale, params, runs[0].recipe.critic.rank).run)))
 
 
 def evaluate_base(scale_name: str, directory: Path) -> int:

@@ -17,12 +17,14 @@ import torch
 from openrlhf.utils.utils import get_tokenizer
 
 from rankrl.adapter.save import save_adapter
+from rankrl.adapter.table import as_json, document, from_plain, span
 from rankrl.data.items import load_items, revision
 from rankrl.ppo.loop import Diverged, RunTrainer
 from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
 from rankrl.ppo.services import Services, resolve_model
 from rankrl.ppo.upstream import flatten
+from rankrl.recipe.allocation import budget
 from rankrl.recipe.plan import Run
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
@@ -109,7 +111,7 @@ class Bench:
 
     def _start(self, again: bool) -> Services:
         try:
-            return Services(self.runs[0], max(run.rank for run in self.runs), self.parallel_runs)
+            return Services(self.runs[0], max(run.max_rank for run in self.runs), self.parallel_runs)
         except (ValueError, ray.exceptions.RayError) as error:
             raise ClusterLost(" ".join(str(error).split())[:500]) if again else error from error
 
@@ -154,7 +156,7 @@ class Bench:
                 except Exception as error:
                     if self._closed:
                         raise
-                    failure = self._failure(run, record, error, start_s)
+                    failure = self._failure(record, error, start_s)
                     if not services_died(error, services):
                         return self._recorded(record, failure)
                     services.broken = True
@@ -169,14 +171,16 @@ class Bench:
                 finally:
                     services.broken |= self.services_per_run
 
-    def _failure(self, run: Run, record: Record, error: Exception, start_s: float) -> dict[str, Any]:
+    def _failure(self, record: Record, error: Exception, start_s: float) -> dict[str, Any]:
         """The result of a run that `error` ended."""
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         status = "diverged" if isinstance(cause, Diverged) else "failed"
         steps = curves(record.dir)
         last = steps[-1] if steps else {"step": 0, "tokens_total": 0}
         message = " ".join(f"{type(cause).__name__}: {cause}".split())[:2000]
-        return self._result(run, status, None, None, last["tokens_total"], last["step"], start_s) | {"error": message}
+        return self._result(record, status, None, None, last["tokens_total"], last["step"], start_s) | {
+            "error": message
+        }
 
     def _recorded(self, record: Record, failure: dict[str, Any]) -> dict[str, Any]:
         """Writes the result, unless the disk that ended the run is still full: then the next sweep tries it again."""
@@ -195,7 +199,8 @@ class Bench:
         record.start({**run.resolved(), "openrlhf": upstream, "versions": versions(), "data_revision": data}, first)
         base = self.base_samples()
         try:
-            self._check_params(run, trainer.attach())
+            record.trainable_params = trainer.attach(from_plain(state["table"]) if state else None)
+            self._check_params(run, record.trainable_params)
             if state:
                 trainer.restore(state)
                 say(f"{run.run_id}: resumed at step {first}")
@@ -207,7 +212,9 @@ class Bench:
             self._save_adapter(run, record, trainer, score(base), scores[-1])
         finally:
             self._release(trainer, services, sys.exc_info()[1])
-        result = self._result(run, "finished", scores[-1], max(scores), trainer.tokens_total, run.recipe.steps, start_s)
+        result = self._result(
+            record, "finished", scores[-1], max(scores), trainer.tokens_total, run.recipe.steps, start_s
+        )
         record.finish(result)
         return result
 
@@ -242,30 +249,42 @@ class Bench:
         return [float(score) for step, score in rows.groupby("step")["correct"].mean().items() if step]
 
     def _check_params(self, run: Run, params: int) -> None:
-        if params != run.trainable_params:
+        waited = run.recipe.allocation.measured  # the plan had an upper bound
+        if params > run.trainable_params or (params < run.trainable_params and not waited):
             raise ValueError(
                 f"model.modules: got shapes with {run.trainable_params:,} adapter parameters, but the model has {params:,}"
             )
 
     def _save_adapter(self, run: Run, record: Record, trainer: RunTrainer, start: float, final: float) -> None:
         config, tensors = ray.get(trainer.actor_model_group.async_run_method("peft_files")[0])
-        share = run.trainable_params / self.scale.model.base_params
+        shapes, section = trainer.services.policy_shapes, run.recipe.allocation
+        spent = document(trainer.table, shapes, section.label, budget(section, run.rank, shapes))
         facts = {
-            "rank": run.rank,
+            "rank": span(spent),
             "run_id": run.run_id,
             "sweep": run.sweep,
             "steps": run.recipe.steps,
-            "params": run.trainable_params,
-            "share": share,
+            "params": record.trainable_params,
+            "share": record.trainable_params / self.scale.model.base_params,
             "final": final,
             "start": start,
             "gain": final - start,
         }
-        save_adapter(record.dir / "adapter", config, tensors, self.scale.model.path, facts)
+        save_adapter(
+            record.dir / "adapter", config, tensors, self.scale.model.path, facts, {"allocation.json": as_json(spent)}
+        )
 
     def _result(
-        self, run: Run, status: str, final: float | None, best: float | None, tokens: int, steps: int, start_s: float
+        self,
+        record: Record,
+        status: str,
+        final: float | None,
+        best: float | None,
+        tokens: int,
+        steps: int,
+        start_s: float,
     ) -> dict[str, Any]:
+        run = record.run
         base = score(self._base) if self._base else None
         gain = None if final is None or base is None else final - base
         grid = {"run_id": run.run_id, "arm": run.arm, "rank": run.rank, "batch_size": run.batch_size, "seed": run.seed}
@@ -279,6 +298,6 @@ class Bench:
             "tokens_total": tokens,
             "steps": steps,
             "wall_s": time.time() - start_s,
-            "trainable_params": run.trainable_params,
+            "trainable_params": record.trainable_params,
             "base_params": self.scale.model.base_params,
         }

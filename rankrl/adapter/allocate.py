@@ -1,0 +1,149 @@
+"""How a budget of parameters is spent on modules: a rank in one costs d_in + d_out, rank 0 drops it. No torch.
+
+Methods think in value per parameter (density), so that a wide module must earn its price. Where modules are level, a hash of layer
+and type decides: by name, the first layers would win every time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from dataclasses import dataclass
+from math import floor
+from typing import TypeVar
+
+from rankrl.adapter.table import LARGEST_SERVED, Shapes
+
+V = TypeVar("V")
+Ranks = dict[str, int]
+MLP = ("gate_proj", "up_proj", "down_proj")
+CLOSE = 1e-9
+"""Ranks that differ by less are level: they differ by rounding."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What there is to spend, and where: parameters per rank, and the least and most rank, of each module."""
+
+    budget: int
+    costs: dict[str, int]
+    least: int
+    most: dict[str, int]
+
+    def spent(self, ranks: dict[str, int] | dict[str, float]) -> float:
+        return sum(rank * self.costs[name] for name, rank in ranks.items())
+
+
+def space(shapes: Shapes, budget: int, least: int = 0, most: int = LARGEST_SERVED) -> Space:
+    """Raises ValueError if the budget holds no rank of any module, or not the least rank of all."""
+    costs = {name: d_in + d_out for name, (d_in, d_out) in shapes.items()}
+    limits = {name: min(most, LARGEST_SERVED, *shape) for name, shape in shapes.items()}
+    needed = max(min(costs.values()), least * sum(costs.values()))
+    if budget < needed:
+        what = f"rank {least} in every module" if least else "rank 1 in the cheapest module"
+        raise ValueError(f"allocation: got a budget of {budget:,} parameters, allowed: at least {needed:,} ({what})")
+    return Space(budget, costs, least, limits)
+
+
+def layer_and_type(name: str) -> tuple[int, str]:
+    """model.layers.3.mlp.up_proj -> (3, up_proj): the first number in the name, and its last part."""
+    parts = name.split(".")
+    return next((int(part) for part in parts if part.isdigit()), 0), parts[-1]
+
+
+def tie(name: str) -> str:
+    """Decides between level modules, the same way whatever stands in front of the layer in a model's names."""
+    return hashlib.sha256("{}.{}".format(*layer_and_type(name)).encode()).hexdigest()
+
+
+def proportional(densities: dict[str, float], where: Space) -> Ranks:
+    """Rank in proportion to `densities`, within the limits. Modules of density 0 get the least rank.
+
+    The common factor is found by bisection, because limits make the spending piecewise linear in it.
+    """
+
+    def targets(factor: float) -> dict[str, float]:
+        return {name: min(max(factor * d, where.least), where.most[name]) for name, d in densities.items()}
+
+    positive = [d for d in densities.values() if d > 0]
+    if not positive:
+        raise ValueError("allocation: got importance 0 in every module, allowed: some above 0")
+    low, high = 0.0, max(where.most.values()) / min(positive)
+    if where.spent(targets(high)) <= where.budget:
+        return rounded(targets(high), where)
+    plain = where.budget / sum(d * where.costs[name] for name, d in densities.items())
+    if all(plain * d == target for d, target in zip(densities.values(), targets(plain).values(), strict=True)):
+        return rounded(targets(plain), where)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if where.spent(targets(middle)) <= where.budget else (low, middle)
+    return rounded(targets(low), where)
+
+
+def rounded(targets: dict[str, float], where: Space) -> Ranks:
+    """Whole ranks: rounded down, then one more where the largest part of a rank is missing, as long as the budget holds it."""
+    ranks = {name: floor(target + CLOSE) for name, target in targets.items()}
+    left = where.budget - where.spent(ranks)
+    waiting = [name for name, target in targets.items() if target > CLOSE and ranks[name] < where.most[name]]
+    for name in sorted(waiting, key=lambda name: (round(ranks[name] - targets[name], 9), tie(name))):
+        if where.costs[name] <= left:
+            ranks[name] += 1
+            left -= where.costs[name]
+    return ranks
+
+
+def greedy(densities: dict[str, list[float]], where: Space) -> Ranks:
+    """Direction by direction, the most value per parameter first, then whatever still fits.
+
+    `densities`: module -> value per parameter of its 1st, 2nd, ... direction, non-increasing. The loss against the optimum
+    is at most the value of the first direction that did not fit. Directions of value 0 come last, a rank in every module at a time.
+    """
+    ranks = dict.fromkeys(where.costs, where.least)
+    left = where.budget - where.spent(ranks)
+    heap: list[tuple[float, int, str, str]] = []
+
+    def offer(name: str, i: int) -> None:
+        if i < min(len(densities[name]), where.most[name]):
+            heapq.heappush(heap, (-densities[name][i], i, tie(name), name))
+
+    for name in where.costs:
+        offer(name, where.least)
+    while heap:
+        _, i, _, name = heapq.heappop(heap)
+        if where.costs[name] <= left:  # else none of its later directions fits either
+            ranks[name] += 1
+            left -= where.costs[name]
+            offer(name, i + 1)
+    return ranks
+
+
+def shrunk(ranks: Ranks, tau: float, where: Space) -> Ranks:
+    """The share `tau` of a proposal and the rest of the uniform allocation of the same budget. 1 is the proposal."""
+    if tau == 1:
+        return ranks
+    level = where.budget / sum(where.costs.values())
+    return rounded({n: min((1 - tau) * level + tau * rank, where.most[n]) for n, rank in ranks.items()}, where)
+
+
+def permuted(values: dict[str, V], seed: int) -> dict[str, V]:
+    """The same values, dealt to the modules at random."""
+    names = sorted(values)
+    dealt = random.Random(seed).sample(names, len(names))
+    return {name: values[other] for name, other in zip(names, dealt, strict=True)}
+
+
+def mirrored(values: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The same values the other way round: the module with the largest sum gets the values of the one with the smallest."""
+    names = sorted(values, key=lambda name: (sum(values[name]), tie(name)))
+    return {name: values[other] for name, other in zip(names, reversed(names), strict=True)}
+
+
+def linear(depth: float, slope: float) -> float:
+    """Weight at `depth`, which runs from just above 0 (first layer) to just below 1: mean 1, more with depth if slope > 0."""
+    return 1 + slope * (2 * depth - 1)
+
+
+def triangular(depth: float, peak: float) -> float:
+    """Weight 1 at depth `peak`, falling to 0 at both ends (which no layer reaches)."""
+    return depth / peak if depth <= peak else (1 - depth) / (1 - peak)
