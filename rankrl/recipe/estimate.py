@@ -47,11 +47,11 @@ def span(values: Iterable[float], show=size) -> str:
 
 def likely_parallel_runs(runs: Sequence[Run]) -> int:
     """Runs at once that a sweep would choose by itself on the device of the scale: their adapters take a fifth of a GPU at most."""
-    scale, rank = runs[0].scale, max(run.rank for run in runs)
+    scale, params = runs[0].scale, max(run.trainable_params for run in runs)
     if scale.placement.device == "cpu":
         return MOST_PARALLEL
     room = DEVICES[scale.placement.device].memory_bytes / 5
-    return max(1, min(MOST_PARALLEL, int(room / memory(scale, rank, runs[0].recipe.critic.rank).run)))
+    return max(1, min(MOST_PARALLEL, int(room / memory(scale, params, runs[0].recipe.critic.rank).run)))
 
 
 def estimates(runs: Sequence[Run], parallel_runs: int) -> list[Line]:

@@ -82,7 +82,7 @@ def memory_bytes(run: Run, rank: int, parallel_runs: int) -> dict[str, Parts]:
     """Process -> bytes by part, with adapters of `rank` (the largest of the runs) of so many runs at once."""
     scale, place = run.scale, run.scale.placement
     process, critic_rank = PROCESS_BYTES[place.device], run.recipe.critic.rank
-    trained = memory(scale, rank, critic_rank).run
+    trained = memory(scale, adapter_params(scale, rank), critic_rank).run
     found = {
         "policy worker": {
             **base_bytes(scale, place.policy_workers),
