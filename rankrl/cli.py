@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from rankrl.recipe.allocation import Importance
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, plan
 from rankrl.recipe.schema import require
@@ -85,6 +86,49 @@ def _explain(args: argparse.Namespace) -> int:
         _console().print(table)
         print()
     return 0
+
+
+def _adapter(args: argparse.Namespace) -> int:
+    from rankrl.recipe.allocation import read_importance
+
+    experiment = load_experiment(args.recipe, [*args.overrides, f"ranks=[{args.rank}]"])
+    for run in _cells(experiment):
+        section, importance = run.recipe.allocation, None
+        if section.measured and args.importance:
+            importance = read_importance(Path(args.importance), section.value)
+        print(f"{run.arm or experiment.name}, rank {run.rank}, scale {run.scale.name}, seed {run.seed}")
+        if section.measured and importance is None:
+            print(
+                f"{section.label}: waits for a measurement (--importance FILE); at most {run.trainable_params:,} parameters\n"
+            )
+            continue
+        _print_allocation(run, importance, args.all, args.to and Path(args.to) / run.arm)
+    return 0
+
+
+def _print_allocation(run: Run, importance: Importance | None, every: bool, to: Path | None) -> None:
+    from rankrl.adapter.table import as_json
+    from rankrl.recipe.allocation import allocation_document, allocation_table, module_shapes
+    from rankrl.report import allocation
+
+    shapes = module_shapes(run.scale)
+    table = allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
+    content = allocation_document(run.recipe.allocation, run.rank, shapes, table)
+    print("\n".join(allocation.weight(content, run.scale)))
+    for rows in (
+        allocation.by_type(content),
+        allocation.by_layer(content),
+        allocation.by_module(content) if every else [],
+    ):
+        print()
+        if rows:
+            _print_rows(rows)
+    if to:
+        from rankrl.report.figures import rank_map
+
+        to.mkdir(parents=True, exist_ok=True)
+        (to / "allocation.json").write_text(as_json(content))
+        print(f"written: {to / 'allocation.json'}, {rank_map(content, to)} and .png\n")
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -197,6 +241,11 @@ def parser() -> argparse.ArgumentParser:
     plans = command("plan", _plan, "list every run with its derived hyperparameters")
     plans.add_argument("--json", action="store_true", help="print JSON")
     command("explain", _explain, "for each rank: knob, value, formula, reference point, source")
+    adapter = command("adapter", _adapter, "where the rank goes and what the adapter weighs, without training")
+    adapter.add_argument("--rank", type=int, required=True, metavar="R", help="the dial")
+    adapter.add_argument("--importance", metavar="FILE", help="importance.json, for greedy and proportional")
+    adapter.add_argument("--all", action="store_true", help="print every module")
+    adapter.add_argument("--to", metavar="DIR", help="write allocation.json and draw the map there")
     command("sweep", _sweep, "run everything here, resume what broke, report", runs=True)
     one = command("run", _run, "one run of a recipe", runs=True)
     one.add_argument("run_id", metavar="RUN_ID", help="for instance r1-b16-s0; several, with commas, share services")
@@ -223,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     checked.add_argument(
         "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"
     )
-    for name in ("plan", "explain", "sweep", "run", "tasks"):
+    for name in ("plan", "explain", "adapter", "sweep", "run", "tasks"):
         commands.choices[name].add_argument(
             "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
         )

@@ -6,10 +6,12 @@ import dataclasses
 import itertools
 import json
 import random
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import runs_of
+from conftest import ROOT, rankrl, runs_of
 
 from rankrl.adapter import allocate
 from rankrl.adapter.table import as_json, document, params, read_table
@@ -190,7 +192,7 @@ def test_last_k_and_table_drop_modules():
     assert {allocate.layer_and_type(row.module)[0] for row in rows} == {1}
     assert {row.rank for row in rows} == {8} and last.max_rank == 8
     assert params(rows) == last.trainable_params == 4 * 7936
-    assert len(document(rows, shapes, "x", 4 * 7936)["dropped"]) == 7
+    assert [row["rank"] for row in document(rows, shapes, "x", 4 * 7936)["modules"]] == [0] * 7 + [8] * 7
 
 
 def test_tau_0_is_uniform_and_budgets_may_be_given_otherwise():
@@ -211,7 +213,7 @@ def test_a_table_and_an_importance_survive_their_files(tmp_path):
     content = json.loads((tmp_path / "allocation.json").read_text())
     assert read_table(tmp_path / "allocation.json") == rows
     assert content["spent"] == params(rows) == sum(row["params"] for row in content["modules"]) <= content["budget"]
-    assert sorted(content["dropped"] + [row.module for row in rows]) == sorted(shapes)
+    assert [row["module"] for row in content["modules"]] == list(shapes)
     write_importance(tmp_path / "importance.json", "signal", importance)
     assert read_importance(tmp_path / "importance.json", "signal") == importance
     with pytest.raises(ValueError, match=r"importance.json of signal', allowed: what allocation.value says: fisher"):
@@ -281,6 +283,51 @@ def test_a_wrong_section_gives_one_line_that_teaches(words):
     assert "\n" not in str(error.value)
     for word in told:
         assert word in str(error.value)
+
+
+COMMAND = """
+import sys
+from rankrl.cli import main
+assert main(sys.argv[1:]) == 0
+heavy = ("torch", "ray", "vllm", "transformers", "peft", "pandas", "scipy", "matplotlib")
+print([name for name in heavy if name in sys.modules])
+"""
+
+
+def test_the_command_shows_every_arm_without_torch(tmp_path):
+    recipe = tmp_path / "ablate.yaml"
+    recipe.write_text(
+        "ranks: [1]\nbatch_sizes: [16]\nseeds: [0]\nsteps: 2\narms:\n  off: {}\n"
+        "  on: {allocation: {method: greedy, value: signal}}\n"
+        "  control: {allocation: {method: greedy, value: signal, control: reversed}}\n"
+    )
+    words = [sys.executable, "-c", COMMAND, "adapter", str(recipe), "--rank", "2", "--all"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert "method uniform: rank 2; 14 of 14 modules adapted" in done.stdout, done.stderr
+    assert "15,872 of 15,872 parameters spent (100.00%); 1.3248% of the base" in done.stdout
+    assert done.stdout.count("waits for a measurement (--importance FILE); at most 15,872 parameters") == 2
+    assert "model.layers.1.mlp.down_proj" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+    _, importance = mixed_run()
+    write_importance(tmp_path / "importance.json", "signal", importance)
+    done = rankrl(
+        "adapter", str(recipe), "--rank", "2", "--importance", str(tmp_path / "importance.json"), "--to", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    for arm in ("off", "on", "control"):
+        assert {p.name for p in (tmp_path / arm).iterdir()} == {"allocation.json", "allocation.svg", "allocation.png"}
+    on, control = (read_table(tmp_path / arm / "allocation.json") for arm in ("on", "control"))
+    assert on != control and params(on) == pytest.approx(params(control), rel=0.05)
+    svg = (tmp_path / "off" / "allocation.svg").read_text()
+    assert "15,872 of 15,872 parameters" in svg and "down_proj" in svg
+
+
+def test_the_command_refuses_a_wrong_importance_in_one_line(tmp_path):
+    (tmp_path / "importance.json").write_text("[]")
+    words = ["adapter", "recipes/demo.yaml", "--rank", "2", *GREEDY, "--importance", str(tmp_path / "importance.json")]
+    done = rankrl(*words)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("rankrl: --importance: got ")
 
 
 def mixed_run():

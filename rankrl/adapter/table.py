@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+WEIGHT_BYTES = 4  # adapters are trained and stored in fp32
 LARGEST_SERVED = 512  # rank that vLLM 0.29 serves
 Shapes = dict[str, tuple[int, int]]
 """Module name -> (d_in, d_out) of every module that may be adapted."""
@@ -44,22 +45,18 @@ def params(table: list[ModuleRank]) -> int:
     return sum(row.params for row in table)
 
 
+def document(table: list[ModuleRank], shapes: Shapes, method: str, budget: int) -> dict[str, Any]:
+    """The content of allocation.json, with a row of rank 0 for a module that is left out; `budget` in parameters."""
+    by_module = {row.module: row for row in table}
+    every = [by_module.get(name) or ModuleRank(name, *shape, 0, 0.0) for name, shape in shapes.items()]
+    modules = [{**asdict(row), "params": row.params} for row in every]
+    return {"method": method, "budget": budget, "spent": params(table), "modules": modules}
+
+
 def span(content: dict[str, Any]) -> str:
     """The ranks of a document in a word: 8, or 0 to 5, by module."""
-    ranks = [row["rank"] for row in content["modules"]] + [0 for _ in content["dropped"]]
+    ranks = [row["rank"] for row in content["modules"]]
     return str(ranks[0]) if len({*ranks}) == 1 else f"{min(ranks)} to {max(ranks)}, by module"
-
-
-def document(table: list[ModuleRank], shapes: Shapes, method: str, budget: int) -> dict[str, Any]:
-    """The content of allocation.json; `budget` in parameters."""
-    adapted = {row.module for row in table}
-    return {
-        "method": method,
-        "budget": budget,
-        "spent": params(table),
-        "dropped": [name for name in shapes if name not in adapted],
-        "modules": [{**asdict(row), "params": row.params} for row in table],
-    }
 
 
 def as_json(content: dict[str, Any]) -> str:
@@ -69,11 +66,11 @@ def as_json(content: dict[str, Any]) -> str:
     return f'{head[:-2]},\n "modules": [\n{modules}\n ]\n}}\n'
 
 
-def read_table(path: Path) -> list[ModuleRank]:
-    """The rows of an allocation.json."""
-    return from_plain(json.loads(path.read_text())["modules"])
-
-
 def from_plain(plain: list[dict[str, Any]]) -> list[ModuleRank]:
-    """Rows from plain dicts, which may hold more than the fields of a row."""
-    return [ModuleRank(**{key: row[key] for key in ModuleRank.__dataclass_fields__}) for row in plain]
+    """Rows from plain dicts, which may hold more than the fields of a row, and modules that are left out."""
+    return [ModuleRank(**{key: row[key] for key in ModuleRank.__dataclass_fields__}) for row in plain if row["rank"]]
+
+
+def read_table(path: Path) -> list[ModuleRank]:
+    """The adapted modules of an allocation.json."""
+    return from_plain(json.loads(path.read_text())["modules"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from math import ceil, isfinite
 from pathlib import Path
+from typing import Any
 
 from rankrl.adapter import allocate
 from rankrl.adapter.allocate import Space
-from rankrl.adapter.table import LARGEST_SERVED, ModuleRank, Shapes, rows, uniform
+from rankrl.adapter.table import LARGEST_SERVED, ModuleRank, Shapes, document, rows, uniform
 from rankrl.recipe.adapter import Allocation
 from rankrl.recipe.check import require
 from rankrl.recipe.rules import knob
@@ -71,6 +72,11 @@ def allocation_table(
     else:
         ranks = allocate.proportional({name: sum(values) for name, values in densities.items()}, where)
     return rows(shapes, allocate.shrunk(ranks, section.tau, where), alpha)
+
+
+def allocation_document(section: Allocation, rank: int, shapes: Shapes, table: list[ModuleRank]) -> dict[str, Any]:
+    """The content of allocation.json."""
+    return document(table, shapes, section.label, budget(section, rank, shapes))
 
 
 def _densities(section: Allocation, shapes: Shapes, where: Space, importance: Importance | None) -> Importance:
@@ -146,8 +152,8 @@ def read_importance(path: Path, value: str | None) -> Importance:
     """The values in an importance.json. Raises ValueError if they measure something else than `value`, or cannot be read."""
     try:
         content = json.loads(path.read_text())
-        kind, modules = content["value"], content["modules"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        kind, modules = content["value"], {name: [*map(float, v)] for name, v in content["modules"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--importance: got {str(path)!r}, allowed: an importance.json ({error!r})") from error
     require(kind == value, "--importance", f"{path} of {kind}", f"what allocation.value says: {value}")
     return modules

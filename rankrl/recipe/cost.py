@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rankrl.adapter.table import WEIGHT_BYTES
 from rankrl.recipe.architecture import widths
 from rankrl.recipe.plan import Run, adapter_params, deepspeed_config
 from rankrl.recipe.scale import Scale
@@ -42,7 +43,7 @@ PREVIOUS_SHARE = 0.5
 SHARED_PREFIXES = 0.4
 """Share of a micro batch's tokens that is left where common beginnings are computed once; at nano."""
 KV_BLOCK_TOKENS = 16
-TRAIN_BYTES = 20
+TRAIN_BYTES = 5 * WEIGHT_BYTES
 """Of an adapter parameter in training: weight, gradient, two moments, previous weight, in fp32."""
 
 

@@ -9,8 +9,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
+from rankrl.adapter.allocate import layer_and_type
 from rankrl.report.read import curves
 from rankrl.report.stats import outcome_gain
 
@@ -122,3 +124,25 @@ def _rank_panel(axes: Any, sweep: Path, results: list[dict[str, Any]], rank: int
         )
     axes.set_title(f"rank {rank}", fontsize=10)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def rank_map(content: dict[str, Any], to: Path) -> Path:
+    """Layers x modules of an allocation.json, a module's LoRA rank in its cell."""
+    ranks = {layer_and_type(row["module"]): row["rank"] for row in content["modules"]}
+    layers, kinds = sorted({layer for layer, _ in ranks}), list(dict.fromkeys(kind for _, kind in ranks))
+    grid = np.array([[ranks.get((layer, kind), 0) for kind in kinds] for layer in layers])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(0.75 * len(kinds) + 0.6, 0.2 * len(layers) + 1.4))
+        axes.pcolormesh(grid, cmap="Blues", vmin=0, vmax=grid.max(), edgecolors="white", linewidth=1)
+        for (y, x), rank in np.ndenumerate(grid):
+            colour = "white" if rank > 0.6 * grid.max() else "0.2"
+            axes.text(x + 0.5, y + 0.5, str(rank), ha="center", va="center", fontsize=7, color=colour)
+        axes.set_xticks(np.arange(len(kinds)) + 0.5, kinds, rotation=30, ha="right")
+        axes.set_yticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers], fontsize=8)
+        axes.tick_params(length=0)
+        axes.set_ylabel("layer")
+        axes.set_title(
+            f"LoRA rank by module: {content['method']}\n{content['spent']:,} of {content['budget']:,} parameters",
+            fontsize=9,
+        )
+        return _save(figure, to, "allocation")

@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from rankrl.adapter.table import WEIGHT_BYTES
+
 ADAM_BYTES = 8  # two fp32 moments per parameter
-WEIGHT_BYTES = 4  # adapters are trained and stored in fp32
 
 
 def t_interval(gains: list[float]) -> list[float] | None:

@@ -17,14 +17,14 @@ import torch
 from openrlhf.utils.utils import get_tokenizer
 
 from rankrl.adapter.save import save_adapter
-from rankrl.adapter.table import as_json, document, from_plain, span
+from rankrl.adapter.table import as_json, from_plain, span
 from rankrl.data.items import load_items, revision
 from rankrl.ppo.loop import Diverged, RunTrainer
 from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
 from rankrl.ppo.services import Services, resolve_model
 from rankrl.ppo.upstream import flatten
-from rankrl.recipe.allocation import budget
+from rankrl.recipe.allocation import allocation_document
 from rankrl.recipe.plan import Run
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
@@ -257,8 +257,8 @@ class Bench:
 
     def _save_adapter(self, run: Run, record: Record, trainer: RunTrainer, start: float, final: float) -> None:
         config, tensors = ray.get(trainer.actor_model_group.async_run_method("peft_files")[0])
-        shapes, section = trainer.services.policy_shapes, run.recipe.allocation
-        spent = document(trainer.table, shapes, section.label, budget(section, run.rank, shapes))
+        shapes = trainer.services.policy_shapes
+        spent = allocation_document(run.recipe.allocation, run.rank, shapes, trainer.table)
         facts = {
             "rank": span(spent),
             "run_id": run.run_id,
