@@ -262,6 +262,8 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "kl_ref",
         "kl_step",
         "kl_coef",
+        "policy_loss",
+        "value_loss",
         "clip_low",
         "clip_high",
         "clip_frac",
