@@ -78,19 +78,25 @@ until_the_last() { # seconds to 30 before the time limit; 90 if there is none
   echo $((end > 0 ? end : 0))
 }
 
-again() { # requeues this task if runs are left, unless it was cancelled or has three times come to nothing
-  local state='' try
-  case $(rankrl outcome "$root" "$ids" "$files.begun") in
-    ended) return ;;
-    nothing) echo "attempt $attempt saved nothing" | tee -a "$files.fruitless" ;;
-  esac
-  if [[ -e $files.fruitless ]] && (($(wc -l <"$files.fruitless") >= 3)); then return; fi
+again() { # requeues this task if runs are left, unless it was cancelled or has come to nothing three times in a row
+  local came_to state='' try
+  came_to=$(rankrl outcome "$root" "$ids" "$files.begun")
+  if [[ $came_to == ended ]]; then return; fi
   for try in {1..6}; do # a controller that has just lost a node may be slow
     if state=$(squeue --noheader --jobs="$me" --format=%T) && [[ $state ]]; then break; fi
     sleep $((5 * try))
   done
-  # by its own name: the number of the last task stands for the whole array
-  if [[ $state == RUNNING ]]; then scontrol requeue "$me"; else echo "not requeued: ${state:-Slurm does not answer}"; fi
+  if [[ $state != RUNNING ]]; then # cancelled, or requeued by Slurm after a preemption
+    echo "not requeued: ${state:-Slurm does not answer}"
+    return
+  fi
+  if [[ $came_to == nothing ]]; then
+    echo "attempt $attempt saved nothing" | tee -a "$files.fruitless"
+    if (($(wc -l <"$files.fruitless") >= 3)); then return; fi
+  else
+    rm -f "$files.fruitless"
+  fi
+  scontrol requeue "$me" # by its own name: the number of the last task stands for the whole array
 }
 
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then task "$@"; else submit "$@"; fi

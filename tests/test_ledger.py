@@ -228,16 +228,58 @@ def test_what_an_attempt_came_to(tmp_path, runs, word):
     assert done.stdout == word + "\n", done.stderr
 
 
+def stubs(directory: Path, **bodies: str) -> str:
+    """Puts bash scripts in place of commands. Returns a PATH on which they come first."""
+    for name, body in bodies.items():
+        (directory / name).write_text(f"#!/bin/bash\n{body}\n")
+        (directory / name).chmod(0o755)
+    return f"{directory}:{Path(sys.executable).parent}:/usr/bin:/bin"
+
+
+def test_which_attempts_are_requeued(tmp_path):
+    """Three in a row that came to nothing are the last; preempted and cancelled ones are left to Slurm, and do not count."""
+    root, clone = tmp_path / "sweep", tmp_path / "clone"  # a clone without a .venv, so that the stubs come first
+    (root / "slurm").mkdir(parents=True)
+    (root / "slurm" / "7.tasks").write_text("r1-b16-s0\n")
+    clone.mkdir()
+    path = stubs(
+        tmp_path,
+        srun='eval "$SAVES"; exit "$CODE"',
+        squeue='[[ $* == *%T* ]] && echo "$STATE"',
+        scontrol='echo "$*" >>"$SAID"',
+        rankrl=f'exec {sys.executable} -m rankrl "$@"',
+    )
+    job = {"SLURM_SUBMIT_DIR": str(clone), "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "9"}
+    node = {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "vn1", "SAID": str(tmp_path / "said"), "PATH": path}
+    run = root / "r1-b16-s0"
+    saves = f"sleep 0.01; mkdir -p {run}/checkpoint; touch {run}/checkpoint/state.pt"
+    finishes = f'sleep 0.01; mkdir -p {run}; echo \'{{"status": "finished"}}\' >{run}/result.json'
+
+    def requeued(code: int, does: str = ":", state: str = "RUNNING") -> bool:
+        Path(node["SAID"]).write_text("")
+        words = ["bash", ROOT / "slurm" / "sweep.sh", str(root), "recipe.yaml"]
+        happens = {"CODE": str(code), "SAVES": does, "STATE": state, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, env={**job, **node, **happens}, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return Path(node["SAID"]).read_text() == "requeue 7_0\n"
+
+    assert [requeued(137), requeued(75)] == [True, True]
+    assert not requeued(143, state="COMPLETING")
+    assert requeued(75, saves)  # from here on it counts anew
+    assert [requeued(1), requeued(137), requeued(75)] == [True, True, False]
+    assert requeued(75, saves)
+    assert not requeued(2)
+    assert not requeued(0, finishes)
+
+
 def test_what_is_inherited_by_the_array(tmp_path):
     """The submitting job's own memory, CPUs and restarts stay behind; its environment goes along whatever the site exports."""
-    stubs = {
-        "sbatch": 'env | grep -E "^(SLURM|SRUN)" | sort >>"$SAID"; echo "$*" >>"$SAID"; echo "7;cluster"',
-        "scontrol": 'if [[ $1 == release ]]; then echo "scontrol $*" >>"$SAID"; fi',
-        "squeue": "",
-    }
-    for name, body in stubs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
+    path = stubs(
+        tmp_path,
+        sbatch='env | grep -E "^(SLURM|SRUN)" | sort >>"$SAID"; echo "$*" >>"$SAID"; echo "7;cluster"',
+        scontrol='if [[ $1 == release ]]; then echo "scontrol $*" >>"$SAID"; fi',
+        squeue="",
+    )
     job = {
         "SLURM_SUBMIT_DIR": str(ROOT),
         "SLURM_JOB_ID": "3",
@@ -248,7 +290,6 @@ def test_what_is_inherited_by_the_array(tmp_path):
         "SLURM_EXPORT_ENV": "NONE",
         "SLURM_CONF": "/etc/slurm.conf",
     }
-    path = f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin"
     words = ["recipes/low_rank.yaml", "ranks=[1]", "seeds=[0]", "--runs", str(tmp_path / "my runs")]
     done = subprocess.run(
         ["bash", ROOT / "slurm" / "sweep.sh", *words],
