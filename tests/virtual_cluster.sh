@@ -23,6 +23,7 @@ node() {
 up() {
     local n=${1:-2} i
     packages
+    if ip netns list | grep -q '^vn[0-9]' || pgrep -x slurmctld >/dev/null; then leave; fi
     mkdir -p "$dir"/{state,spool,log} /run/munge
     if ! munge -n >/dev/null 2>&1; then chown -R munge: /run/munge; su -s /bin/sh munge -c munged; fi
     ip link show vcbr >/dev/null 2>&1 || { ip link add vcbr type bridge; ip addr add $net.1/24 dev vcbr; ip link set vcbr up; }
@@ -83,12 +84,11 @@ CONF
     sinfo; echo "cluster did not come up; see $dir/log" >&2; return 1
 }
 
-down() {
-    local pid
-    export SLURM_CONF="$dir/slurm.conf"
-    scancel -u root 2>/dev/null || true
-    sleep 1
-    for pid in "$dir"/slurmctld.pid; do [[ -f $pid ]] && kill "$(cat "$pid")" 2>/dev/null || true; done
+leave() { # ends virtual nodes and controllers, also those that a killed test has left behind
+    local pid ns
+    for pid in $(pgrep -x slurmctld); do
+        if grep -qz '^VCLUSTER_DIR=' "/proc/$pid/environ"; then kill "$pid" || true; fi
+    done
     for ns in $(ip netns list | awk '/^vn[0-9]/{print $1}'); do
         for pid in $(ip netns pids "$ns"); do kill "$pid" 2>/dev/null || true; done
     done
@@ -98,6 +98,13 @@ down() {
         ip netns del "$ns"
     done
     ip link del vcbr 2>/dev/null || true
+}
+
+down() {
+    export SLURM_CONF="$dir/slurm.conf"
+    scancel -u root 2>/dev/null || true
+    sleep 1
+    leave
     rm -rf "$dir"
 }
 
