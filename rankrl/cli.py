@@ -20,7 +20,7 @@ def _console():
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from rankrl.recipe.estimate import estimates, legend, likely_parallel_runs, table
+    from rankrl.recipe.estimate import estimates, legend, likely_parallel_runs, sweep_hours, table
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
@@ -32,26 +32,10 @@ def _plan(args: argparse.Namespace) -> int:
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
     print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
     packed = experiment.execution.parallel_runs or likely_parallel_runs(runs)
-    print(_estimate(runs, packed))
+    print(sweep_hours(runs, packed))
     print(table(estimates(runs, packed)))
     print(legend(runs[0]))
     return 0
-
-
-def _estimate(runs: list[Run], parallel_runs: int) -> str:
-    from rankrl.recipe.cost import DEVICES, cost
-
-    packed = min(parallel_runs, len(runs))
-    kinds = {(run.arm, run.batch_size): run for run in runs}  # the rank hardly matters
-    costs = {kind: cost(run, packed) for kind, run in kinds.items()}
-    each = [costs[run.arm, run.batch_size] for run in runs]
-    start_s, place = DEVICES[runs[0].scale.placement.device].start_s, runs[0].scale.placement
-    together_h = (start_s + sum(c.packed_s for c in each)) / 3600
-    alone_h = sum(start_s + c.run_s for c in each) / 3600
-    return (
-        f"estimate on {place.gpus} x {place.device}: {together_h:,.2f} h, {packed} runs at once; "
-        f"{alone_h:,.2f} h one by one (docs/cost.md)"
-    )
 
 
 def _print_rows(rows: list[dict]) -> None:

@@ -19,7 +19,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rankrl.ppo.serving import serving_rank
+from rankrl.adapter.table import serving_rank
 from rankrl.recipe.schema import require
 from rankrl.report.read import read_result, read_sweep
 from rankrl.report.stats import summarise, t_interval

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 WEIGHT_BYTES = 4  # adapters are trained and stored in fp32
-LARGEST_SERVED = 512  # rank that vLLM 0.29 serves
+SERVING_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM 0.29 config/lora.py MaxLoRARanks
+LARGEST_SERVED = SERVING_RANKS[-1]
 Shapes = dict[str, tuple[int, int]]
 """Module name -> (d_in, d_out) of every module that may be adapted."""
 
@@ -74,3 +75,11 @@ def from_plain(plain: list[dict[str, Any]]) -> list[ModuleRank]:
 def read_table(path: Path) -> list[ModuleRank]:
     """The adapted modules of an allocation.json."""
     return from_plain(json.loads(path.read_text())["modules"])
+
+
+def serving_rank(rank: int) -> int:
+    """The smallest rank that vLLM serves and that holds `rank`. Raises ValueError above the largest."""
+    fitting = [r for r in SERVING_RANKS if r >= rank]
+    if not fitting:
+        raise ValueError(f"ranks: got {rank}, allowed: at most {SERVING_RANKS[-1]}, the largest rank that vLLM serves")
+    return fitting[0]

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import torch
 
+from rankrl.adapter.table import serving_rank
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.cluster import check_resources, start_ray
 from rankrl.ppo.critic import ValueWorker
@@ -16,7 +17,6 @@ from rankrl.ppo.engine import RemoteEngine
 from rankrl.ppo.groups import ValueRole, WorkerGroup, value_name
 from rankrl.ppo.placement import Seat, take_seats
 from rankrl.ppo.policy import PolicyWorker
-from rankrl.ppo.serving import serving_rank
 from rankrl.ppo.shared import TrainerWorker
 from rankrl.ppo.strategy import AdapterStrategy
 from rankrl.recipe.architecture import EMBEDDED, check_config

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-SERVING_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM 0.29 config/lora.py MaxLoRARanks
-
 
 @dataclass(frozen=True)
 class Requests:
@@ -71,11 +69,3 @@ def unpack(names: list[str], shapes: list[tuple[int, int]], dtype: str, data: by
     flat = torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype))
     parts = flat.split([rows * columns for rows, columns in shapes])
     return {name: part.view(rows, columns) for name, part, (rows, columns) in zip(names, parts, shapes, strict=True)}
-
-
-def serving_rank(rank: int) -> int:
-    """The smallest rank that vLLM serves and that holds `rank`. Raises ValueError above the largest."""
-    fitting = [r for r in SERVING_RANKS if r >= rank]
-    if not fitting:
-        raise ValueError(f"ranks: got {rank}, allowed: at most {SERVING_RANKS[-1]}, the largest rank that vLLM serves")
-    return fitting[0]

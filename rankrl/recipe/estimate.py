@@ -45,13 +45,38 @@ def span(values: Iterable[float], show=size) -> str:
     return show(least) if show(least) == show(most) else f"{show(least)} to {show(most)}"
 
 
-def likely_parallel_runs(runs: Sequence[Run]) -> int:
-    """Runs at once that a sweep would choose by itself on the device of the scale: their adapters take a fifth of a GPU at most."""
+def fitting_runs(runs: Sequence[Run], busy: int, room_bytes: float) -> int:
+    """Runs at once, `busy` at most, whose adapters and optimizers fit into the room that workers have for them."""
     scale, params = runs[0].scale, max(run.trainable_params for run in runs)
-    if scale.placement.device == "cpu":
-        return MOST_PARALLEL
-    room = DEVICES[scale.placement.device].memory_bytes / 5
-    return max(1, min(MOST_PARALLEL, int(room / memory(scale, params, runs[0].recipe.critic.rank).run)))
+    return max(1, min(MOST_PARALLEL, busy, int(room_bytes / memory(scale, params, runs[0].recipe.critic.rank).run)))
+
+
+def gpu_room_bytes(scale: Scale) -> float:
+    """What adapters may take of a GPU."""
+    return DEVICES[scale.placement.device].memory_bytes / 5
+
+
+def likely_parallel_runs(runs: Sequence[Run]) -> int:
+    """Runs at once that a sweep would choose by itself on the device of the scale."""
+    scale = runs[0].scale
+    return (
+        MOST_PARALLEL if scale.placement.device == "cpu" else fitting_runs(runs, MOST_PARALLEL, gpu_room_bytes(scale))
+    )
+
+
+def sweep_hours(runs: Sequence[Run], parallel_runs: int) -> str:
+    """A line: hours of the whole sweep, packed and one by one."""
+    packed = min(parallel_runs, len(runs))
+    kinds = {(run.arm, run.batch_size): run for run in runs}  # the rank hardly matters
+    costs = {kind: cost(run, packed) for kind, run in kinds.items()}
+    each = [costs[run.arm, run.batch_size] for run in runs]
+    start_s, place = DEVICES[runs[0].scale.placement.device].start_s, runs[0].scale.placement
+    together_h = (start_s + sum(c.packed_s for c in each)) / 3600
+    alone_h = sum(start_s + c.run_s for c in each) / 3600
+    return (
+        f"estimate on {place.gpus} x {place.device}: {together_h:,.2f} h, {packed} runs at once; "
+        f"{alone_h:,.2f} h one by one (docs/cost.md)"
+    )
 
 
 def estimates(runs: Sequence[Run], parallel_runs: int) -> list[Line]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from rankrl.recipe.cost import DEVICES, memory
+from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
 from rankrl.recipe.plan import Run, plan
 from rankrl.recipe.scale import Execution
 from rankrl.recipe.schema import require
@@ -24,7 +24,6 @@ from rankrl.sweep.progress import say
 
 HERE = Execution()
 STOPPED = 75  # EX_TEMPFAIL: stopped, on request or by the loss of nodes, and resumable
-MOST = 8  # runs at once, unless parallel_runs says more
 
 
 def prepare_process(gpus: int) -> None:
@@ -113,16 +112,13 @@ def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
 
 
 def default_parallel_runs(runs: list[Run]) -> int:
-    """As many runs at once as keep this machine busy: MOST with GPUs, whose engines gain most, else four for each core.
+    """As many runs at once as keep this machine busy: MOST_PARALLEL with GPUs, whose engines gain most, else four for each core.
 
     Never more than leave room for their adapters and optimizers: a fifth of a GPU, or half of the free memory.
     """
-    scale, params = runs[0].scale, max(run.trainable_params for run in runs)
     if Path("/dev/nvidiactl").exists():
-        busy, room_bytes = MOST, 0.2 * DEVICES[scale.placement.device].memory_bytes
-    else:
-        busy, room_bytes = 4 * (os.cpu_count() or 1), psutil.virtual_memory().available / 2
-    return max(1, min(MOST, busy, int(room_bytes / memory(scale, params, runs[0].recipe.critic.rank).run)))
+        return fitting_runs(runs, MOST_PARALLEL, gpu_room_bytes(runs[0].scale))
+    return fitting_runs(runs, 4 * (os.cpu_count() or 1), psutil.virtual_memory().available / 2)
 
 
 def evaluate_base(scale_name: str, directory: Path) -> int:
