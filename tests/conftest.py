@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,20 @@ from rankrl.recipe.load import load_experiment
 from rankrl.recipe.plan import Run, plan
 
 ROOT = Path(__file__).resolve().parents[1]
+AT_START = dict(os.environ)
+
+
+@contextmanager
+def shell() -> Iterator[pytest.MonkeyPatch]:
+    """The environment that the tests were started in. Training in this process sets variables for libraries (threads, progress
+    bars, Ray on loopback), which a user's shell does not have, and which programs started from here would inherit.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name not in AT_START and not name.startswith("PYTEST")]:
+            patch.delenv(name)
+        for name, value in AT_START.items():
+            patch.setenv(name, value)
+        yield patch
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import rankrl, runs_of
+from conftest import rankrl, runs_of, shell
 
 PROMPTS = ["1 + 2 =", "12 + 30 ="]
 STOCK_VLLM = """
@@ -131,8 +130,8 @@ def test_stock_vllm_gives_the_trainers_logits(trained, exported, tmp_path):
 
     _, model, path = trained
     prompts = prompt_ids(path)
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1",
-                   "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1",
+                "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}  # fmt: skip
     words = [
         sys.executable,
         "-c",
@@ -142,7 +141,10 @@ def test_stock_vllm_gives_the_trainers_logits(trained, exported, tmp_path):
         json.dumps(prompts),
         str(tmp_path / "seen.json"),
     ]
-    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    with shell() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     for ids, (answer, logprobs) in zip(prompts, json.loads((tmp_path / "seen.json").read_text()), strict=True):
         ours = torch.log_softmax(logits(model, ids + answer), -1)[len(ids) - 1 : -1]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, rankrl
+from conftest import ROOT, rankrl, shell
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(os.geteuid() != 0, reason="virtual nodes need root")]
 CLUSTER = ROOT / "tests" / "virtual_cluster.sh"
@@ -31,7 +31,7 @@ def cluster(tmp_path_factory) -> Iterator[Path]:
     small = directory / SMALL_DISK
     small.mkdir()
     environment = {"VCLUSTER_DIR": str(directory), "SLURM_CONF": str(directory / "slurm.conf")}
-    with pytest.MonkeyPatch.context() as patch:
+    with shell() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", small], check=True)

@@ -60,7 +60,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 CONF
         for ((i = 1; i <= n; i++)); do
-            echo "NodeName=vn$i NodeHostname=vn$i NodeAddr=$net.$((10 + i)) Port=17001 CPUs=$(nproc) RealMemory=4000"
+            echo "NodeName=vn$i NodeHostname=vn$i NodeAddr=$net.$((10 + i)) Port=17001 CPUs=$(getconf _NPROCESSORS_ONLN) RealMemory=4000"
         done
         echo "PartitionName=low Nodes=vn[1-$n] Default=YES PriorityTier=1 MaxTime=INFINITE State=UP"
         echo "PartitionName=high Nodes=vn[1-$n] PriorityTier=10 MaxTime=INFINITE State=UP"
