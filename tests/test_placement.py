@@ -28,7 +28,7 @@ def nodes():
 
 
 def taken(scale):
-    """(seats, GPUs that each process group takes on each node, GPUs in use)."""
+    """(seats, GPUs that each process group takes on each node, GPUs reserved)."""
     import ray
     from ray.util import placement_group_table
 
@@ -38,12 +38,13 @@ def taken(scale):
     if others:
         ray.get(others.ready())
     seats = take_seats(scale.placement)
-    tables = {group.id: placement_group_table(group)["bundles_to_node_id"] for group in seats.groups}
+    groups = [placement_group_table(group) for group in seats.groups]
+    tables = {group.id: table["bundles_to_node_id"] for group, table in zip(seats.groups, groups, strict=True)}
 
     def spread(some):
         return sorted(Counter(tables[seat.group.id][seat.bundle] for seat in some).values())
 
-    used = 8 * scale.nodes - 32 + ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0)
+    used = sum(bundle.get("GPU", 0) for table in groups for bundle in table["bundles"].values())
     shown = {"policy": spread(seats.policy), "value": spread(seats.value), "engines": list(map(spread, seats.engines))}
     everyone = [*seats.policy, *seats.value, *(seat for engine in seats.engines for seat in engine)]
     shown["nodes"] = len({tables[seat.group.id][seat.bundle] for seat in everyone})
