@@ -10,7 +10,8 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
 
-from rankrl.adapter.build import AdapterHost, kaiming_rows, lora_config, target_shapes
+from rankrl.adapter.build import AdapterHost, lora_config, target_shapes
+from rankrl.adapter.init import kaiming_rows
 from rankrl.adapter.table import ModuleRank, rows, uniform
 from rankrl.data.items import Item, load_items, request_seed, revision, step_indices
 from rankrl.ppo.canary import Canary, SyncError

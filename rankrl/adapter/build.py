@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from rankrl.adapter.init import kaiming_rows
 from rankrl.adapter.table import ModuleRank
 
 
@@ -52,19 +51,6 @@ def lora_config(table: list[ModuleRank]) -> LoraConfig:
         lora_dropout=0.0,
         bias="none",
     )
-
-
-def kaiming_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
-    """[rank, d_in], fp32: U(-1/sqrt(d_in), 1/sqrt(d_in)), PEFT's default, but row i depends on (seed, module, i) alone.
-
-    So the A of rank r is the first r rows of the A of any higher rank: ranks of one seed share their start.
-    """
-    rows = []
-    for i in range(rank):
-        digest = hashlib.sha256(f"{seed}/{module}/{i}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        rows.append(torch.rand(d_in, generator=generator))
-    return (2 * torch.stack(rows) - 1) / math.sqrt(d_in)
 
 
 class AdapterHost:

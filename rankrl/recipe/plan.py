@@ -11,6 +11,7 @@ from typing import Any
 
 from rankrl.adapter.table import LARGEST_SERVED
 from rankrl.recipe.allocation import planned
+from rankrl.recipe.init import MEASURED
 from rankrl.recipe.load import ROOT, Experiment
 from rankrl.recipe.rules import Knob, derive
 from rankrl.recipe.scale import Scale
@@ -149,6 +150,7 @@ def plan(experiment: Experiment) -> list[Run]:
         _check(recipe, scale)
         for rank in recipe.ranks:
             knobs, sizes = derive(recipe, scale.reference, rank), _sizes(recipe, scale, rank)
+            _check_init(recipe, scale, rank, max(max_rank for _, max_rank in sizes.values()))
             shape = recipe.kl_schedule.shape
             scheduled = shape == "constant" or knobs["kl"].value > 0
             require(
@@ -202,6 +204,19 @@ def _check(recipe: Recipe, scale: Scale) -> None:
             f"at most data.train_items={scale.data.train_items}",
         )
     _check_no_effect(recipe)
+
+
+def _check_init(recipe: Recipe, scale: Scale, rank: int, max_rank: int) -> None:
+    init, narrow = recipe.init, min(d_in for d_in, _ in scale.model.modules.values())
+    most = LARGEST_SERVED // init.served_ranks
+    why = f"init.method={init.method} takes {init.served_ranks} ranks of an engine, which serves {LARGEST_SERVED}, for each"
+    require(max_rank <= most, "ranks", rank, f"at most {most} in a module", why)
+    left, why = narrow - max_rank, f"the narrowest input has {narrow} dimensions, of which the adapter needs {max_rank}"
+    off = init.off_principal
+    require(off == 0 or off <= left, "init.off_principal", off, f"0 to {max(left, 0)}", why)
+    items = scale.data.train_items
+    measured = init.prompts <= items or init.method not in MEASURED
+    require(measured, "init.prompts", init.prompts, f"at most data.train_items={items}")
 
 
 def micro_batch(run: Run) -> int:

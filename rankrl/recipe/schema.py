@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from rankrl.recipe.adapter import Allocation
 from rankrl.recipe.check import require
+from rankrl.recipe.init import Init
 
 RULES = {
     "alpha": ("constant", "power", "table"),
@@ -276,6 +277,7 @@ class Recipe:
     """PPO steps between checkpoints."""
     rules: Rules = field(default_factory=Rules)
     allocation: Allocation = field(default_factory=Allocation)
+    init: Init = field(default_factory=Init)
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
     critic: Critic = field(default_factory=Critic)
     reward: Reward = field(default_factory=Reward)
@@ -304,6 +306,7 @@ class Recipe:
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
         self.rules.check()
         self.allocation.check()
+        self.init.check()
         self.kl_schedule.check()
         self.critic.check()
         self.reward.check()

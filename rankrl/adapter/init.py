@@ -1,0 +1,115 @@
+"""Starts of A that need nothing but the seed, norm matching, and the factors that an adapter starts from.
+
+Rows are fp32 and nested: the A of rank r is the first r rows of the A of any higher rank, so ranks of one seed share their start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch.nn.functional import normalize
+
+from rankrl.adapter.start import Start
+from rankrl.adapter.table import ModuleRank
+from rankrl.recipe.init import DRAWN, REWRITING, Init
+
+KAIMING_NORM = 1 / math.sqrt(3)
+"""Root mean square norm of a row of U(-1/sqrt(d_in), 1/sqrt(d_in)), whatever d_in."""
+Factors = dict[str, torch.Tensor]
+"""Module -> A [rank, d_in] or B [d_out, rank]."""
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by `parts`."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def kaiming_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
+    """[rank, d_in]: U(-1/sqrt(d_in), 1/sqrt(d_in)), PEFT's default, but row i depends on (seed, module, i) alone."""
+    rows = [torch.rand(d_in, generator=generator(seed, module, i)) for i in range(rank)]
+    return (2 * torch.stack(rows) - 1) / math.sqrt(d_in)
+
+
+def gram_schmidt(rows_Nd: torch.Tensor) -> torch.Tensor:
+    """Orthonormal rows [N, d]; row i spans, with those before it, what the first i rows span, and depends on those alone.
+
+    Row by row, so that N changes no bit of a row, which a blocked QR does not promise. Twice, which is enough (Giraud et al. 2005).
+    """
+    basis_Nd = torch.zeros_like(rows_Nd, dtype=torch.float64)
+    for i, row in enumerate(rows_Nd.double()):
+        for _ in range(2):
+            row = row - (basis_Nd[:i] @ row) @ basis_Nd[:i]
+            row = row / row.norm()
+        basis_Nd[i] = row
+    return basis_Nd.float()
+
+
+def orthonormal_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
+    """[rank, d_in]: Kaiming's rows made orthonormal, at any rank; PEFT's `orthogonal` needs an even one."""
+    return gram_schmidt(kaiming_rows(seed, module, rank, d_in))
+
+
+def etf_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
+    """[rank, d_in]: orthonormal rows whose columns are, as far as ranks can be nested, an equiangular tight frame of R^rank.
+
+    A true one, d_in real vectors of one norm and one angle, exists only if d_in <= rank (rank + 1) / 2, and not in most dimensions
+    then; and no two ranks share their rows. What is built is a real harmonic frame: rows cos and sin of distinct random
+    frequencies, columns in random order with random signs. It is tight at every rank, its columns have one norm at every even
+    rank (to rank d_in - 2), and nothing is promised of their angles but that they are those of random characters.
+    """
+    draw = generator(seed, module, "etf")
+    place_d, sign_d = torch.randperm(d_in, generator=draw), 2 * torch.randint(2, (d_in,), generator=draw) - 1
+    frequency_F = 1 + torch.randperm((d_in - 1) // 2, generator=draw)[: (rank + 1) // 2]
+    angle_Fd = 2 * math.pi * (frequency_F[:, None] * place_d % d_in).double() / d_in
+    pairs = torch.stack([angle_Fd.cos(), angle_Fd.sin()], dim=1).flatten(0, 1) * math.sqrt(2 / d_in)
+    constant = torch.ones(1, d_in, dtype=torch.float64) / math.sqrt(d_in)
+    last = constant * (1 - 2 * (place_d % 2)) if d_in % 2 == 0 else constant[:0]
+    return (torch.cat([pairs, constant, last])[:rank] * sign_d).float()
+
+
+DRAW = {"kaiming": kaiming_rows, "orthonormal": orthonormal_rows, "etf": etf_rows}
+
+
+def completed(
+    basis_Nd: torch.Tensor, seed: int, module: str, rank: int, fallback: str, avoid_Kd: torch.Tensor
+) -> torch.Tensor:
+    """Orthonormal rows [rank, d]: those of `basis_Nd`, then `fallback` rows made orthogonal to them and to `avoid_Kd`."""
+    drawn = DRAW[fallback](seed, module, rank, basis_Nd.shape[1])
+    rows = torch.cat([avoid_Kd.cpu(), basis_Nd.cpu(), drawn])[: len(avoid_Kd) + rank]
+    return gram_schmidt(rows)[len(avoid_Kd) :]
+
+
+def starting_factors(init: Init, seed: int, table: list[ModuleRank], start: Start | None) -> tuple[Factors, Factors]:
+    """(A of every module, B of every module whose B does not start at 0).
+
+    Raises ValueError if `start`, for a method that is not drawn from the seed, is missing or has too few rows for a module.
+    """
+    rows: Factors = {}
+    columns: Factors = {}
+    for row in table:
+        drawn = init.method in DRAWN
+        a = DRAW[init.method](seed, row.module, row.rank, row.d_in) if drawn else _measured(init, start, row)
+        if init.method in REWRITING:
+            assert start is not None
+            b = start.columns[row.module][:, : row.rank]
+            shrink = (
+                math.sqrt(row.alpha / row.rank) if init.method == "pissa" else 1.0
+            )  # PEFT takes its scale out of PiSSA's
+            norms = a.norm(dim=1) / KAIMING_NORM if init.norm == "kaiming" else torch.full((row.rank,), shrink)
+            rows[row.module], columns[row.module] = a / norms[:, None], b * (norms / shrink**2)
+        else:
+            matched = init.method != "kaiming" and init.norm == "kaiming"
+            rows[row.module] = normalize(a, dim=1) * KAIMING_NORM if matched else a
+    return rows, columns
+
+
+def _measured(init: Init, start: Start | None, row: ModuleRank) -> torch.Tensor:
+    held = 0 if start is None else len(start.rows[row.module])
+    if start is None or held < row.rank:
+        raise ValueError(
+            f"init.method: got {init.method!r} with {held} rows for {row.module}, which has rank {row.rank}"
+        )
+    return start.rows[row.module][: row.rank]

@@ -1,0 +1,63 @@
+"""Starts that come from the base's weights, one module at a time: under ZeRO-3 each is a shard until it is gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import deepspeed
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear
+from torch import nn
+
+from rankrl.adapter.start import Start
+from rankrl.recipe.init import REWRITING
+
+
+def whole_weights(linears: dict[str, nn.Linear]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(module, W [d_out, d_in] in fp32), each gathered while it is looked at. All workers must walk together."""
+    for module, linear in linears.items():
+        with deepspeed.zero.GatheredParameters([linear.weight], enabled=hasattr(linear.weight, "ds_id")):
+            yield module, linear.weight.detach().float()
+
+
+def right_singular(weight: torch.Tensor, count: int, bottom: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows [count, d_in], singular values [count]) of W [d_out, d_in]: the top ones, or the bottom ones, the last first.
+
+    Of the min(d_out, d_in) of the thin SVD: the null space of a wide W is no singular vector of its own, and RLMO takes none of it.
+    By the eigenvectors of the smaller Gram matrix in fp64, faster than an SVD. The largest entry of a row is positive.
+    """
+    w = weight.double()
+    wide = w.shape[0] < w.shape[1]
+    squares, vectors = torch.linalg.eigh(w @ w.T if wide else w.T @ w)
+    order = torch.arange(len(squares), device=w.device)  # eigh's values rise
+    order = order[:count] if bottom else order.flip(0)[:count]
+    rows = vectors[:, order].T @ w if wide else vectors[:, order].T
+    rows = nn.functional.normalize(rows, dim=1)
+    sign = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).sign()
+    return (rows * sign).float(), squares[order].clamp(min=0).sqrt().float()
+
+
+def rewriting_factors(weight: torch.Tensor, rank: int, method: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(A [rank, d_in], B [d_out, rank]) of PEFT's own `pissa` or `olora` at scale 1. On a copy, from which PEFT subtracts B A."""
+    d_out, d_in = weight.shape
+    copy = nn.Linear(d_in, d_out, bias=False, device=weight.device)
+    copy.weight.data.copy_(weight)
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=method)
+    layer = Linear(copy, "start", config, r=rank, lora_alpha=rank)
+    return layer.lora_A["start"].weight.detach(), layer.lora_B["start"].weight.detach()
+
+
+def start_from_weights(linears: dict[str, nn.Linear], method: str, rank: int) -> Start:
+    """rlpo, rlmo, pissa or olora for adapters of up to `rank`."""
+    start = Start({})
+    for module, weight in whole_weights(linears):
+        if method in REWRITING:
+            a, b = rewriting_factors(weight, rank, method)
+            start.columns[module] = b.cpu().contiguous()
+            start.diagnostics[module] = {"share_of_weight": float((b @ a).square().sum() / weight.square().sum())}
+        else:
+            a, singular = right_singular(weight, rank, method == "rlmo")
+            start.diagnostics[module] = {"share_of_weight": float(singular.square().sum() / weight.square().sum())}
+        start.rows[module] = a.cpu().contiguous()
+    return start
