@@ -1,0 +1,58 @@
+"""The leading subspace of a frozen base's activations (EVA), and second moments of what passes its modules.
+
+PEFT has EVA too. Its own passes are not used: they gather all activations on every worker, hash them in Python, and repeat until a
+convergence that each worker decides for itself; here a linear sketch is added up.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rankrl.adapter.init import completed
+from rankrl.adapter.sketch import nystrom, orthonormal, overlap, test_matrix
+from rankrl.adapter.start import Start
+from rankrl.adapter.watch import Batch, Reduce, Samples, Sums, Walk, summed, tokens
+from rankrl.recipe.init import Init
+
+Shapes = dict[str, tuple[int, int]]
+"""Module -> (d_in, d_out)."""
+
+
+def moments(walk: Walk, omega: Sums, of_delta: bool, reduce: Reduce) -> Sums:
+    """[d + 1, k] per module: C Omega, with C the sum over tokens of x x^T (or delta delta^T), and C's trace in the last row."""
+
+    def add(total: torch.Tensor, module: str, batch: Batch, x_BTi: torch.Tensor, delta_BTo: torch.Tensor) -> None:
+        seen = tokens(batch, delta_BTo if of_delta else x_BTi)
+        total[:-1] += seen.T @ (seen @ omega[module])
+        total[-1] += seen.square().sum()
+
+    return summed(walk, {m: o.new_zeros(o.shape[0] + 1, o.shape[1]) for m, o in omega.items()}, add, reduce)
+
+
+def random_bases(shapes: Shapes, side: int, k: int, seed: int, like: torch.Tensor) -> Sums:
+    """[d, min(k, d_in, d_out)] per module, with d the dimensions of its input (side 0) or output (side 1)."""
+    return {m: test_matrix(seed, m, "io"[side], d[side], min(k, *d)).to(like) for m, d in shapes.items()}
+
+
+def eva(
+    walk: Walk, shapes: Shapes, init: Init, rank: int, seed: int, principal: Sums, samples: Samples, reduce: Reduce
+) -> Start:
+    """Top right singular vectors of the activations of all prompt and response tokens (EVA, arXiv 2410.07170; not centred).
+
+    Each of three passes sketches the subspace that the one before it has found: subspace iteration.
+    """
+    like, start = next(iter(principal.values())), Start({})
+    omega = random_bases(shapes, 0, rank + init.oversample, seed, like)
+    for _ in range(2):
+        omega = {m: orthonormal(y[:-1]) for m, y in moments(walk, omega, False, reduce).items()}
+    for module, y in moments(walk, omega, False, reduce).items():
+        v, squares = nystrom(y[:-1], omega[module])
+        trace = float(y[-1, 0])
+        rows = completed(v.T[:rank], seed, module, rank, "orthonormal", v.T[:0])
+        start.rows[module] = rows
+        start.values[module] = (squares[:rank] / int(samples.tokens_N.sum())).sqrt().tolist()
+        start.diagnostics[module] = {
+            "captured_energy": float(squares[:rank].sum()) / trace if trace else 0.0,
+            "principal_share": overlap(rows, principal[module].cpu()),
+        }
+    return start

@@ -1,0 +1,110 @@
+"""Randomised linear algebra on sums over tokens that are never formed, and tests of what it finds. Pure functions of tensors.
+
+Axes: d dimensions of a module's input or output, k columns of a sketch, N samples, P permutations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rankrl.adapter.init import generator
+
+PERMUTATIONS = 400
+LEVEL = 0.05
+"""Chance that a module whose gradient is nothing but noise keeps any direction."""
+
+
+def test_matrix(seed: int, module: str, side: str, d: int, k: int) -> torch.Tensor:
+    """[d, k] with orthonormal columns that span a random subspace drawn from (seed, module, side)."""
+    return orthonormal(torch.randn(d, k, generator=generator(seed, module, side)))
+
+
+test_matrix.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
+
+
+def orthonormal(y_dk: torch.Tensor) -> torch.Tensor:
+    """[d, k]: an orthonormal basis of the columns, in fp32 from fp64."""
+    return torch.linalg.qr(y_dk.double()).Q.float()
+
+
+def nystrom(y_dk: torch.Tensor, omega_dk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(V [d, k], eigenvalues [k], falling) of a positive semidefinite C, from Y = C Omega alone.
+
+    Fixed-rank Nystrom approximation with a shift, algorithm 3 of Tropp et al. 2017 (arXiv 1706.05736).
+    """
+    y, omega = y_dk.double(), omega_dk.double()
+    shift = torch.finfo(torch.float32).eps * y.norm() + torch.finfo(torch.float64).tiny
+    y = y + shift * omega
+    core = omega.T @ y
+    root = torch.linalg.cholesky((core + core.T) / 2)
+    v, singular, _ = torch.linalg.svd(torch.linalg.solve_triangular(root, y.T, upper=False).T, full_matrices=False)
+    return v.float(), (singular.square() - shift).clamp(min=0).float()
+
+
+@dataclass(frozen=True)
+class LowRankMap:
+    """The symmetric map x -> rest * x + basis ((gains - rest) * basis^T x) on [.., d], in O(d k)."""
+
+    basis_dk: torch.Tensor
+    gains_k: torch.Tensor
+    rest: float = 1.0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rest * x + (x @ self.basis_dk * (self.gains_k - self.rest)) @ self.basis_dk.T
+
+
+def off(rows_Kd: torch.Tensor) -> LowRankMap:
+    """The projection off orthonormal rows."""
+    return LowRankMap(rows_Kd.T, rows_Kd.new_zeros(len(rows_Kd)))
+
+
+def whitening(v_dk: torch.Tensor, eigenvalues_k: torch.Tensor, trace: float) -> LowRankMap:
+    """C^(-1/2) of a second moment C with these leading eigenvectors; what is left of its trace is taken as evenly spread."""
+    d, k = v_dk.shape
+    left = (trace - float(eigenvalues_k.sum())) / max(d - k, 1)
+    floor = max(left, 1e-3 * trace / d) or 1.0  # K-FAC's damping; a module that sees only zeros is left alone
+    return LowRankMap(v_dk, (eigenvalues_k + floor).rsqrt(), floor**-0.5)
+
+
+def through(maps: list[LowRankMap], x: torch.Tensor) -> torch.Tensor:
+    for apply in maps:
+        x = apply(x)
+    return x
+
+
+def directions(q_dk: torch.Tensor, z_ki: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(U [d_out, k], singular values [k], V [d_in, k]) of Q Q^T G, from an orthonormal Q [d_out, k] and Z = Q^T G [k, d_in]."""
+    u, singular, vt = torch.linalg.svd(z_ki.double(), full_matrices=False)
+    return q_dk @ u.float(), singular.float(), vt.T.float()
+
+
+def permuted(advantage_N: torch.Tensor, group_N: torch.Tensor, permutations: int, seed: int) -> torch.Tensor:
+    """[P, N]: the advantages shuffled within their groups."""
+    keys_PN = torch.rand(permutations, len(group_N), generator=generator(seed, "permutations")).double()
+    shuffled = (group_N.double() + keys_PN).argsort(dim=1)  # groups stay together, each in random order
+    together = group_N.argsort(stable=True)
+    result = torch.empty(permutations, len(group_N), dtype=advantage_N.dtype)
+    result[:, together] = advantage_N[shuffled]
+    return result
+
+
+def reproducible(
+    contribution_Nk: torch.Tensor, advantage_N: torch.Tensor, null_PN: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(held-out signal [k], whether it is beyond chance [k]) of k directions found on other samples.
+
+    Row n of `contribution_Nk` is u_i^T (gradient of log-probability of sample n) v_i. The null of all k directions together is the
+    largest of their standardised signals under each permutation, so that trying many directions earns nothing.
+    """
+    c = contribution_Nk.double()
+    signal_k, null_Pk = advantage_N.double() @ c, null_PN.double() @ c
+    spread_k = null_Pk.std(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
+    threshold = (null_Pk / spread_k).amax(dim=1).quantile(1 - LEVEL)
+    return signal_k.float(), signal_k / spread_k > threshold
+
+
+def overlap(rows_Nd: torch.Tensor, others_Md: torch.Tensor) -> float:
+    """Mean squared cosine of the first rows with the span of the others, both orthonormal; by chance M / d."""
+    return float((rows_Nd @ others_Md.T).square().sum() / max(len(rows_Nd), 1))
