@@ -10,13 +10,17 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
 
-from rankrl.adapter.build import AdapterHost, lora_config, target_shapes
-from rankrl.adapter.init import kaiming_rows
+from rankrl.adapter.build import AdapterHost, doubled, lora_config, target_shapes
+from rankrl.adapter.delta import effective_rank, module_size, scalars, singular_values
+from rankrl.adapter.init import kaiming_rows, starting_factors
+from rankrl.adapter.save import save_adapter
 from rankrl.adapter.table import ModuleRank, rows, uniform
+from rankrl.adapter.weights import start_from_weights
 from rankrl.data.items import Item, load_items, request_seed, revision, step_indices
 from rankrl.ppo.canary import Canary, SyncError
 from rankrl.ppo.schedules import KLController, adapt, clip_share, kl_share
-from rankrl.ppo.serving import pack, unpack
+from rankrl.ppo.serving import pack, peft_names, unpack
+from rankrl.recipe.init import Init
 from rankrl.recipe.scale import Data
 from rankrl.recipe.schema import KLSchedule
 
@@ -61,12 +65,69 @@ def test_mixed_ranks_reach_exactly_their_modules():
     assert [layer.scaling["default"] for layer in layers] == [4.0, 2.0, *[4.0] * 10]
 
 
+def start(host, rank, init=Init()):  # noqa: B008
+    """(A, B) of a uniform adapter."""
+    weights = start_from_weights(host.linears(), init.method, rank) if init.method in ("pissa", "olora") else None
+    return starting_factors(init, 0, uniform(host.shapes, rank, lambda r: 8.0), weights)
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_an_adapter_that_starts_as_a_part_of_the_base_acts_as_what_it_adds(method, tmp_path):
+    host, x = AdapterHost(Block(2), {"q_proj": [6, 4]}, 2), torch.randn(3, 6)
+    base, weights = host.base(x), {m: linear.weight.clone() for m, linear in host.linears().items()}
+    table = uniform(host.shapes, 3, lambda r: 8.0)
+    host.attach("r1", uniform(host.shapes, 1, lambda r: 8.0), *start(host, 1))
+    host.attach("r3", table, *start(host, 3, Init(method)))
+    assert (host.model(x) - base).abs().max() < 1e-5  # r + d - d rounds
+    assert all(
+        torch.equal(b @ a, torch.zeros(4, 6)) for a, b in host.update("r3", table).values()
+    )  # engines round nothing
+    host.activate("r1")
+    assert torch.equal(host.model(x), base)
+    host.activate("r3")
+    trained = {name for name, p in host.model.named_parameters() if p.requires_grad and "r3" in name}
+    assert len(trained) == 4 and not any("start-of" in name for name in trained)
+    for a, b in host.factors("r3", table).values():
+        a.data.add_(0.1 * torch.randn(a.shape))
+        b.data.add_(0.1 * torch.randn(b.shape))
+    acting = host.model(x)
+    with host.disabled():
+        assert torch.equal(host.model(x), base)
+    assert all(torch.equal(weights[m], linear.weight) for m, linear in host.linears().items())
+    facts = dict.fromkeys(("rank", "run_id", "sweep", "steps"), "x")
+    facts |= dict.fromkeys(("params", "share", "final", "start", "gain"), 0)
+    config, tensors = lora_config(doubled(table)).to_dict(), peft_names(host.update("r3", table))
+    fresh = Block(2)
+    fresh.load_state_dict(
+        {k.replace(".base_layer", ""): v for k, v in host.base.state_dict().items() if ".lora_" not in k}
+    )
+    save_adapter(tmp_path / "adapter", config, tensors, "x", facts)
+    loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "adapter"))
+    assert torch.allclose(loaded(x), acting, atol=1e-5)
+    host.detach("r3")
+    host.activate("r1")
+    assert torch.equal(host.model(x), base)
+    assert not any("r3" in name for name, _ in host.model.named_parameters())
+
+
+def test_the_size_of_an_update_is_that_of_its_product():
+    a, b = torch.randn(3, 9), torch.randn(7, 3)
+    singular = torch.linalg.svdvals(2.5 * (b @ a).double())[:3]
+    assert singular_values(a, b, 2.5).tolist() == pytest.approx(singular.tolist(), rel=1e-5)
+    assert module_size(a, b, 2.5)["delta_norm"] == pytest.approx(float((2.5 * b @ a).norm()), rel=1e-5)
+    assert effective_rank(torch.tensor([2.0, 2.0, 0.0])) == pytest.approx(2)
+    assert effective_rank(torch.tensor([1.0, 0.0])) == pytest.approx(1)
+    assert module_size(a, torch.zeros(7, 3), 1.0) == {"delta_norm": 0.0, "effective_rank": 0.0}
+    sizes = {"l.0.q": {"delta_norm": 3.0, "effective_rank": 1.0}, "l.1.q": {"delta_norm": 4.0, "effective_rank": 2.0}}
+    assert scalars(sizes) == {"delta_norm": 5.0, "delta_norm_q": 5.0, "effective_rank": 1.5}
+
+
 def test_adapters_come_and_go_on_one_base():
     host = AdapterHost(Block(2), {"q_proj": [6, 4]}, 2)
     x = torch.randn(3, 6)
     base = host.base(x)
     for name, rank in (("r1-b16-s0", 1), ("r3-b16-s0", 3)):
-        host.attach(name, uniform(host.shapes, rank, lambda r: 8.0), seed=0)
+        host.attach(name, uniform(host.shapes, rank, lambda r: 8.0), *start(host, rank))
         assert torch.equal(host.model(x), base)  # B = 0
     for a, b in host.factors("r3-b16-s0", uniform(host.shapes, 3, lambda r: 8.0)).values():
         assert a.dtype == b.dtype == torch.float32
@@ -81,7 +142,7 @@ def test_adapters_come_and_go_on_one_base():
     host.activate("r3-b16-s0")
     assert torch.equal(host.model(x), moved)
     host.detach("r3-b16-s0")  # the last one goes, and one of the same name comes back
-    host.attach("r3-b16-s0", uniform(host.shapes, 3, lambda r: 8.0), seed=0)
+    host.attach("r3-b16-s0", uniform(host.shapes, 3, lambda r: 8.0), *start(host, 3))
     host.activate("r3-b16-s0")
     assert torch.equal(host.model(x), base)
     trainable = {name for name, p in host.model.named_parameters() if p.requires_grad}
@@ -90,7 +151,7 @@ def test_adapters_come_and_go_on_one_base():
 
 def moved(host, name, table):
     """Gives the adapter a B that is not 0."""
-    host.attach(name, table, seed=0)
+    host.attach(name, table, *starting_factors(Init(), 0, table, None))
     for _, b in host.factors(name, table).values():
         nn.init.normal_(b)
 

@@ -81,6 +81,35 @@ def test_zero2_and_zero3_agree_after_the_first_update(plain, tmp_path, overrides
     assert next_line["kl_step"] > 0 and next_line["sync_gap_nats"] < 0.01
 
 
+@pytest.mark.parametrize("critics", [(), ("scale.placement.critic_per_node=0",)], ids=["two bases", "one base"])
+def test_sharded_bases_give_the_starts_of_whole_ones(tmp_path, critics):
+    """A naive implementation would see empty weights, or half of the samples."""
+    from rankrl.recipe.init import Init
+    from rankrl.sweep.local import prepare_process
+
+    prepare_process(4)
+    from rankrl.sweep.worker import Bench
+
+    sampled = {"prompts": 16, "samples_per_prompt": 8}
+    inits = [
+        *(Init(method) for method in ("rlpo", "rlmo", "pissa", "olora")),
+        Init("eva", **sampled),
+        Init("pg_subspace", **sampled),
+        Init("pg_subspace", fisher=True, off_principal=4, **sampled),
+    ]
+    starts = []
+    for name, overrides in (("whole", critics), ("sharded", (*ZERO3, *critics))):
+        run = runs_of("demo", *ONE_UPDATE, *overrides)[0]
+        with Bench([run], tmp_path / name) as bench:
+            starts.append([bench.start(run, init) for init in inits])
+    for init, whole, sharded in zip(inits, *starts, strict=True):
+        for module, rows in whole.rows.items():
+            assert rows.shape == (8, rows.shape[1]) and sharded.rows[module].norm() > 0
+            assert torch.allclose(rows, sharded.rows[module], atol=2e-3), (init.method, module)
+        for module, values in whole.values.items():
+            assert sharded.values[module] == pytest.approx(values, rel=1e-2, abs=1e-6)
+
+
 def adam_path(rank: int, address: str, shard_from: int, results) -> None:
     """Three optimizer steps on two workers, saved and loaded after the second; worker 0 reports the parameters."""
     import torch.distributed as dist

@@ -37,15 +37,17 @@ def trained(tmp_path_factory):
     from transformers import AutoModelForCausalLM
 
     from rankrl.adapter.build import AdapterHost
+    from rankrl.adapter.init import starting_factors
     from rankrl.adapter.save import save_adapter
     from rankrl.adapter.table import ModuleRank
     from rankrl.recipe.architecture import EMBEDDED
+    from rankrl.recipe.init import Init
 
     (run,) = runs_of("demo", "ranks=[8]", "seeds=[0]")
     path = EMBEDDED[run.scale.model.path]
     host = AdapterHost(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), run.scale.model.modules, 2)
     table = [ModuleRank(name, *shape, i % 6, 4.0 + i) for i, (name, shape) in enumerate(host.shapes.items()) if i % 6]
-    host.attach("trained", table, seed=0)
+    host.attach("trained", table, *starting_factors(Init(), 0, table, None))
     generator = torch.Generator().manual_seed(1)
     for _, b in host.factors("trained", table).values():
         b.data = 0.1 * torch.randn(b.shape, generator=generator)

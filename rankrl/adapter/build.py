@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from rankrl.adapter.init import kaiming_rows
+from rankrl.adapter.init import Factors
 from rankrl.adapter.table import ModuleRank
 
 
@@ -53,6 +54,16 @@ def lora_config(table: list[ModuleRank]) -> LoraConfig:
     )
 
 
+def starting(name: str) -> str:
+    """Name of the frozen adapter that takes away what `name` started from."""
+    return f"start-of-{name}"
+
+
+def doubled(table: list[ModuleRank]) -> list[ModuleRank]:
+    """Twice the ranks at the same scale."""
+    return [replace(row, rank=2 * row.rank, alpha=2 * row.alpha) for row in table]
+
+
 class AdapterHost:
     """A frozen base that carries any number of named adapters, one active at a time. Adapter weights are fp32 and never merged.
 
@@ -66,9 +77,20 @@ class AdapterHost:
         self.with_mode = list(base.modules())
         self.layers: dict[str, Any] = {}
         """PEFT's LoRA layers, by module: those that an adapter so far has a rank in."""
+        self.offset: set[str] = set()
+        """Adapters whose B did not start at 0."""
 
-    def attach(self, name: str, table: list[ModuleRank], seed: int) -> None:
-        """Adds an adapter with B = 0, so that it starts as the base."""
+    def attach(self, name: str, table: list[ModuleRank], rows: Factors, columns: Factors | None = None) -> None:
+        """Adds an adapter that starts as the base: A = `rows` and B = 0; or B = `columns`, and a frozen second adapter with the
+        same A and with -B acts along with it: delta W = scale (B A - B0 A0).
+        """
+        if columns:
+            self._add(starting(name), table, rows, {module: -b for module, b in columns.items()})
+            self.offset.add(name)
+        self._add(name, table, rows, columns or {})
+        self.activate(name)
+
+    def _add(self, name: str, table: list[ModuleRank], rows: Factors, columns: Factors) -> None:
         if isinstance(self.model, PeftModel):
             self.model.add_adapter(name, lora_config(table))
         else:
@@ -78,14 +100,17 @@ class AdapterHost:
         with torch.no_grad():
             for row in table:
                 layer = self.layer(row.module)
-                layer.lora_A[name].weight.copy_(kaiming_rows(seed, row.module, row.rank, row.d_in))
-                layer.lora_B[name].weight.zero_()
-        self.activate(name)
+                layer.lora_A[name].weight.copy_(rows[row.module])
+                layer.lora_B[name].weight.copy_(columns.get(row.module, torch.zeros(())))
+                for factor in (layer.lora_A[name], layer.lora_B[name]):
+                    factor.weight.requires_grad_(False)  # until it is activated
 
     def detach(self, name: str) -> None:
         """Removes an adapter, if it is there."""
-        if isinstance(self.model, PeftModel) and name in self.model.peft_config:
-            self.model.delete_adapter(name)
+        self.offset.discard(name)
+        for part in (name, starting(name)):
+            if isinstance(self.model, PeftModel) and part in self.model.peft_config:
+                self.model.delete_adapter(part)
 
     def activate(self, name: str) -> None:
         """The adapter that acts and learns from now on. PEFT freezes all others whenever one is added or deleted, hence the last
@@ -93,8 +118,9 @@ class AdapterHost:
         """
         assert isinstance(self.model, PeftModel)
         self.model.active_adapter = name
+        acting = [name, starting(name)] if name in self.offset else [name]
         for layer in self.layers.values():
-            layer._active_adapter = [name]
+            layer._active_adapter = acting
             if name in getattr(layer, "lora_A", ()):  # a module of rank 0 has none
                 for factor in (layer.lora_A[name], layer.lora_B[name]):
                     factor.weight.requires_grad_()
@@ -126,3 +152,22 @@ class AdapterHost:
         """Module -> (A [r, d_in], B [d_out, r])."""
         layers = {row.module: self.layer(row.module) for row in table}
         return {module: (layer.lora_A[name].weight, layer.lora_B[name].weight) for module, layer in layers.items()}
+
+    def update(self, name: str, table: list[ModuleRank]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Module -> (A, B) with delta W = scale B A. Where B started at B0 they have twice the rank: [A; A - A0] and [B - B0, B0].
+
+        B A - B0 A0 is the same, but PEFT's form of it, [A; A0] and [B, -B0], would cancel what an engine has rounded.
+        """
+        factors = self.factors(name, table)
+        if name not in self.offset:
+            return dict(factors)
+        start = {module: (a0, -b0) for module, (a0, b0) in self.factors(starting(name), table).items()}
+        return {
+            module: (torch.cat([a, a - start[module][0]]), torch.cat([b - start[module][1], start[module][1]], dim=1))
+            for module, (a, b) in factors.items()
+        }
+
+    def linears(self) -> dict[str, nn.Linear]:
+        """The base's own modules, whatever is around them."""
+        found = {module: self.base.get_submodule(module) for module in self.shapes}
+        return {module: getattr(layer, "base_layer", layer) for module, layer in found.items()}

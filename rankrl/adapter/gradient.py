@@ -14,7 +14,7 @@ O((d_in + d_out) (rank + oversample)) however many tokens there are. Passes over
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -50,7 +50,8 @@ class Coordinates:
 
     of_x: list[LowRankMap]
     of_delta: list[LowRankMap]
-    fisher_trace: float | None = None
+    fisher: list[float] = field(default_factory=list)
+    """Leading eigenvalues of the second moment of x times the trace of that of delta."""
 
     def rows(self, rows_Nd: torch.Tensor) -> torch.Tensor:
         """Rows [N, d_in] that read off raw x what `rows_Nd` read off the coordinates; the maps are symmetric."""
@@ -143,16 +144,18 @@ def coordinates(
     if not init.fisher:
         return {m: Coordinates(projections[m], []) for m in shapes}
     like = next(iter(principal.values()))
-    whiten: list[dict[str, tuple[LowRankMap, float]]] = []
+    sides: list[dict[str, tuple[LowRankMap, torch.Tensor, float]]] = []
     for side in (0, 1):
         first = random_bases(shapes, side, k, seed, like)
         omega = {m: orthonormal(y[:-1]) for m, y in moments(walk, first, side == 1, reduce).items()}
-        sums = moments(walk, omega, side == 1, reduce)
-        traces = {m: float(y[-1, 0]) for m, y in sums.items()}
-        whiten.append({m: (whitening(*nystrom(y[:-1], omega[m]), traces[m]), traces[m]) for m, y in sums.items()})
-    (of_x, of_delta) = whiten
+        sides.append({})
+        for m, y in moments(walk, omega, side == 1, reduce).items():
+            vectors, values = nystrom(y[:-1], omega[m])
+            sides[side][m] = (whitening(vectors, values, float(y[-1, 0])), values, float(y[-1, 0]))
+    (of_x, of_delta) = sides
     return {
-        m: Coordinates([*projections[m], of_x[m][0]], [of_delta[m][0]], of_x[m][1] * of_delta[m][1]) for m in shapes
+        m: Coordinates([*projections[m], of_x[m][0]], [of_delta[m][0]], (of_x[m][1] * of_delta[m][2]).tolist())
+        for m in shapes
     }
 
 
@@ -161,7 +164,7 @@ def policy_gradient(
 ) -> Start:
     """Rows for adapters of up to `rank`: the directions of half a whose signal in half b is beyond chance, ordered by it, then
     drawn ones. `principal`: the top right singular vectors [K, d_in] of each W, K at least `init.off_principal`."""
-    k, like = rank + init.oversample, next(iter(principal.values()))
+    k, like, start = rank + init.oversample, next(iter(principal.values())), Start({})
     frame = coordinates(walk, shapes, init, k, seed, principal, reduce)
     omega = random_bases(shapes, 0, k, seed, like)
     sketch = GradientSketch(walk, shapes, frame, {m: o.shape[1] for m, o in omega.items()}, samples, reduce)
@@ -171,23 +174,22 @@ def policy_gradient(
     held_out_N = samples.half_N == 1
     advantage_N = samples.advantage_N[held_out_N] * sketch.per_token[1]
     null_PN = permuted(advantage_N, samples.group_N[held_out_N], PERMUTATIONS, seed)
-    start = Start({})
-    for module, (d_in, _) in shapes.items():
+    for module, shape in shapes.items():
         signal_k, keep_k = reproducible(contributions[module].cpu()[held_out_N], advantage_N, null_PN)
-        order = signal_k.masked_fill(~keep_k, -torch.inf).argsort(descending=True)[: min(int(keep_k.sum()), rank)]
+        most = min(rank, *shape)
+        order = signal_k.masked_fill(~keep_k, -torch.inf).argsort(descending=True)[: min(int(keep_k.sum()), most)]
         v_a, v_b = (v.T.cpu() for _, _, v in found[module])
-        kept = frame[module].rows(found[module][0][2].T)[order.to(like.device)].cpu()
-        avoid = principal[module][: init.off_principal].cpu()
-        start.rows[module] = completed(kept, seed, module, rank, init.fallback, avoid)
-        start.values[module] = [*signal_k[order].tolist(), *[0.0] * (rank - len(order))]
-        energy = float(y[module][1].square().sum()) * d_in / sketch.columns[module]  # of G_b, in expectation over Omega
+        kept = frame[module].rows(found[module][0][2].T).cpu()[order]
+        rows = completed(kept, seed, module, most, init.fallback, principal[module][: init.off_principal])
+        start.rows[module] = rows
+        start.values[module] = [*signal_k[order].tolist(), *[0.0] * (most - len(order))]
+        start.fisher[module] = frame[module].fisher[:most]
+        energy = float(y[module][1].square().sum()) * shape[0] / sketch.columns[module]  # of G_b, in expectation
         top = max(len(order), 1)
         start.diagnostics[module] = {
             "kept": len(order),
             "captured_energy": float(signal_k[order].square().sum()) / energy if energy else 0.0,
             "halves_agreement": overlap(v_a[:top], v_b[:top]),
-            "principal_share": overlap(start.rows[module], principal[module].cpu()),
+            "principal_share": overlap(rows, principal[module].cpu()),
         }
-        if frame[module].fisher_trace is not None:
-            start.diagnostics[module]["fisher_trace"] = frame[module].fisher_trace  # type: ignore[assignment]
     return start

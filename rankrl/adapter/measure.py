@@ -47,12 +47,12 @@ def eva(
         omega = {m: orthonormal(y[:-1]) for m, y in moments(walk, omega, False, reduce).items()}
     for module, y in moments(walk, omega, False, reduce).items():
         v, squares = nystrom(y[:-1], omega[module])
-        trace = float(y[-1, 0])
-        rows = completed(v.T[:rank], seed, module, rank, "orthonormal", v.T[:0])
+        trace, most = float(y[-1, 0]), min(rank, *shapes[module])
+        rows = completed(v.T[:most], seed, module, most, "orthonormal", v.T[:0])
         start.rows[module] = rows
-        start.values[module] = (squares[:rank] / int(samples.tokens_N.sum())).sqrt().tolist()
+        start.values[module] = (squares[:most] / (trace or 1.0)).tolist()
         start.diagnostics[module] = {
-            "captured_energy": float(squares[:rank].sum()) / trace if trace else 0.0,
+            "captured_energy": sum(start.values[module]),
             "principal_share": overlap(rows, principal[module].cpu()),
         }
     return start

@@ -21,7 +21,9 @@ class Start:
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     """[d_out, R]: where B starts, of pissa and olora."""
     values: dict[str, list[float]] = field(default_factory=dict)
-    """[R], never increasing. eva: root mean square activation; pg_subspace: held-out signal u^T G v, 0 for fallback."""
+    """[R], never increasing. eva: share of the activations' energy; pg_subspace: held-out signal u^T G v, 0 for fallback."""
+    fisher: dict[str, list[float]] = field(default_factory=dict)
+    """[R], never increasing, of pg_subspace with `fisher`: the Fisher's trace by leading direction of the input."""
     diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
     """Module -> name -> value."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +34,7 @@ def write_start(path: Path, start: Start) -> None:
     """`path`.safetensors and, last, `path`.json; each is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{kind}/{m}": t.contiguous() for kind in ("rows", "columns") for m, t in getattr(start, kind).items()}
-    plain = {"values": start.values, "diagnostics": start.diagnostics, "summary": start.summary}
+    plain = {"values": start.values, "fisher": start.fisher, "diagnostics": start.diagnostics, "summary": start.summary}
     for suffix, write in (
         (".safetensors", lambda part: save_file(tensors, part)),
         (".json", lambda part: part.write_text(json.dumps(plain, indent=1) + "\n")),

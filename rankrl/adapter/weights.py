@@ -48,16 +48,22 @@ def rewriting_factors(weight: torch.Tensor, rank: int, method: str) -> tuple[tor
     return layer.lora_A["start"].weight.detach(), layer.lora_B["start"].weight.detach()
 
 
+def principal_rows(linears: dict[str, nn.Linear], count: int) -> dict[str, torch.Tensor]:
+    """The top right singular vectors [count, d_in] of each W, or as many as it has."""
+    return {m: right_singular(weight, min(count, *weight.shape))[0] for m, weight in whole_weights(linears)}
+
+
 def start_from_weights(linears: dict[str, nn.Linear], method: str, rank: int) -> Start:
     """rlpo, rlmo, pissa or olora for adapters of up to `rank`."""
     start = Start({})
     for module, weight in whole_weights(linears):
+        most = min(rank, *weight.shape)
         if method in REWRITING:
-            a, b = rewriting_factors(weight, rank, method)
+            a, b = rewriting_factors(weight, most, method)
             start.columns[module] = b.cpu().contiguous()
             start.diagnostics[module] = {"share_of_weight": float((b @ a).square().sum() / weight.square().sum())}
         else:
-            a, singular = right_singular(weight, rank, method == "rlmo")
+            a, singular = right_singular(weight, most, method == "rlmo")
             start.diagnostics[module] = {"share_of_weight": float(singular.square().sum() / weight.square().sum())}
         start.rows[module] = a.cpu().contiguous()
     return start

@@ -10,6 +10,7 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from torch import nn
 
 from rankrl.adapter.build import AdapterHost
+from rankrl.adapter.init import starting_factors
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
@@ -63,7 +64,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
 
     def attach(self, spec: AdapterSpec) -> int:
         """Builds the run's value adapter, head and optimizer. Returns the number of trained parameters."""
-        self.host.attach(spec.name, spec.table, spec.seed)
+        self.host.attach(spec.name, spec.table, *starting_factors(spec.init, spec.seed, spec.table, None))
         factors = [p for pair in self.host.factors(spec.name, spec.table).values() for p in pair]
         head = value_head(self.critic.config.hidden_size, spec.seed).to(factors[0].device)
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.critic

@@ -15,6 +15,7 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
+from rankrl.adapter.start import Start
 from rankrl.adapter.table import ModuleRank, uniform
 from rankrl.data.items import Item, step_indices
 from rankrl.ppo.arguments import arguments
@@ -110,17 +111,17 @@ class RunTrainer(BasePPOTrainer):
         shapes = self.services.policy_shapes
         return allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
 
-    def attach(self, table: list[ModuleRank] | None = None) -> int:
-        """Brings the run to the services; `table` is its policy adapter, allocated by the recipe unless given. Returns the
-        parameters of that adapter.
+    def attach(self, table: list[ModuleRank] | None = None, start: Start | None = None) -> int:
+        """Brings the run to the services; `table` is its policy adapter, allocated by the recipe unless given, and `start` what a
+        measured init starts from. Returns the parameters of that adapter.
         """
         run, recipe, args = self.run, self.run.recipe, self.args
-        self.table = table or self.allocate()
+        self.table, self.start = table or self.allocate(), start
         steps, frozen = run.optimizer_steps, recipe.critic.warmup_steps * recipe.updates_per_rollout
-        policy = AdapterSpec(run.run_id, args, self.table, run.seed, run["lr_ratio"], steps - frozen)
+        policy = AdapterSpec(run.run_id, args, self.table, run.seed, run["lr_ratio"], steps - frozen, recipe.init)
         value_table = uniform(self.services.value_shapes, recipe.critic.rank, lambda rank: recipe.critic.alpha)
         critic = AdapterSpec(value_name(run.run_id), args, value_table, run.seed, 1.0, steps)
-        refs = self.services.policy.async_run_method("attach", policy)
+        refs = self.services.policy.async_run_method("attach", policy, start)
         ray.get(self.services.critic.async_run_method("attach", critic))
         params = ray.get(refs)[0]
         self.broadcast_to_vllm()
@@ -135,6 +136,10 @@ class RunTrainer(BasePPOTrainer):
         self.sync_bytes = ray.get(
             [engine.load_adapter.remote(self.adapter_id, payload) for engine in self.vllm_engines]
         )[0]
+
+    def update_sizes(self) -> dict[str, dict[str, float]]:
+        """Module -> norm and effective rank of delta W."""
+        return ray.get(self.actor_model_group.async_run_method("update_sizes")[0])
 
     def evaluate(self, samples: int) -> list[Sample]:  # type: ignore[override]
         return self.rollouts.evaluate(self.adapter_id, self.eval_items, samples)

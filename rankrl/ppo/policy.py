@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from openrlhf.models import Actor
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from peft import get_peft_model_state_dict
+from torch import nn
 
-from rankrl.adapter.build import AdapterHost
+from rankrl.adapter.build import AdapterHost, doubled, lora_config
+from rankrl.adapter.delta import module_size
+from rankrl.adapter.init import starting_factors
+from rankrl.adapter.measured import measured_start
+from rankrl.adapter.start import Start
+from rankrl.adapter.watch import Batch, Samples
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
-from rankrl.ppo.serving import Payload, pack
+from rankrl.ppo.serving import Payload, pack, peft_names
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
 from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler
+from rankrl.recipe.init import Init
 
 
 class AdapterActor(Actor):
     """OpenRLHF's actor on a frozen base: DeepSpeed takes the base, adapters are added to it afterwards."""
+
+    model: Any
 
     def __init__(self, path: str, args: SimpleNamespace, strategy: AdapterStrategy):
         super().__init__(
@@ -35,8 +47,27 @@ class AdapterActor(Actor):
             self.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
         self.model.requires_grad_(False).to(getattr(torch, strategy.dtype))
         self.engine = (strategy.prepare(self.model),)  # keeps ZeRO's hooks on the base alive; a tuple, so no submodule
-        if strategy.share_prefixes:
-            SharedPrefixes(self.model.base_model)
+        self.prefixes = SharedPrefixes(self.model.base_model) if strategy.share_prefixes else None
+
+    @contextmanager
+    def alone(self, base: nn.Module) -> Iterator[None]:
+        """The base without PEFT's wrapper, and no sample's tokens computed together with another's."""
+        model, self.model = self.model, base
+        if self.prefixes:
+            self.prefixes.on = False
+        try:
+            yield
+        finally:
+            self.model = model
+            if self.prefixes:
+                self.prefixes.on = True
+
+
+def added_up(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over workers."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 class PolicyTrainer(ActorPPOTrainer):
@@ -56,9 +87,23 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         self.host = AdapterHost(self.actor.model, modules, layers)
         self.runs = {}
 
-    def attach(self, spec: AdapterSpec) -> int:
-        """Builds the run's adapter and optimizer. Returns the number of trained parameters."""
-        self.host.attach(spec.name, spec.table, spec.seed)
+    def measure(self, init: Init, rank: int, seed: int, batches: list[Batch], samples: Samples | None) -> Start | None:
+        """What policy adapters of up to `rank` start from (worker 0 only), measured on the base by all workers together."""
+        self.host.train()  # as in an update: with gradient checkpointing, where it is on
+        with self.host.disabled(), self.actor.alone(self.host.base):
+            task = (self._logprobs, self.host.linears(), self.host.shapes)
+            start = measured_start(*task, init, rank, seed, batches, samples, added_up)
+        return start if self.strategy.is_rank_0() else None
+
+    def _logprobs(self, batch: Batch) -> torch.Tensor:
+        """[B, A], with a graph where gradients are on."""
+        device = torch.cuda.current_device()
+        inputs = (batch.sequences_BT, batch.action_mask_BA, batch.attention_mask_BT)
+        return self.actor(*(tensor.to(device) for tensor in inputs))
+
+    def attach(self, spec: AdapterSpec, start: Start | None = None) -> int:
+        """Builds the run's adapter, from `start` if its init needs the base, and its optimizer. Returns the trained parameters."""
+        self.host.attach(spec.name, spec.table, *starting_factors(spec.init, spec.seed, spec.table, start))
         self.actor.model = self.host.model
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.actor
         factors = self.host.factors(spec.name, spec.table).values()
@@ -115,11 +160,23 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         if not self.strategy.is_rank_0():
             return None
         scales = {row.module: self.host.layer(row.module).scaling[run.spec.name] for row in run.spec.table}
-        return pack(self.host.factors(run.spec.name, run.spec.table), scales, dtype)
+        return pack(self.host.update(run.spec.name, run.spec.table), scales, dtype)
+
+    def update_sizes(self) -> dict[str, dict[str, float]]:
+        """Module -> norm and effective rank of the active adapter's delta W."""
+        run = self.runs[self.host.model.active_adapter]
+        name, update = run.spec.name, self.host.update(run.spec.name, run.spec.table)
+        with torch.no_grad():
+            return {m: module_size(a, b, self.host.layer(m).scaling[name]) for m, (a, b) in update.items()}
 
     def peft_files(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The active adapter as PEFT saves it: (adapter_config, tensors)."""
         name = self.host.model.active_adapter
+        if name in self.host.offset:
+            table = self.runs[name].spec.table
+            return {**lora_config(doubled(table)).to_dict(), "inference_mode": True}, peft_names(
+                self.host.update(name, table)
+            )
         config = {**self.host.model.peft_config[name].to_dict(), "inference_mode": True}
         tensors = get_peft_model_state_dict(self.host.model, adapter_name=name, save_embedding_layers=False)
         return config, {key: t.detach().cpu().clone() for key, t in tensors.items()}

@@ -59,10 +59,14 @@ class SharedPrefixes:
 
     def __init__(self, decoder: nn.Module):
         self.node_BT: torch.Tensor | None = None
+        self.on = True
+        """Off, samples are computed one by one, so that each has a gradient of its own."""
         decoder.register_forward_pre_hook(self._fold, with_kwargs=True)
         decoder.register_forward_hook(self._unfold)
 
     def _fold(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if not self.on:
+            return args, kwargs
         tokens_BT = args[0] if args else kwargs["input_ids"]
         lengths_B = kwargs["attention_mask"].sum(1).tolist()
         found = tree(tuple(tuple(row[:n]) for row, n in zip(tokens_BT.tolist(), lengths_B, strict=True)))
@@ -76,6 +80,8 @@ class SharedPrefixes:
         return (), {**kwargs, **one_row}
 
     def _unfold(self, decoder: nn.Module, args: tuple, output: Any) -> Any:
+        if not self.on:
+            return output
         hidden_NH = output["last_hidden_state"][0]
         output["last_hidden_state"] = hidden_NH[self.node_BT]
         return output

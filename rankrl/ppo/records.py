@@ -149,6 +149,11 @@ class Record:
         part.replace(path)
         self.board.add_scalar("eval/score", score, step)
 
+    def adapter(self, step: int, scalars: dict[str, float]) -> None:
+        """TensorBoard scalars of the adapter after a step."""
+        for name, value in scalars.items():
+            self.board.add_scalar(f"adapter/{name}", value, step)
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint; a kill during the write leaves the previous one."""
         self.checkpoint_dir.mkdir(exist_ok=True)

@@ -99,7 +99,9 @@ class Rollouts(SamplesGenerator):
             for (item, k, _), (ids, logprobs), cut, text in zip(chunk, parts, responses.truncated, texts, strict=True)
         ]
 
-    def rollout(self, adapter_id: int, run_seed: int, step: int, items: list[Item], samples: int) -> list[Sample]:
+    def rollout(
+        self, adapter_id: int | None, run_seed: int, step: int, items: list[Item], samples: int
+    ) -> list[Sample]:
         """`samples` training samples of each item; requests are seeded by (run seed, step, item, sample)."""
         seeds = [[request_seed("train", run_seed, step, item.item_id, k) for k in range(samples)] for item in items]
         return self.sample(adapter_id, items, seeds, self.scale.sampling.temperature)

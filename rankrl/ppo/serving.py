@@ -53,6 +53,15 @@ class Payload:
     data: bytes
 
 
+def peft_names(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Module -> (A, B) under the names that PEFT saves them by, on the CPU."""
+    return {
+        f"base_model.model.{module}.lora_{side}.weight": factor.detach().cpu().clone()
+        for module, pair in factors.items()
+        for side, factor in zip("AB", pair, strict=True)
+    }
+
+
 def pack(factors: dict[str, tuple[torch.Tensor, torch.Tensor]], scales: dict[str, float], dtype: str) -> Payload:
     """Module -> (A [r, d_in], B [d_out, r]) with its scale, as a payload. Folding is done in fp32, before the cast."""
     tensors = {}

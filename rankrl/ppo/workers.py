@@ -21,6 +21,7 @@ from rankrl.adapter.build import AdapterHost
 from rankrl.adapter.table import ModuleRank, Shapes
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.transport import send_tensors_as_arrays
+from rankrl.recipe.init import Init
 
 Call = tuple[str, list[dict[str, Any]]]
 """A method, and the keyword arguments of each call to it."""
@@ -39,6 +40,7 @@ class AdapterSpec:
     lr_ratio: float
     """Learning rate of B over that of A (LoRA+)."""
     optimizer_steps: int
+    init: Init = field(default_factory=Init)
 
 
 @dataclass

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,9 @@ import ray
 import torch
 from openrlhf.utils.utils import get_tokenizer
 
+from rankrl.adapter.delta import scalars
 from rankrl.adapter.save import save_adapter
+from rankrl.adapter.start import Start
 from rankrl.adapter.table import as_json, from_plain, span
 from rankrl.data.items import load_items, revision
 from rankrl.ppo.loop import Diverged, RunTrainer
@@ -24,13 +28,15 @@ from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
 from rankrl.ppo.services import Services, resolve_model
 from rankrl.ppo.upstream import flatten
-from rankrl.recipe.allocation import allocation_document
+from rankrl.recipe.allocation import Importance, allocation_document, planned
+from rankrl.recipe.init import DRAWN, Init
 from rankrl.recipe.plan import Run
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
 from rankrl.sweep.base import base_samples
 from rankrl.sweep.owner import owned
 from rankrl.sweep.progress import say
+from rankrl.sweep.start import cached_start
 
 
 def services_died(error: BaseException, services: Services) -> bool:
@@ -111,7 +117,9 @@ class Bench:
 
     def _start(self, again: bool) -> Services:
         try:
-            return Services(self.runs[0], max(run.max_rank for run in self.runs), self.parallel_runs)
+            return Services(
+                self.runs[0], max(run.max_rank * run.recipe.init.served_ranks for run in self.runs), self.parallel_runs
+            )
         except (ValueError, ray.exceptions.RayError) as error:
             raise ClusterLost(" ".join(str(error).split())[:500]) if again else error from error
 
@@ -131,6 +139,29 @@ class Bench:
         services, nothing = self.services, SimpleNamespace(args=None)
         rollouts = Rollouts(nothing, self.prompter, services.engines, self.scale)
         return base_samples(rollouts, self.eval_items, self.directory, services.model_path)
+
+    def start(self, run: Run, init: Init | None = None) -> Start | None:
+        """What the adapter of `run` starts from, if its init needs the base: the same for all cells of a seed."""
+        init = init or run.recipe.init
+        if init.method in DRAWN:
+            return None
+        recipe, services = run.recipe, self.services
+        rank = max(planned(recipe, self.scale, rank, run.seed)[1] for rank in recipe.ranks)
+        with self._lock:
+            rollouts = Rollouts(SimpleNamespace(args=None), self.prompter, services.engines, self.scale)
+            directory = self.directory / run.sweep / "adapter"
+            return cached_start(services, rollouts, self.train_items, init, rank, run.seed, directory)
+
+    def _importance(self, run: Run) -> Importance | None:
+        """What a measured allocation measures, of the samples that the init is measured on."""
+        value, init = run.recipe.allocation.value, run.recipe.init
+        if value is None:
+            return None
+        method = "eva" if value == "activation" else "pg_subspace"
+        same = init.method == method and (value != "fisher" or init.fisher)
+        start = self.start(run, init if same else Init(method, fisher=value == "fisher"))
+        assert start is not None
+        return start.fisher if value == "fisher" else start.values
 
     def attempt(self, run: Run, attempts: int, alone: bool = True) -> dict[str, Any] | None:
         """Trains `run`. Where services died under it, it goes on from its checkpoint on new ones, until they died `attempts` times
@@ -199,7 +230,8 @@ class Bench:
         record.start({**run.resolved(), "openrlhf": upstream, "versions": versions(), "data_revision": data}, first)
         base = self.base_samples()
         try:
-            record.trainable_params = trainer.attach(from_plain(state["table"]) if state else None)
+            table = from_plain(state["table"]) if state else trainer.allocate(self._importance(run))
+            record.trainable_params = trainer.attach(table, self.start(run))
             self._check_params(run, record.trainable_params)
             if state:
                 trainer.restore(state)
@@ -234,10 +266,13 @@ class Bench:
         if done == recipe.steps or (recipe.eval_every and done % recipe.eval_every == 0):
             samples = trainer.evaluate(self.scale.sampling.eval_samples)
             record.evaluation(done, samples, score(samples))
+        checkpoint = done % recipe.checkpoint_every == 0
+        if checkpoint or done == recipe.steps or (recipe.eval_every and done % recipe.eval_every == 0):
+            record.adapter(done, scalars(trainer.update_sizes()))
         stop = record.dir / "STOP"
         stopped = stop.exists() or stop_asked()
         stop.unlink(missing_ok=True)
-        if done < recipe.steps and (done % recipe.checkpoint_every == 0 or stopped):
+        if done < recipe.steps and (checkpoint or stopped):
             record.save_checkpoint(trainer.state(done))
         if done < recipe.steps and stopped:
             record.close()
@@ -270,9 +305,8 @@ class Bench:
             "start": start,
             "gain": final - start,
         }
-        save_adapter(
-            record.dir / "adapter", config, tensors, self.scale.model.path, facts, {"allocation.json": as_json(spent)}
-        )
+        more = {"allocation.json": as_json(spent), "diagnostics.json": json.dumps(_diagnostics(run, trainer), indent=1)}
+        save_adapter(record.dir / "adapter", config, tensors, self.scale.model.path, facts, more)
 
     def _result(
         self,
@@ -301,3 +335,11 @@ class Bench:
             "trainable_params": record.trainable_params,
             "base_params": self.scale.model.base_params,
         }
+
+
+def _diagnostics(run: Run, trainer: RunTrainer) -> dict[str, Any]:
+    """diagnostics.json: how the adapter started, and how far it has moved the base."""
+    sizes = trainer.update_sizes()
+    start = trainer.start or Start({})
+    init = {**asdict(run.recipe.init), "measured": start.summary, "modules": start.diagnostics}
+    return {"init": init, "final": {**scalars(sizes), "modules": sizes}}

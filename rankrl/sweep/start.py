@@ -1,0 +1,126 @@
+"""What adapters start from where the base decides it: measured once per model, init and seed, cached, used by every cell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import ray
+import torch
+
+from rankrl.adapter.start import Start, read_start, write_start
+from rankrl.adapter.watch import Batch, Samples
+from rankrl.data.items import Item, revision, step_indices
+from rankrl.ppo.rollout import Rollouts, Sample, experience
+from rankrl.ppo.services import Services
+from rankrl.recipe.init import FROM_WEIGHTS, Init
+from rankrl.sweep.base import cache_key
+
+VERSION = 1
+"""Of what is measured: raise it where the same inputs give another result."""
+MEASURING = -1
+"""The step that requests of the measurement are seeded by: no sample of a run's own steps is among them."""
+
+
+def cached_start(
+    services: Services, rollouts: Rollouts, items: list[Item], init: Init, rank: int, seed: int, directory: Path
+) -> Start:
+    """For adapters of up to `rank`, from the cache under `directory` if it has them. A file that cannot be read is made anew."""
+    seed = 0 if init.method in FROM_WEIGHTS else seed
+    path = directory / f"{init.method}-{start_key(services, items, init, rank, seed)}"
+    try:
+        return read_start(path)
+    except Exception:  # absent, or cut short
+        start = measure(services, rollouts, items, init, rank, seed)
+        write_start(path, start)
+        return start
+
+
+def start_key(services: Services, items: list[Item], init: Init, rank: int, seed: int) -> str:
+    """What a start depends on: the base and how it is sampled, the items, the init but for the norm, rank and seed."""
+    scale = services.scale
+    parts = [
+        VERSION,
+        cache_key(scale, services.model_path, revision(items)),
+        scale.sampling.temperature,
+        scale.model.modules,
+        asdict(replace(init, norm="")),
+        rank,
+        seed,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def measure(services: Services, rollouts: Rollouts, items: list[Item], init: Init, rank: int, seed: int) -> Start:
+    """Worker 0's result of what all policy workers measure together."""
+    workers = len(services.policy.workers)
+    if init.method in FROM_WEIGHTS:
+        return ray.get(services.policy.each("measure", [(init, rank, seed, [], None)] * workers))[0]
+    chosen = [items[i] for i in step_indices(seed, 0, init.prompts, len(items))]
+    graded = rollouts.rollout(None, seed, MEASURING, chosen, init.samples_per_prompt)
+    kept = graded if init.method == "eva" else mixed(graded, init)
+    samples = facts(kept)
+    shares = deal(kept, samples, workers, services.scale.placement.micro_batch, rollouts.tokenizer.pad_token_id)
+    refs = services.policy.each("measure", [(init, rank, seed, share, samples) for share in shares])
+    start = ray.get(refs)[0]
+    start.summary.update(
+        prompts=init.prompts,
+        prompts_used=int(samples.group_N.max()) + 1,
+        samples=len(graded),
+        samples_used=len(kept),
+        tokens=sum(sample.tokens for sample in graded),
+    )
+    return start
+
+
+def mixed(graded: list[Sample], init: Init) -> list[Sample]:
+    """The samples of prompts answered both right and wrong; of others the advantage is 0. Raises ValueError if there are few."""
+    verdicts: dict[str, set[bool]] = {}
+    for sample in graded:
+        verdicts.setdefault(sample.item.item_id, set()).add(sample.verdict.correct)
+    used = sum(len(seen) == 2 for seen in verdicts.values())
+    if used < 4:
+        raise ValueError(
+            f"init.prompts: got {init.prompts}, allowed: so many that 4 are answered both right and wrong in "
+            f"{init.samples_per_prompt} samples; {used} were (raise init.prompts or init.samples_per_prompt)"
+        )
+    return [sample for sample in graded if len(verdicts[sample.item.item_id]) == 2]
+
+
+def facts(samples: list[Sample]) -> Samples:
+    """Advantages, leave-one-out (RLOO): a verdict minus the mean of the prompt's others. Prompts alternate between the halves."""
+    names = list(dict.fromkeys(sample.item.item_id for sample in samples))
+    group_N = torch.tensor([names.index(sample.item.item_id) for sample in samples])
+    right_N = torch.tensor([float(sample.verdict.correct) for sample in samples])
+    sums, counts = (
+        torch.zeros(len(names)).index_add(0, group_N, values) for values in (right_N, torch.ones_like(right_N))
+    )
+    others = (sums[group_N] - right_N) / (counts[group_N] - 1).clamp(min=1)
+    tokens_N = torch.tensor([len(sample.response_ids) for sample in samples])
+    return Samples(right_N - others, group_N, group_N % 2, tokens_N)
+
+
+def deal(samples: list[Sample], known: Samples, workers: int, micro_batch: int, pad_token: int) -> list[list[Batch]]:
+    """Each worker's micro-batches of samples of like length, as many for each: the last may be a copy that counts for nothing."""
+    order = sorted(range(len(samples)), key=lambda i: samples[i].tokens)
+    parts = [order[i : i + micro_batch] for i in range(0, len(order), micro_batch)]
+    copies = -len(parts) % workers
+    batches = [_batch(samples, known, part, 1.0, pad_token) for part in parts]
+    batches += [_batch(samples, known, parts[-1], 0.0, pad_token)] * copies
+    return [batches[worker::workers] for worker in range(workers)]
+
+
+def _batch(samples: list[Sample], known: Samples, part: list[int], real: float, pad_token: int) -> Batch:
+    padded = experience([samples[i] for i in part], part, [0.0] * len(part), pad_token, 0)
+    row_B = torch.tensor(part)
+    return Batch(
+        padded.sequences,
+        padded.attention_mask,
+        padded.action_mask,
+        row_B,
+        known.half_N[row_B],
+        known.advantage_N[row_B],
+        torch.full((len(part),), real),
+    )

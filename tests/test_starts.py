@@ -1,0 +1,121 @@
+"""Every start of an adapter through the real services at scale=nano: it is the base, trains, and acts in the engine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import ray
+import torch
+from conftest import runs_of
+
+from rankrl.recipe.init import DRAWN, FROM_WEIGHTS, MEASURED, REWRITING
+
+pytestmark = pytest.mark.pipeline
+
+MEASURE = ("init.prompts=16", "init.samples_per_prompt=8")
+VARIANTS = {
+    **dict.fromkeys((*DRAWN, *FROM_WEIGHTS), ()),
+    **dict.fromkeys(MEASURED, MEASURE),
+    "pg_subspace fisher": (*MEASURE, "init.fisher=true", "init.off_principal=4"),
+}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    from rankrl.sweep.local import prepare_process
+
+    prepare_process(3)
+    from rankrl.sweep.worker import Bench
+
+    with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs")) as bench:
+        yield bench
+
+
+def run_of(variant, *overrides):
+    options = (f"init.method={variant.split()[0]}", *VARIANTS[variant])
+    return runs_of("demo", "ranks=[8]", "seeds=[0]", "steps=2", "rules.warmup=0", *options, *overrides)[0]
+
+
+def logprobs(group, batch):
+    fields = {key: [getattr(batch, key)] for key in ("sequences", "action_mask", "attention_mask")}
+    return ray.get(group.async_run_method_batch("forward", **fields))[0][0]
+
+
+@pytest.fixture(scope="module")
+def references():
+    """Log-probabilities of the base, of the first variant that has any."""
+    return []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_policy_starts_as_the_base_and_its_engine_follows_it(bench, references, variant):
+    from rankrl.ppo.loop import RunTrainer
+
+    run = run_of(variant)
+    trainer = RunTrainer(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)
+    try:
+        assert trainer.attach(None, bench.start(run)) == run.trainable_params
+        samples = trainer.rollouts.rollout(None, 0, 0, trainer.train_items[:2], 8)  # of the base, the same for all
+        batch = trainer.experience_maker.split_rollout_samples(samples)[0]
+        policy, reference = (logprobs(g, batch) for g in (trainer.actor_model_group, trainer.reference_model_group))
+        references.append(reference)
+        assert torch.equal(reference, references[0])
+        if run.recipe.init.method in REWRITING:
+            assert (policy - reference).abs().max() < 1e-4
+        else:
+            assert torch.equal(policy, reference)
+        started = trainer.rollouts.rollout(trainer.adapter_id, 0, 0, trainer.train_items[:2], 8)
+        assert [s.response_ids for s in started] == [
+            s.response_ids for s in samples
+        ]  # the engine starts as the base too
+        lines = [trainer.step(step) for step in range(2)]
+        assert lines[0]["kl_ref"] == pytest.approx(0, abs=1e-5) and lines[1]["kl_step"] > 1e-6
+        assert all(line["sync_gap_nats"] < 0.01 for line in lines)
+        assert (logprobs(trainer.actor_model_group, batch) - reference).abs().max() > 1e-3
+        assert torch.equal(logprobs(trainer.reference_model_group, batch), reference)
+        assert all(size["delta_norm"] > 0 for size in trainer.update_sizes().values())
+    finally:
+        trainer.detach()
+
+
+@pytest.mark.parametrize("variant", ["pg_subspace", "pissa"])
+def test_a_run_leaves_its_diagnostics(bench, variant):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = run_of(variant, f"name={variant}", "scale.sampling.eval_samples=1")
+    result = bench.attempt(run, attempts=1)
+    assert result["status"] == "finished", result
+    directory = bench.directory / variant / run.run_id
+    facts = json.loads((directory / "adapter" / "diagnostics.json").read_text())
+    assert facts["init"]["method"] == variant and len(facts["init"]["modules"]) == len(facts["final"]["modules"]) == 14
+    assert facts["final"]["delta_norm"] > 0 and facts["final"]["effective_rank"] >= 1
+    if variant == "pg_subspace":
+        assert facts["init"]["measured"]["samples"] == 128
+        assert set(facts["init"]["modules"]["model.layers.0.self_attn.q_proj"]) == {
+            "kept",
+            "captured_energy",
+            "halves_agreement",
+            "principal_share",
+        }
+    base = AutoModelForCausalLM.from_pretrained(bench.services.model_path, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, str(directory / "adapter"))
+    assert loaded.peft_config["default"].r == (16 if variant == "pissa" else 8)
+    norms = {m: size["delta_norm"] for m, size in facts["final"]["modules"].items()}
+    for module, norm in norms.items():
+        layer = loaded.base_model.model.get_submodule(module)
+        assert float(layer.get_delta_weight("default").norm()) == pytest.approx(norm, rel=1e-3)
+
+
+def test_what_was_measured_is_read_from_then_on(bench, monkeypatch):
+    from rankrl.sweep import start
+
+    run = run_of("eva")
+    first = bench.start(run)
+    monkeypatch.setattr(start, "measure", None)
+    again = bench.start(run)
+    assert all(torch.equal(first.rows[m], again.rows[m]) for m in first.rows)
+    assert again.diagnostics == first.diagnostics
+    with pytest.raises(TypeError):
+        bench.start(run_of("eva", "seeds=[1]"))
