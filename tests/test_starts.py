@@ -9,6 +9,7 @@ import ray
 import torch
 from conftest import runs_of
 
+from rankrl.recipe.allocation import read_importance
 from rankrl.recipe.init import DRAWN, FROM_WEIGHTS, MEASURED, REWRITING
 
 pytestmark = pytest.mark.pipeline
@@ -106,6 +107,25 @@ def test_a_run_leaves_its_diagnostics(bench, variant):
     for module, norm in norms.items():
         layer = loaded.base_model.model.get_submodule(module)
         assert float(layer.get_delta_weight("default").norm()) == pytest.approx(norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", ["signal", "activation", "fisher"])
+def test_ranks_go_where_the_measurement_says(bench, value):
+    options = (
+        "allocation.method=greedy",
+        f"allocation.value={value}",
+        f"name={value}",
+        "scale.sampling.eval_samples=1",
+    )
+    run = runs_of("demo", "ranks=[2]", "seeds=[0]", "steps=1", *options)[0]
+    result = bench.attempt(run, attempts=1)
+    assert result["status"] == "finished", result
+    assert 0.95 * run.trainable_params <= result["trainable_params"] <= run.trainable_params
+    rows = json.loads((bench.directory / value / run.run_id / "adapter" / "allocation.json").read_text())["modules"]
+    assert len({row["rank"] for row in rows}) > 1
+    assert read_importance(bench.directory / value / run.run_id / "importance.json", value).keys() >= {
+        row["module"] for row in rows
+    }
 
 
 def test_what_was_measured_is_read_from_then_on(bench, monkeypatch):

@@ -15,7 +15,6 @@ import psutil
 from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
 from rankrl.recipe.plan import Run, plan
 from rankrl.recipe.scale import Execution
-from rankrl.recipe.schema import require
 from rankrl.report.ledger import ENDED, write_plan
 from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
@@ -64,9 +63,6 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
     """
     root = directory / runs[0].sweep
     for run in runs:
-        method = run.recipe.allocation.method
-        fix = "measuring the importance of modules is not built yet"
-        require(not run.recipe.allocation.measured, "allocation.method", method, "uniform or profile", fix)
         check_identity(root / run.run_id, run)
     write_plan(root, runs)
     with owned(root) if report else nullcontext():

@@ -28,7 +28,7 @@ from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
 from rankrl.ppo.services import Services, resolve_model
 from rankrl.ppo.upstream import flatten
-from rankrl.recipe.allocation import Importance, allocation_document, planned
+from rankrl.recipe.allocation import Importance, allocation_document, planned, write_importance
 from rankrl.recipe.init import DRAWN, Init
 from rankrl.recipe.plan import Run
 from rankrl.report.ledger import ENDED
@@ -152,8 +152,8 @@ class Bench:
             directory = self.directory / run.sweep / "adapter"
             return cached_start(services, rollouts, self.train_items, init, rank, run.seed, directory)
 
-    def _importance(self, run: Run) -> Importance | None:
-        """What a measured allocation measures, of the samples that the init is measured on."""
+    def _importance(self, run: Run, record: Record) -> Importance | None:
+        """What a measured allocation measures, on the samples that the init is measured on; also left in the run's directory."""
         value, init = run.recipe.allocation.value, run.recipe.init
         if value is None:
             return None
@@ -161,7 +161,9 @@ class Bench:
         same = init.method == method and (value != "fisher" or init.fisher)
         start = self.start(run, init if same else Init(method, fisher=value == "fisher"))
         assert start is not None
-        return start.fisher if value == "fisher" else start.values
+        importance = start.fisher if value == "fisher" else start.values
+        write_importance(record.dir / "importance.json", value, importance)
+        return importance
 
     def attempt(self, run: Run, attempts: int, alone: bool = True) -> dict[str, Any] | None:
         """Trains `run`. Where services died under it, it goes on from its checkpoint on new ones, until they died `attempts` times
@@ -230,7 +232,7 @@ class Bench:
         record.start({**run.resolved(), "openrlhf": upstream, "versions": versions(), "data_revision": data}, first)
         base = self.base_samples()
         try:
-            table = from_plain(state["table"]) if state else trainer.allocate(self._importance(run))
+            table = from_plain(state["table"]) if state else trainer.allocate(self._importance(run, record))
             record.trainable_params = trainer.attach(table, self.start(run))
             self._check_params(run, record.trainable_params)
             if state:
