@@ -6,6 +6,7 @@ import pytest
 from conftest import rankrl
 
 from rankrl.report.build import build
+from rankrl.report.compare import comparisons, reference_arm
 from rankrl.report.passk import pass_at_k, pass_table
 from rankrl.report.stats import clopper_pearson, grouped, summarise, summary, t_interval
 
@@ -97,6 +98,42 @@ def test_summary_has_the_schema_of_the_contract():
     }
     assert set(statistics["cells"][0]) == keys
     assert grouped(results, ("arm", "rank"))[0]["n_seeds"] == 4
+
+
+def test_arms_are_compared_over_common_seeds():
+    off = [result(seed=s, gain=g, arm="off") for s, g in ((0, 0.1), (1, 0.2), (2, 0.3))]
+    on = [result(seed=s, gain=g, arm="on", trainable_params=99) for s, g in ((0, 0.2), (1, 0.2), (2, 0.5), (3, 0.9))]
+    alone = [result(seed=0, rank=4, arm="on")]  # of a cell that `off` lacks
+    (row,) = comparisons(off + on + alone)
+    assert (row["arm"], row["against"], row["n_pairs"], row["unpaired_seeds"], row["higher"]) == ("on", "off", 3, 1, 2)
+    assert row["mean_difference"] == pytest.approx(0.1)
+    assert row["difference_ci95"] == pytest.approx([0.1 - 0.2484, 0.1 + 0.2484], abs=1e-4)  # 4.3027 * 0.1 / sqrt(3)
+    assert row["pairing"] == pytest.approx(0.8660, abs=1e-4)
+    assert row["params_ratio"] == pytest.approx(0.99)
+    assert comparisons(off) == []
+    assert reference_arm(["b", "a"]) == "a"
+
+
+def test_report_of_arms_draws_their_differences_and_ranks(tmp_path):
+    for arm in ("off", "on"):
+        for seed in (0, 1):
+            run = tmp_path / "arms" / f"{arm}-r8-b16-s{seed}"
+            (run / "adapter").mkdir(parents=True)
+            (run / "result.json").write_text(
+                json.dumps(result(8, seed, 0.1 + 0.1 * seed, arm=arm) | {"run_id": run.name})
+            )
+            ranks = {"model.layers.0.mlp.up_proj": 8, "model.layers.1.mlp.up_proj": 6 + seed if arm == "on" else 8}
+            (run / "adapter" / "allocation.json").write_text(
+                json.dumps({"modules": [{"module": m, "rank": r} for m, r in ranks.items()]})
+            )
+    (report,) = build(tmp_path)
+    to = tmp_path / "arms" / "report"
+    assert report["comparisons"][0]["mean_difference"] == 0
+    for name in ("difference_by_arm", "allocation"):
+        assert (to / "figures" / f"{name}.svg").exists()
+    assert ">6.5</text>" in (to / "figures" / "allocation.svg").read_text().replace("\n", "")
+    page = (to / "index.html").read_text()
+    assert "against arm off" in page and "<h2>Arms</h2>" in page
 
 
 def test_report_of_run_directories(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from rankrl.adapter.table import LARGEST_SERVED
 from rankrl.recipe.check import require
 
-METHODS = {"uniform": (), "profile": ("profile",), "greedy": ("value",), "proportional": ("value",)}
+METHODS = {"uniform": (), "profile": ("profile",), "greedy": ("value", "prompts"), "proportional": ("value", "prompts")}
 PROFILES = {"linear": ("slope",), "triangular": ("peak",), "last_k": ("last_k",), "mlp": (), "table": ("table",)}
 VALUES = ("signal", "activation", "fisher")
 CONTROLS = ("none", "random", "reversed")
@@ -34,6 +34,8 @@ class Allocation:
     """For table: weight by module type (q_proj, ...), one for every adapted type; 0 drops it."""
     value: Optional[str] = None
     """What greedy and proportional measure: signal (held-out policy-gradient energy), activation or fisher."""
+    prompts: int = 64
+    """Prompts that the base answers for the measurement, in 8 samples each."""
     control: str = "none"
     """The same budget with the importance dealt to modules at random (by the run's seed), or reversed."""
     tau: float = 1.0
@@ -69,6 +71,8 @@ class Allocation:
             self._check_used(option.name, option.default, option.name in used)
         if self.measured:
             require(self.value in VALUES, "allocation.value", self.value, ", ".join(VALUES))
+            fix = "it is split in halves"
+            require(self.prompts >= 4, "allocation.prompts", self.prompts, "an integer of at least 4", fix)
         require(self.control in CONTROLS, "allocation.control", self.control, ", ".join(CONTROLS))
         self._check_ranges()
 

@@ -78,7 +78,7 @@ class Run:
         recipe = {
             k: v
             for k, v in asdict(self.recipe).items()
-            if k not in ("name", "ranks", "batch_sizes", "seeds", "steps", "arms", "rules")
+            if k not in ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "rules")
         }
         return {
             "sweep": self.sweep,
@@ -164,7 +164,24 @@ def plan(experiment: Experiment) -> list[Run]:
                 for batch_size in recipe.batch_sizes
                 for seed in recipe.seeds
             ]
+    _check_equal_params(runs)
     return runs
+
+
+def _check_equal_params(runs: list[Run]) -> None:
+    """Arms of one rank and seed spend the same, as far as the recipe asks for it: else the arm's size is compared as well."""
+    share = runs[0].recipe.equal_params
+    cells: dict[tuple[int, int], list[Run]] = {}
+    for run in runs if share else []:
+        cells.setdefault((run.rank, run.seed), []).append(run)
+    for (rank, _), arms in cells.items():
+        least, most = (pick(arms, key=lambda run: run.trainable_params) for pick in (min, max))
+        if least.trainable_params < (1 - (share or 0)) * most.trainable_params:
+            raise ValueError(
+                f"equal_params: got {least.trainable_params:,} parameters in arm {least.arm} and {most.trainable_params:,} in arm "
+                f"{most.arm} at rank {rank}, allowed: a difference of {share:.1%} (scale {least.scale.name} has too few modules "
+                "for so small a budget: raise ranks, or drop the arm)"
+            )
 
 
 def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int]]:
@@ -214,9 +231,13 @@ def _check_init(recipe: Recipe, scale: Scale, rank: int, max_rank: int) -> None:
     left, why = narrow - max_rank, f"the narrowest input has {narrow} dimensions, of which the adapter needs {max_rank}"
     off = init.off_principal
     require(off == 0 or off <= left, "init.off_principal", off, f"0 to {max(left, 0)}", why)
-    items = scale.data.train_items
-    measured = init.prompts <= items or init.method not in MEASURED
-    require(measured, "init.prompts", init.prompts, f"at most data.train_items={items}")
+    items, asked = scale.data.train_items, {}
+    if init.method in MEASURED:
+        asked["init.prompts"] = init.prompts
+    if recipe.allocation.measured:
+        asked["allocation.prompts"] = recipe.allocation.prompts
+    for key, prompts in asked.items():
+        require(prompts <= items, key, prompts, f"at most data.train_items={items}")
 
 
 def micro_batch(run: Run) -> int:

@@ -281,6 +281,8 @@ class Recipe:
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
     critic: Critic = field(default_factory=Critic)
     reward: Reward = field(default_factory=Reward)
+    equal_params: Optional[float] = None
+    """Share by which the adapter parameters of the arms may differ at a rank; null is off."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Variants of this recipe: name -> overrides. Empty: one unnamed variant."""
 
@@ -304,6 +306,9 @@ class Recipe:
         require(self.dual_clip is None or 1 < self.dual_clip < 1e6, "dual_clip", self.dual_clip, "above 1, or null")
         for name in ("gamma", "gae_lambda"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
+        share = self.equal_params
+        require(share is None or 0 < share < 1, "equal_params", share, "a share above 0 and below 1, or null")
+        require(share is None or bool(self.arms), "equal_params", share, "null: the recipe has no arms to compare")
         self.rules.check()
         self.allocation.check()
         self.init.check()

@@ -38,6 +38,18 @@ CELL_COLUMNS = {
     "mean_tokens": "tokens",
     "token_efficiency": "gain per M tokens",
 }
+COMPARISON_COLUMNS = {
+    "arm": "arm",
+    "rank": "rank",
+    "batch_size": "batch",
+    "n_pairs": "pairs",
+    "mean_difference": "mean difference",
+    "difference_ci95": "95 % interval",
+    "higher": "higher",
+    "pairing": "correlation",
+    "params_ratio": "parameters, ratio",
+    "unpaired_seeds": "seeds without partner",
+}
 RUN_COLUMNS = {
     "run_id": "run",
     "status": "status",
@@ -106,11 +118,19 @@ def _ledger(entries: list[Entry]) -> str:
     return f"<h2>Ledger</h2><p>{len(entries)} runs planned: {stand}.</p>{shown}"
 
 
-def page(sweep: SweepRecords, statistics: dict[str, Any], drawings: list[Path], entries: list[Entry]) -> str:
-    captions = [
-        "Gain over the base against rank: every run a dot, mean and 95 % t interval.",
-        "Training accuracy over PPO steps by rank: every run a thin line, the mean a thick one.",
-    ]
+def _comparisons(rows: list[dict[str, Any]]) -> str:
+    """The arms against the reference arm, if there are arms."""
+    if not rows:
+        return ""
+    shown = table(rows, COMPARISON_COLUMNS, f"One row per arm, rank and batch size, against arm {rows[0]['against']}")
+    return f"""<h2>Arms</h2>{shown}
+<p>Differences are between runs of one seed, which share prompts, sampling and rows of A; the interval is Student t, 95 %, for each
+row by itself: of many rows, some miss the truth. Correlation is that of the two arms' gains over seeds.</p>"""
+
+
+def page(
+    sweep: SweepRecords, statistics: dict[str, Any], drawings: list[tuple[Path, str]], entries: list[Entry]
+) -> str:
     missing = "".join(
         f"<p>Not counted: {len(names)} {what} ({escape(', '.join(names))}).</p>"
         for what, names in (("unfinished runs", sweep.unfinished), ("unreadable results", sweep.unreadable))
@@ -123,7 +143,8 @@ def page(sweep: SweepRecords, statistics: dict[str, Any], drawings: list[Path], 
 <title>{escape(sweep.name)} - rankrl</title><style>{CSS}</style></head><body><main>
 <h1>{escape(sweep.name)}: {len(sweep.results)} runs</h1>
 <ul>{"".join(_sentence(row) for row in statistics["ranks"])}</ul>{missing}
-<h2>Figures</h2>{"".join(_figure(path, text) for path, text in zip(drawings, captions, strict=True))}
+<h2>Figures</h2>{"".join(_figure(path, text) for path, text in drawings)}
+{_comparisons(statistics["comparisons"])}
 <h2>Cells</h2>{cells}
 <p>Scores and gains are fractions of correct answers on held-out items. Gain intervals are Student t, risk intervals
 Clopper-Pearson, both 95 %. A failed or diverged run counts as negative. All gains share one base score, so its error is

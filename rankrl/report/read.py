@@ -56,6 +56,24 @@ def read_sweep(directory: Path) -> SweepRecords:
     return SweepRecords(directory.name, directory, results, unreadable, unfinished)
 
 
+def mean_ranks(sweep: SweepRecords) -> dict[str, dict[str, float]]:
+    """Arm and rank, in words -> module -> mean rank over runs, where an allocation.json has more than one rank."""
+    tables: dict[str, list[dict[str, float]]] = {}
+    for result in sweep.results:
+        path = sweep.directory / result["run_id"] / "adapter" / "allocation.json"
+        try:
+            ranks = {row["module"]: float(row["rank"]) for row in json.loads(path.read_text())["modules"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if len(set(ranks.values())) > 1:
+            arm = f"{result['arm']}, " if result["arm"] else ""
+            tables.setdefault(f"{arm}rank {result['rank']}", []).append(ranks)
+    return {
+        name: {module: sum(ranks.get(module, 0.0) for ranks in runs) / len(runs) for module in runs[0]}
+        for name, runs in tables.items()
+    }
+
+
 def curves(directory: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics.jsonl, up to the first that is broken."""
     lines = []

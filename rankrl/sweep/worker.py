@@ -158,8 +158,9 @@ class Bench:
         if value is None:
             return None
         method = "eva" if value == "activation" else "pg_subspace"
-        same = init.method == method and (value != "fisher" or init.fisher)
-        start = self.start(run, init if same else Init(method, fisher=value == "fisher"))
+        prompts = run.recipe.allocation.prompts
+        same = init.method == method and init.prompts == prompts and (value != "fisher" or init.fisher)
+        start = self.start(run, init if same else Init(method, prompts=prompts, fisher=value == "fisher"))
         assert start is not None
         importance = start.fisher if value == "fisher" else start.values
         write_importance(record.dir / "importance.json", value, importance)
@@ -290,6 +291,12 @@ class Bench:
         if params > run.trainable_params or (params < run.trainable_params and not waited):
             raise ValueError(
                 f"model.modules: got shapes with {run.trainable_params:,} adapter parameters, but the model has {params:,}"
+            )
+        share = run.recipe.equal_params
+        if share and params < (1 - share) * run.trainable_params:
+            raise ValueError(
+                f"equal_params: got {params:,} adapter parameters, allowed: {share:.1%} below the {run.trainable_params:,} of the "
+                "other arms (what was measured leaves nothing to spend the rest on: raise allocation.max_rank)"
             )
 
     def _save_adapter(self, run: Run, record: Record, trainer: RunTrainer, start: float, final: float) -> None:

@@ -1,0 +1,42 @@
+"""The ablation recipes through the real pipeline at scale=nano, every arm, and what their reports compare."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import rankrl, runs_of
+
+SHORT = ("seeds=[0,1]", "steps=3", "rules.warmup=0", "scale.sampling.eval_samples=1")
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("recipe, rank", [("ablate_init", 4), ("ablate_allocation", 8)])
+def test_every_arm_trains_and_is_compared_with_off(tmp_path, recipe, rank):
+    words = (f"ranks=[{rank}]", *SHORT)
+    done = rankrl("sweep", f"recipes/{recipe}.yaml", *words, "--runs", str(tmp_path), timeout_s=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = runs_of(recipe, *words)
+    arms = {run.arm for run in runs} - {"off"}
+    for run in runs:
+        result = json.loads((tmp_path / recipe / run.run_id / "result.json").read_text())
+        assert (result["status"], result["steps"]) == ("finished", 3), result
+        assert 0.99 * run.trainable_params <= result["trainable_params"] <= run.trainable_params
+    rows = json.loads((tmp_path / recipe / "report" / "summary.json").read_text())["comparisons"]
+    assert [(row["against"], row["n_pairs"]) for row in rows] == [("off", 2)] * len(arms)
+    assert {row["arm"] for row in rows} == arms
+    assert all(0.99 <= row["params_ratio"] <= 1.01 for row in rows)
+    assert all(row["difference_ci95"] is not None for row in rows)
+    assert len({tuple(row["differences"]) for row in rows}) > len(arms) / 2, "arms that do the same thing"
+    assert "gain minus that of arm off" in done.stdout
+
+
+def test_arms_of_other_sizes_are_refused_in_one_line():
+    done = rankrl("plan", "recipes/ablate_allocation.yaml", "arms.on_half.allocation.budget_rank=7")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "55,552 parameters in arm on_half and 63,488 in arm" in done.stderr
+
+
+def test_arms_may_differ_where_the_recipe_says_so():
+    runs = runs_of("ablate_allocation", "arms.on_half.allocation.budget_rank=7", "equal_params=null")
+    assert {run.trainable_params for run in runs if run.arm in ("off", "on_half")} == {55_552, 63_488}
