@@ -76,10 +76,12 @@ def _adapter(args: argparse.Namespace) -> int:
     from rankrl.recipe.allocation import read_importance
 
     experiment = load_experiment(args.recipe, [*args.overrides, f"ranks=[{args.rank}]"])
-    for run in _cells(experiment):
-        section, importance = run.recipe.allocation, None
-        if section.measured and args.importance:
-            importance = read_importance(Path(args.importance), section.value)
+    cells = _cells(experiment)
+    values = {run.recipe.allocation.value for run in cells if run.recipe.allocation.value}
+    kind, measured = read_importance(Path(args.importance), values) if args.importance else (None, None)
+    for run in cells:
+        section = run.recipe.allocation
+        importance = measured if section.value == kind else None
         print(f"{run.arm or experiment.name}, rank {run.rank}, scale {run.scale.name}, seed {run.seed}")
         if section.measured and importance is None:
             print(
@@ -98,6 +100,12 @@ def _print_allocation(run: Run, importance: Importance | None, every: bool, to: 
     shapes = module_shapes(run.scale)
     table = allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
     content = allocation_document(run.recipe.allocation, run.rank, shapes, table)
+    if to:  # before a reader of the output may have gone
+        from rankrl.report.figures import rank_map
+
+        to.mkdir(parents=True, exist_ok=True)
+        (to / "allocation.json").write_text(as_json(content))
+        print(f"written: {to / 'allocation.json'}, {rank_map(content, to)} and .png")
     print("\n".join(allocation.weight(content, run.scale)))
     for rows in (
         allocation.by_type(content),
@@ -107,12 +115,6 @@ def _print_allocation(run: Run, importance: Importance | None, every: bool, to: 
         print()
         if rows:
             _print_rows(rows)
-    if to:
-        from rankrl.report.figures import rank_map
-
-        to.mkdir(parents=True, exist_ok=True)
-        (to / "allocation.json").write_text(as_json(content))
-        print(f"written: {to / 'allocation.json'}, {rank_map(content, to)} and .png\n")
 
 
 def _sweep(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,17 @@ def write_importance(path: Path, value: str, importance: Importance) -> None:
     path.write_text(json.dumps({"value": value, "modules": importance}, indent=1) + "\n")
 
 
-def read_importance(path: Path, value: str | None) -> Importance:
-    """The values in an importance.json. Raises ValueError if they measure something else than `value`, or cannot be read."""
+def read_importance(path: Path, wanted: Collection[str]) -> tuple[str, Importance]:
+    """What an importance.json measured, and the values. Raises ValueError if that is not `wanted`, or it cannot be read."""
     try:
         content = json.loads(path.read_text())
         kind, modules = content["value"], {name: [*map(float, v)] for name, v in content["modules"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--importance: got {str(path)!r}, allowed: an importance.json ({error!r})") from error
-    require(kind == value, "--importance", f"{path} of {kind}", f"what allocation.value says: {value}")
-    return modules
+    says = (
+        f"what allocation.value says: {', '.join(sorted(wanted))}"
+        if wanted
+        else "nothing: no allocation here is measured"
+    )
+    require(kind in wanted, "--importance", f"{path} of {kind}", says)
+    return kind, modules
