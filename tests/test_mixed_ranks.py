@@ -34,8 +34,8 @@ def test_mixed_ranks_train_stop_and_resume(bench, monkeypatch):
     from rankrl.ppo.loop import RunTrainer
 
     run, importance = mixed_run()
-    directory, allocate, step = bench.directory / "demo" / run.run_id, RunTrainer.allocate, RunTrainer.step
-    monkeypatch.setattr(RunTrainer, "allocate", lambda self: allocate(self, importance))
+    directory, step = bench.directory / "demo" / run.run_id, RunTrainer.step
+    monkeypatch.setattr(type(bench), "_importance", lambda *_: importance)
     monkeypatch.setattr(RunTrainer, "step", lambda self, at: [step(self, at), (directory / "STOP").touch()][0])
     assert bench.attempt(run, attempts=1) is None
     monkeypatch.setattr(RunTrainer, "allocate", None)
