@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -26,7 +25,11 @@ STOPPED = 75  # EX_TEMPFAIL: stopped, on request or by the loss of nodes, and re
 
 
 def prepare_process(gpus: int) -> None:
-    """Before training: quiet libraries, the CPU stand-ins where there is no GPU, and Ray, which starts during the heavy imports."""
+    """Before training: quiet libraries, Ray, the CPU stand-ins where there is no GPU.
+
+    Ray starts before the heavy imports, not beside them: it forks, and the fork imports; were another thread in the middle of an
+    import, it would wait for ever.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -38,9 +41,8 @@ def prepare_process(gpus: int) -> None:
     warnings.simplefilter("ignore")  # of libraries; rankrl reports by exceptions and printed lines
     from rankrl.ppo.cluster import start_ray
 
-    importing = ThreadPoolExecutor().submit(_import_stack)
     start_ray(gpus)  # here, because Ray's processes die with the thread that started them
-    importing.result()
+    _import_stack()
 
 
 def _import_stack() -> None:
