@@ -30,7 +30,6 @@ def prepare_process(gpus: int) -> None:
     Ray starts before the heavy imports, not beside them: it forks, and the fork imports; were another thread in the middle of an
     import, it would wait for ever.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -43,6 +42,7 @@ def prepare_process(gpus: int) -> None:
 
     start_ray(gpus)  # here, because Ray's processes die with the thread that started them
     _import_stack()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # last, because Ray and libraries set handlers of their own
 
 
 def _import_stack() -> None:
