@@ -73,16 +73,16 @@ def ledger(root: Path, strict: bool = False) -> list[Entry]:
     Where Slurm does not answer, what waits in it shows as planned or stopped, with a warning; if `strict`, raises ValueError.
     """
     try:
-        waiting = waiting_in_slurm(root)
+        waiting, answered = waiting_in_slurm(root), True
     except ValueError as error:
         if strict:
             raise
         print(f"rankrl: {error}", file=sys.stderr)
-        waiting = {}
-    return [_entry(root, run_id, steps, waiting.get(run_id)) for run_id, steps in read_plan(root).items()]
+        waiting, answered = {}, False
+    return [_entry(root, run_id, steps, waiting.get(run_id), answered) for run_id, steps in read_plan(root).items()]
 
 
-def _entry(root: Path, run_id: str, steps: int, task: str | None) -> Entry:
+def _entry(root: Path, run_id: str, steps: int, task: str | None, answered: bool) -> Entry:
     directory = root / run_id
     attempts, result = _count_lines(attempts_file(directory)), read_result(directory)
     if result and result["status"] != "failed":
@@ -90,7 +90,9 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None) -> Entry:
     last = last_line(directory / "metrics.jsonl")
     step = last.get("step", 0)
     owner = living_owner(root / f".{run_id}.lock")
-    if owner:
+    array = str(owner["job"]).partition("_")[0] if owner else ""
+    ended = answered and task is None and (root / TASKS / f"{array}.tasks").is_file()  # its Slurm task has
+    if owner and not ended:
         where = owner["host"] + (f", job {owner['job']}" if owner["job"] else "")
         left_s = (steps - step) * last["step_s"] if last else None
         return Entry(run_id, "running", step, steps, attempts, left_s, where)
