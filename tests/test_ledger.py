@@ -194,6 +194,14 @@ def test_a_holder_that_has_long_been_silent_is_not_waited_for(tmp_path, monkeypa
         assert owner.read_owner(path).host == socket.gethostname()
 
 
+def test_a_holder_whose_task_slurm_has_ended_does_not_live(tmp_path):
+    path = other_node(tmp_path, job="8_0")
+    assert living_owner(path, {"8_0", "8_1"})["job"] == "8_0"
+    assert living_owner(path, {"8_1"}) is None
+    assert living_owner(path)["host"] == "elsewhere"  # Slurm was not asked
+    assert living_owner(other_node(tmp_path, job="9"), set())["job"] == "9"  # a job that is no array's task
+
+
 def test_a_lock_whose_number_is_now_another_process_does_not_count(tmp_path):
     sleeper = subprocess.Popen(["sleep", "60"])
     path = owner.lock_file(tmp_path, "r1")

@@ -73,26 +73,25 @@ def ledger(root: Path, strict: bool = False) -> list[Entry]:
     Where Slurm does not answer, what waits in it shows as planned or stopped, with a warning; if `strict`, raises ValueError.
     """
     try:
-        waiting, answered = waiting_in_slurm(root), True
+        live = live_tasks() if any((root / TASKS).glob("*.tasks")) else None
     except ValueError as error:
         if strict:
             raise
         print(f"rankrl: {error}", file=sys.stderr)
-        waiting, answered = {}, False
-    return [_entry(root, run_id, steps, waiting.get(run_id), answered) for run_id, steps in read_plan(root).items()]
+        live = None
+    waiting = waiting_in_slurm(root, live or set())
+    return [_entry(root, run_id, steps, waiting.get(run_id), live) for run_id, steps in read_plan(root).items()]
 
 
-def _entry(root: Path, run_id: str, steps: int, task: str | None, answered: bool) -> Entry:
+def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str] | None) -> Entry:
     directory = root / run_id
     attempts, result = _count_lines(attempts_file(directory)), read_result(directory)
     if result and result["status"] != "failed":
         return Entry(run_id, result["status"], result["steps"], steps, attempts, None, result.get("error", ""))
     last = last_line(directory / "metrics.jsonl")
     step = last.get("step", 0)
-    owner = living_owner(root / f".{run_id}.lock")
-    array = str(owner["job"]).partition("_")[0] if owner else ""
-    ended = answered and task is None and (root / TASKS / f"{array}.tasks").is_file()  # its Slurm task has
-    if owner and not ended:
+    owner = living_owner(root / f".{run_id}.lock", live)
+    if owner:
         where = owner["host"] + (f", job {owner['job']}" if owner["job"] else "")
         left_s = (steps - step) * last["step_s"] if last else None
         return Entry(run_id, "running", step, steps, attempts, left_s, where)
@@ -109,10 +108,16 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, answered: bool
     return Entry(run_id, "planned", 0, steps, 0, None, "")
 
 
-def living_owner(path: Path) -> dict[str, Any] | None:
-    """Who holds a run (rankrl.sweep.owner), if that process seems to live."""
+def living_owner(path: Path, live: set[str] | None = None) -> dict[str, Any] | None:
+    """Who holds a run (rankrl.sweep.owner), if that process seems to live.
+
+    `live`: this user's array tasks that Slurm has not ended, if it was asked.
+    """
     try:
         owner = json.loads(path.read_text())
+        ours = path.stat().st_uid == os.getuid() and "_" in (owner["job"] or "")
+        if live is not None and ours and owner["job"] not in live:  # a killed process has not freed its lock
+            return None
         if owner["host"] != socket.gethostname():
             return owner if time.time() - path.stat().st_mtime < STALE_S else None
         command = Path(
@@ -152,23 +157,20 @@ def _count_lines(path: Path) -> int:
         return 0
 
 
-def waiting_in_slurm(root: Path) -> dict[str, str]:
+def waiting_in_slurm(root: Path, live: set[str]) -> dict[str, str]:
     """run_id -> Slurm task that waits or runs, of all arrays that were submitted for the sweep."""
-    files = list((root / TASKS).glob("*.tasks"))
-    if not files:
-        return {}
-    live = live_tasks()
+    files = (root / TASKS).glob("*.tasks")
     tasks = {f"{file.stem}_{i}": line for file in files for i, line in enumerate(file.read_text().splitlines())}
     return {run_id: task for task, line in tasks.items() if task in live for run_id in line.split(",")}
 
 
-def live_tasks() -> set[str]:
-    """ARRAY_INDEX of every task of this user that Slurm has not ended; empty without Slurm.
+def live_tasks() -> set[str] | None:
+    """ARRAY_INDEX of every task of this user that Slurm has not ended; None without Slurm.
 
     Raises ValueError if Slurm does not answer: what waits would be submitted again.
     """
     if shutil.which("squeue") is None:
-        return set()
+        return None
     try:
         asked = subprocess.run(
             ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, timeout=60
