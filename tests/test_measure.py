@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from rankrl.adapter.gradient import policy_gradient
 from rankrl.adapter.init import gram_schmidt, orthonormal_rows
 from rankrl.adapter.measure import eva
-from rankrl.adapter.sketch import LowRankMap, nystrom, permuted, reproducible, test_matrix, whitening
+from rankrl.adapter.sketch import LowRankMap, nystrom, permuted, random_basis, reproducible, whitening
 from rankrl.adapter.watch import Batch, Samples, walk_activations, walk_gradients
 from rankrl.recipe.init import Init
 
@@ -282,7 +282,7 @@ def test_a_signal_beyond_its_permutations_is_reproducible():
 def test_nystrom_and_whitening_are_exact_where_the_rank_fits():
     v = orthonormal_rows(0, "v", 3, 20)
     c = v.T @ torch.diag(torch.tensor([9.0, 4.0, 1.0])) @ v
-    omega = test_matrix(0, "m", "i", 20, 6)
+    omega = random_basis(0, "m", "i", 20, 6)
     found, values = nystrom(c @ omega, omega)
     assert values[:4].tolist() == pytest.approx([9, 4, 1, 0], abs=1e-4)
     assert angles(found.T[:3], v)[0] < 0.1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from rankrl.adapter.init import completed
-from rankrl.adapter.sketch import nystrom, orthonormal, overlap, test_matrix
+from rankrl.adapter.sketch import nystrom, orthonormal, overlap, random_basis
 from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Reduce, Samples, Sums, Walk, summed, tokens
 from rankrl.recipe.init import Init
@@ -31,7 +31,7 @@ def moments(walk: Walk, omega: Sums, of_delta: bool, reduce: Reduce) -> Sums:
 
 def random_bases(shapes: Shapes, side: int, k: int, seed: int, like: torch.Tensor) -> Sums:
     """[d, min(k, d_in, d_out)] per module, with d the dimensions of its input (side 0) or output (side 1)."""
-    return {m: test_matrix(seed, m, "io"[side], d[side], min(k, *d)).to(like) for m, d in shapes.items()}
+    return {m: random_basis(seed, m, "io"[side], d[side], min(k, *d)).to(like) for m, d in shapes.items()}
 
 
 def eva(

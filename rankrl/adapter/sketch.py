@@ -16,12 +16,9 @@ LEVEL = 0.05
 """Chance that a module whose gradient is nothing but noise keeps any direction."""
 
 
-def test_matrix(seed: int, module: str, side: str, d: int, k: int) -> torch.Tensor:
+def random_basis(seed: int, module: str, side: str, d: int, k: int) -> torch.Tensor:
     """[d, k] with orthonormal columns that span a random subspace drawn from (seed, module, side)."""
     return orthonormal(torch.randn(d, k, generator=generator(seed, module, side)))
-
-
-test_matrix.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
 
 
 def orthonormal(y_dk: torch.Tensor) -> torch.Tensor:

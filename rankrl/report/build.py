@@ -58,65 +58,53 @@ def draw(sweep: SweepRecords, statistics: dict[str, Any], to: Path) -> list[tupl
     return drawings
 
 
-def print_comparisons(report: dict[str, Any]) -> None:
-    """The arms against the reference arm, on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if not report["comparisons"]:
-        return
-    against = report["comparisons"][0]["against"]
-    table = Table(title=f"gain minus that of arm {against}, same seed", title_justify="left", box=None)
-    for column in ("arm", "rank", "batch", "pairs", "mean", "95 % interval", "higher", "parameters"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    for row in report["comparisons"]:
-        interval = "[{:+.3f}, {:+.3f}]".format(*row["difference_ci95"]) if row["difference_ci95"] else "-"
-        table.add_row(
-            row["arm"],
-            str(row["rank"]),
-            str(row["batch_size"]),
-            str(row["n_pairs"]),
-            f"{row['mean_difference']:+.4f}",
-            interval,
-            f"{row['higher']}/{row['n_pairs']}",
-            f"{row['params_ratio']:.2%}",
-        )
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
-
-
 def print_table(report: dict[str, Any]) -> None:
-    """The rank families as a table on the terminal."""
+    """The rank families on the terminal, and the arms against the reference arm."""
+    families = [
+        {
+            "arm": row["arm"],
+            "rank": row["rank"],
+            "seeds": row["n_seeds"],
+            "mean gain": f"{row['mean_gain']:+.4f}",
+            "95 % interval": _interval(row["gain_ci95"]),
+            "sd": "-" if row["sd_gain"] is None else f"{row['sd_gain']:.4f}",
+            "best": f"{row['best_gain']:+.4f}",
+            "negative": f"{row['negative_runs']}/{row['n_seeds']}",
+            "risk below": f"{row['risk_ci95'][1]:.2f}",
+            "gain per M tokens": "-" if row["token_efficiency"] is None else f"{row['token_efficiency']:.3f}",
+        }
+        for row in report["ranks"]
+    ]
+    _print(f"{report['sweep']}: gain over the base by rank", families)
+    arms = [
+        {
+            "arm": row["arm"],
+            "rank": row["rank"],
+            "batch": row["batch_size"],
+            "pairs": row["n_pairs"],
+            "mean": f"{row['mean_difference']:+.4f}",
+            "95 % interval": _interval(row["difference_ci95"]),
+            "higher": f"{row['higher']}/{row['n_pairs']}",
+            "parameters": f"{row['params_ratio']:.2%}",
+        }
+        for row in report["comparisons"]
+    ]
+    if arms:
+        _print(f"gain minus that of arm {report['comparisons'][0]['against']}, same seed", arms)
+    print(f"page: {report['page']}")
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "[{:+.3f}, {:+.3f}]".format(*ends) if ends else "-"
+
+
+def _print(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{report['sweep']}: gain over the base by rank", title_justify="left", box=None)
-    for column in (
-        "arm",
-        "rank",
-        "seeds",
-        "mean gain",
-        "95 % interval",
-        "sd",
-        "best",
-        "negative",
-        "risk below",
-        "gain per M tokens",
-    ):
+    table = Table(title=title, title_justify="left", box=None)
+    for column in rows[0]:
         table.add_column(column, justify="left" if column == "arm" else "right")
-    for row in report["ranks"]:
-        interval = "[{:+.3f}, {:+.3f}]".format(*row["gain_ci95"]) if row["gain_ci95"] else "-"
-        table.add_row(
-            row["arm"],
-            str(row["rank"]),
-            str(row["n_seeds"]),
-            f"{row['mean_gain']:+.4f}",
-            interval,
-            "-" if row["sd_gain"] is None else f"{row['sd_gain']:.4f}",
-            f"{row['best_gain']:+.4f}",
-            f"{row['negative_runs']}/{row['n_seeds']}",
-            f"{row['risk_ci95'][1]:.2f}",
-            f"{row['token_efficiency']:.3f}" if row["token_efficiency"] is not None else "-",
-        )
+    for row in rows:
+        table.add_row(*map(str, row.values()))
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
-    print_comparisons(report)
-    print(f"page: {report['page']}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ray
 import torch
+from safetensors import SafetensorError
 
 from rankrl.adapter.start import Start, read_start, write_start
 from rankrl.adapter.watch import Batch, Samples
@@ -32,7 +33,7 @@ def cached_start(
     path = directory / f"{init.method}-{start_key(services, items, init, rank, seed)}"
     try:
         return read_start(path)
-    except Exception:  # absent, or cut short
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):  # absent, or cut short
         start = measure(services, rollouts, items, init, rank, seed)
         write_start(path, start)
         return start
