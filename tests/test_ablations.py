@@ -26,9 +26,14 @@ def test_every_arm_trains_and_is_compared_with_off(tmp_path, recipe, rank):
     assert [(row["against"], row["n_pairs"]) for row in rows] == [("off", 2)] * len(arms)
     assert {row["arm"] for row in rows} == arms
     assert all(0.99 <= row["params_ratio"] <= 1.01 for row in rows)
-    assert all(row["difference_ci95"] is not None for row in rows)
+    for row in rows:
+        assert (row["difference_ci95"] is None) == (abs(row["differences"][0] - row["differences"][1]) < 1e-9)
     assert len({tuple(row["differences"]) for row in rows}) > len(arms) / 2, "arms that do the same thing"
     assert "gain minus that of arm off" in done.stdout
+    if recipe == "ablate_allocation":
+        spent = [(tmp_path / recipe / run.run_id / "adapter" / "allocation.json").read_text() for run in runs]
+        ranks = [tuple(row["rank"] for row in json.loads(text)["modules"]) for text in spent]
+        assert all(table != (8,) * 14 for run, table in zip(runs, ranks, strict=True) if run.arm != "off")
 
 
 def test_arms_of_other_sizes_are_refused_in_one_line():

@@ -111,6 +111,8 @@ def test_arms_are_compared_over_common_seeds():
     assert row["pairing"] == pytest.approx(0.8660, abs=1e-4)
     assert row["params_ratio"] == pytest.approx(0.99)
     assert comparisons(off) == []
+    (equal,) = comparisons(off + [run | {"arm": "on", "gain": run["gain"] + 0.1} for run in off])
+    assert (equal["mean_difference"], equal["difference_ci95"]) == (pytest.approx(0.1), None)
     assert reference_arm(["b", "a"]) == "a"
 
 

@@ -21,7 +21,8 @@ def reference_arm(arms: list[str]) -> str | None:
 def comparisons(results: list[Result]) -> list[dict[str, Any]]:
     """A row for each arm, rank and batch size but the reference's: the gains minus the reference's of the same seed.
 
-    Interval: Student t, 95 %, of the mean of the paired differences, each by itself: among many arms some miss the truth.
+    Interval: Student t, 95 %, of the mean of the paired differences, each by itself: among many arms some miss the truth. None
+    where all differences are equal: scores lie on a grid, and a few seeds with one value are no certainty.
     `pairing`: correlation of the arm's gains with the reference's over seeds; pairing helps by as much. Seeds that only one of the
     two has are left out and counted.
     """
@@ -48,7 +49,7 @@ def _paired(pairs: list[tuple[Result, Result]]) -> dict[str, Any]:
         "n_pairs": len(pairs),
         "differences": differences,
         "mean_difference": sum(differences) / len(differences),
-        "difference_ci95": t_interval(differences),
+        "difference_ci95": t_interval(differences) if max(differences) - min(differences) > 1e-9 else None,
         "higher": sum(d > 0 for d in differences),
         "pairing": correlation(gains),
         "params_ratio": sum(sizes[0]) / sum(sizes[1]),
