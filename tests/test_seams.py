@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_upstream_checks_and_rewrites_are_refused():
         upstream.parse_arguments([*words, "--train.dynamic_batch_enable", "--rollout.max_tokens_per_gpu", "64"])
     with pytest.raises(ValueError, match="OpenRLHF refuses"):
         upstream.parse_arguments([*words, "--train.partial_rollout_enable"])
+
+
+def test_arguments_of_runs_that_start_at_once_are_parsed_one_after_another():
+    words = [command_line(run, "/model") for run in runs_of("demo")] * 5
+    with ThreadPoolExecutor(8) as pool:
+        parsed = list(pool.map(upstream.parse_arguments, words))
+    assert [args.train.seed for args in parsed] == [0, 1, 0, 1, 0, 1] * 5
 
 
 def test_raw_classes_have_the_methods_that_are_overridden():

@@ -22,7 +22,9 @@ from typing import Any
 OPENRLHF = "0.11.2"
 PARSED = "args = hierarchize(args)"
 LAST = "train(args)"
-ONE_AT_A_TIME = threading.Lock()  # upstream's parser reads sys.argv
+# Upstream's parser reads sys.argv, and Python 3.11's ast counts its depth for all threads together: two threads that parse or
+# compile a tree at once raise SystemError (github.com/python/cpython/issues/106905).
+ONE_AT_A_TIME = threading.Lock()
 
 
 def check_version() -> None:
@@ -71,9 +73,9 @@ def parse_arguments(words: list[str]) -> SimpleNamespace:
     Raises ValueError where the parser or a check refuses, and where a check would silently rewrite a value.
     """
     check_version()
-    parse, check = _main_body()
     scope: dict[str, Any] = {"argparse": argparse, "os": os, "datetime": datetime}
     with ONE_AT_A_TIME:
+        parse, check = _main_body()
         argv, sys.argv = sys.argv, ["train_ppo_ray", *words]
         try:
             exec(parse, scope)
