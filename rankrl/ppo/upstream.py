@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from datetime import datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, SimpleNamespace
@@ -41,6 +42,7 @@ def raw(actor_class: Any) -> type:
     return actor_class.__ray_actor_class__
 
 
+@cache
 def _main_body() -> tuple[CodeType, CodeType]:
     """Upstream's main block as (parser, checks). Raises RuntimeError if it no longer has the expected shape."""
     spec = importlib.util.find_spec("openrlhf")
