@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.load import Experiment, load_experiment
-from rankrl.recipe.plan import Run, plan
+from rankrl.recipe.plan import Run, idle_allocations, plan
 from rankrl.recipe.schema import require
 
 
@@ -24,6 +24,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
+    _warn(idle_allocations(runs))
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
@@ -36,6 +37,11 @@ def _plan(args: argparse.Namespace) -> int:
     print(table(estimates(runs, packed)))
     print(legend(runs[0]))
     return 0
+
+
+def _warn(said: list[str]) -> None:
+    for line in said:
+        print(line, file=sys.stderr)
 
 
 def _print_rows(rows: list[dict]) -> None:
@@ -121,7 +127,9 @@ def _sweep(args: argparse.Namespace) -> int:
     from rankrl.sweep.local import sweep
 
     experiment = load_experiment(args.recipe, args.overrides)
-    return sweep(plan(experiment), Path(args.runs), experiment.execution)
+    runs = plan(experiment)
+    _warn(idle_allocations(runs))
+    return sweep(runs, Path(args.runs), experiment.execution)
 
 
 def _run(args: argparse.Namespace) -> int:

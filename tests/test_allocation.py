@@ -15,6 +15,7 @@ from conftest import ROOT, rankrl, runs_of
 from rankrl.adapter import allocate
 from rankrl.adapter.table import as_json, document, params, read_table
 from rankrl.recipe.allocation import allocation_table, budget, module_shapes, read_importance, write_importance
+from rankrl.recipe.plan import idle_allocations
 
 SMALL = {"layers.0.q_proj": (4, 4), "layers.1.q_proj": (4, 4), "layers.0.up_proj": (4, 12), "layers.1.up_proj": (4, 12)}
 NON_UNIFORM = {
@@ -327,6 +328,16 @@ def test_the_command_shows_every_arm_without_torch(tmp_path):
     assert on != control and params(on) == pytest.approx(params(control), rel=0.05)
     svg = (tmp_path / "off" / "allocation.svg").read_text()
     assert "15,872 of 15,872 parameters" in svg and "down_proj" in svg
+
+
+def test_an_allocation_that_comes_out_uniform_is_said():
+    deep = ["allocation.method=profile", "allocation.profile=linear", "allocation.slope=0.5", "seeds=[0]"]
+    assert idle_allocations(runs_of("low_rank", *deep, "ranks=[1,8]")) == [
+        "warning: rank 1: allocation.method=profile has no effect at scale nano: every module gets rank 1"
+    ]
+    assert idle_allocations(runs_of("low_rank", "ranks=[1]")) == []
+    done = rankrl("plan", "recipes/low_rank.yaml", "ranks=[1]", *deep)
+    assert done.returncode == 0 and "has no effect at scale nano" in done.stderr
 
 
 def test_the_command_refuses_a_wrong_importance_in_one_line(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.adapter.table import LARGEST_SERVED
-from rankrl.recipe.allocation import planned
+from rankrl.recipe.allocation import allocation_table, module_shapes, planned
 from rankrl.recipe.init import MEASURED
 from rankrl.recipe.load import ROOT, Experiment
 from rankrl.recipe.rules import Knob, derive
@@ -182,6 +182,24 @@ def _check_equal_params(runs: list[Run]) -> None:
                 f"{most.arm} at rank {rank}, allowed: a difference of {share:.1%} (scale {least.scale.name} has too few modules "
                 "for so small a budget: raise ranks, or drop the arm)"
             )
+
+
+def idle_allocations(runs: list[Run]) -> list[str]:
+    """A warning for each arm and rank whose allocation is asked for and comes out uniform all the same."""
+    cells = {(run.arm, run.rank): run for run in runs if run.recipe.allocation.method != "uniform"}
+    said = []
+    for (arm, rank), run in cells.items():
+        section, shapes = run.recipe.allocation, module_shapes(run.scale)
+        if not section.measured:
+            table = allocation_table(run.recipe, run.scale.reference, rank, shapes, run.seed)
+            ranks = {row.rank for row in table}
+            if len(ranks) == 1 and len(table) == len(shapes):
+                name = f"arm {arm}, " if arm else ""
+                said.append(
+                    f"warning: {name}rank {rank}: allocation.method={section.method} has no effect at scale {run.scale.name}: "
+                    f"every module gets rank {ranks.pop()}"
+                )
+    return said
 
 
 def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int]]:
