@@ -23,7 +23,14 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 RANKS, BATCHES, BASE_SCORE = (1, 2, 4, 8, 16, 32, 64, 128, 256), (16, 32, 64, 128), 0.3
 BATCH_MEANS = (0.0645, 0.0683, 0.0747, 0.0760)
 RANK_MEANS = {1: 0.001725, 16: 0.1012, 32: 0.1019, 256: 0.0534}
-CELL_MEANS = {(1, 16): 0.0154, (1, 32): 0.0112, (1, 64): -0.0012, (1, 128): -0.0185, (32, 16): 0.0855, (32, 128): 0.1204}
+CELL_MEANS = {
+    (1, 16): 0.0154,
+    (1, 32): 0.0112,
+    (1, 64): -0.0012,
+    (1, 128): -0.0185,
+    (32, 16): 0.0855,
+    (32, 128): 0.1204,
+}
 CELL_SDS = {(32, 16): 0.0073, (1, 16): 0.008, (1, 64): 0.03, (1, 128): 0.0380, (2, 128): 0.06, (256, 128): 0.06}
 NEGATIVE = {(1, 32): 1, (1, 64): 3, (1, 128): 4, (2, 128): 1, (256, 128): 1}
 TOKENS = {16: 48e6, 32: 88e6, 64: 160e6, 128: 285e6}
@@ -77,6 +84,7 @@ def published(runs: list[Run], seed: int = 0) -> dict[str, Grown]:
         gains = rng.normal(means[rank, batch], sd, len(members)) if gains is None else gains
         spread = rng.normal(0, 0.01, len(members))
         for run, gain, more in zip(members, gains, spread - spread.mean(), strict=True):
+            more += 0.01 * (RANKS.index(rank) - 4)  # nothing on the mean over ranks
             wall_s = (2000 + 25 * batch + run.trainable_params * 2e-6) * (1 + more)
             grown[run.run_id] = Grown(float(gain), round(TOKENS[batch] * (1 + more)), wall_s)
     return grown
@@ -117,7 +125,13 @@ def metric_lines(run: Run, grown: Grown) -> bytes:
     table["grad_norm"] = rng.lognormal(-1, 0.2, steps) / run.rank**0.5
     table["response_tokens_mean"], table["truncated_frac"] = 900 - 200 * done, rng.uniform(0, 0.1, steps)
     table["sync_bytes"], table["sync_gap_nats"] = 4 * run.trainable_params, rng.uniform(0, 0.002, steps)
-    for name, share in (("rollout_s", 0.6), ("experience_s", 0.1), ("update_s", 0.28), ("sync_s", 0.02), ("step_s", 1.0)):
+    for name, share in (
+        ("rollout_s", 0.6),
+        ("experience_s", 0.1),
+        ("update_s", 0.28),
+        ("sync_s", 0.02),
+        ("step_s", 1.0),
+    ):
         table[name] = share * grown.wall_s / steps
     return table.to_json(orient="records", lines=True).encode()
 
@@ -126,7 +140,7 @@ def evaluations(run: Run, grown: Grown, items: int, samples: int = 4) -> pd.Data
     """Samples of the base and of the last step; how hard an item is depends on the item alone."""
     ease = np.random.default_rng(7).beta(1.2, 2.4, items)
     tables = []
-    for step, shift, seed in ((0, 0.0, 0), (run.recipe.steps, grown.gain, [run.seed, run.rank, run.batch_size])):
+    for step, shift, seed in ((0, 0.0, 5), (run.recipe.steps, grown.gain, [run.seed, run.rank, run.batch_size])):
         chance = np.clip(ease + BASE_SCORE - ease.mean() + shift, 0, 1)
         correct = np.random.default_rng(seed).random((items, samples)) < chance[:, None]
         names = [f"{'sums' if i % 2 else 'chains'}-{i}" for i in range(items)]
@@ -213,19 +227,18 @@ def broken(to: Path) -> Path:
     return root
 
 
+WHOLE = (
+    '{"run_id": "r1-b16-s%d", "arm": "", "rank": %s, "batch_size": 16, "seed": %d, "status": "finished", "base_score": 0.3, '
+    '"final_score": %s, "best_score": 0.4, "gain": %s, "tokens_total": 1, "steps": 30, "wall_s": 1, "trainable_params": 1, '
+    '"base_params": 1}'
+)
 DAMAGE = {
     "r1-b16-s0": b'{"run_id": "r1-b16-s0", "gain": 0.1',
     "r1-b16-s1": b"[" * 200_000,
     "r1-b16-s2": b"\x00\xff\xfe",
-    "r1-b16-s3": b'{"run_id": "r1-b16-s3", "arm": "", "rank": 1, "batch_size": 16, "seed": 3, "status": "finished", "base_score": 0.3, '
-    b'"final_score": NaN, "best_score": 0.4, "gain": 0.1, "tokens_total": 1, "steps": 30, "wall_s": 1, "trainable_params": 1, '
-    b'"base_params": 1}',
-    "r1-b16-s4": b'{"run_id": "r1-b16-s4", "arm": "", "rank": "one", "batch_size": 16, "seed": 4, "status": "finished", "base_score": 0.3, '
-    b'"final_score": 0.4, "best_score": 0.4, "gain": 0.1, "tokens_total": 1, "steps": 30, "wall_s": 1, "trainable_params": 1, '
-    b'"base_params": 1}',
-    "r1-b16-s5": b'{"run_id": "r1-b16-s5", "arm": "", "rank": 1, "batch_size": 16, "seed": 5, "status": "finished", "base_score": 0.3, '
-    b'"final_score": 0.4, "best_score": 0.4, "gain": 0.4, "tokens_total": 1, "steps": 30, "wall_s": 1, "trainable_params": 1, '
-    b'"base_params": 1}',
+    "r1-b16-s3": (WHOLE % (3, 1, 3, "NaN", 0.1)).encode(),
+    "r1-b16-s4": (WHOLE % (4, '"one"', 4, 0.4, 0.1)).encode(),
+    "r1-b16-s5": (WHOLE % (5, 1, 5, 0.4, 0.4)).encode(),
 }
 
 

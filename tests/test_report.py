@@ -96,7 +96,7 @@ def test_summary_has_the_schema_of_the_contract():
         "mean_tokens",
         "token_efficiency",
     }
-    assert set(statistics["cells"][0]) == keys
+    assert keys < set(statistics["cells"][0])
     assert grouped(results, ("arm", "rank"))[0]["n_seeds"] == 4
 
 

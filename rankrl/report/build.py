@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from rankrl.report import figures
-from rankrl.report.compare import comparisons
 from rankrl.report.ledger import ledger
 from rankrl.report.page import page
 from rankrl.report.read import SweepRecords, find_sweeps, mean_ranks
-from rankrl.report.stats import summary
+from rankrl.report.summary import sweep_summary
+
+MOST_PROBLEMS = 8
 
 
 def build(directory: Path) -> list[dict[str, Any]]:
@@ -26,8 +27,8 @@ def build(directory: Path) -> list[dict[str, Any]]:
     for sweep in find_sweeps(directory):
         to = sweep.directory / "report"
         to.mkdir(exist_ok=True)
-        statistics = summary(sweep.results) | {"comparisons": comparisons(sweep.results)}
-        (to / "summary.json").write_text(json.dumps(statistics, indent=1) + "\n")
+        statistics = sweep_summary(sweep)
+        (to / "summary.json").write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
         pd.DataFrame(sweep.results).to_csv(to / "runs.csv", index=False)
         drawings = draw(sweep, statistics, to / "figures")
         (to / "index.html").write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
@@ -64,13 +65,14 @@ def print_table(report: dict[str, Any]) -> None:
         {
             "arm": row["arm"],
             "rank": row["rank"],
-            "seeds": row["n_seeds"],
+            "runs": row["n_seeds"],
+            "seeds": row["n_blocks"],
             "mean gain": f"{row['mean_gain']:+.4f}",
-            "95 % interval": _interval(row["gain_ci95"]),
+            "95 % interval": _interval(row["blocked_ci95"]),
             "sd": "-" if row["sd_gain"] is None else f"{row['sd_gain']:.4f}",
             "best": f"{row['best_gain']:+.4f}",
             "negative": f"{row['negative_runs']}/{row['n_seeds']}",
-            "risk below": f"{row['risk_ci95'][1]:.2f}",
+            "risk below": f"{row['blocked_risk_ci95'][1]:.2f}",
             "gain per M tokens": "-" if row["token_efficiency"] is None else f"{row['token_efficiency']:.3f}",
         }
         for row in report["ranks"]
@@ -91,6 +93,11 @@ def print_table(report: dict[str, Any]) -> None:
     ]
     if arms:
         _print(f"gain minus that of arm {report['comparisons'][0]['against']}, same seed", arms)
+    print(report["words"][0])
+    for row in report["problems"][:MOST_PROBLEMS]:
+        print(f"{row['run'] or 'all runs'}: {row['problem']}")
+    if len(report["problems"]) > MOST_PROBLEMS:
+        print(f"... and {len(report['problems']) - MOST_PROBLEMS} more such lines in the page")
     print(f"page: {report['page']}")
 
 

@@ -1,14 +1,19 @@
-"""Arms against one of them, run by run: the same rank, batch size and seed share prompts, sampling and rows of A."""
+"""Runs against runs of the same seed, which share prompts, sampling and rows of A: arms, ranks, and the set of the best."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
-from rankrl.report.stats import outcome_gain, t_interval
+from rankrl.report.family import Row, holm, judge, paired, seed_blocks, t_test
+from rankrl.report.intervals import EQUAL, LEVEL, sd_of_mean, seeds_for_difference, shrunk
+from rankrl.report.stats import CELL, Result, by_key, outcome_gain
 
-Result = dict[str, Any]
+MARGIN = 0.01
+"""Gain that a low rank may lose against the reference and still be called non-inferior."""
+REFERENCE_RANK = 32
 
 
 def reference_arm(arms: list[str]) -> str | None:
@@ -18,38 +23,38 @@ def reference_arm(arms: list[str]) -> str | None:
     return "off" if "off" in arms else min(arms)
 
 
-def comparisons(results: list[Result]) -> list[dict[str, Any]]:
+def reference_rank(ranks: list[int]) -> int:
+    """32, or the largest where that is not in the sweep."""
+    return REFERENCE_RANK if REFERENCE_RANK in ranks else max(ranks)
+
+
+def comparisons(results: list[Result]) -> list[Row]:
     """A row for each arm, rank and batch size but the reference's: the gains minus the reference's of the same seed.
 
-    Interval: Student t, 95 %, of the mean of the paired differences, each by itself: among many arms some miss the truth. None
-    where all differences are equal: scores lie on a grid, and a few seeds with one value are no certainty.
-    `pairing`: correlation of the arm's gains with the reference's over seeds; pairing helps by as much. Seeds that only one of the
-    two has are left out and counted.
+    Interval: Student t, 95 %, of the mean of the paired differences; `family_ci95` holds for all rows at once. None where all
+    differences are equal. `pairing`: correlation of the arm's gains with the reference's over seeds; pairing helps by as much.
+    Seeds that only one of the two has are left out and counted.
     """
     against = reference_arm(sorted({result["arm"] for result in results}))
-    cells: dict[tuple[str, int, int], dict[int, Result]] = {}
-    for result in results:
-        cells.setdefault((result["arm"], result["rank"], result["batch_size"]), {})[result["seed"]] = result
+    cells = {cell: {run["seed"]: run for run in runs} for cell, runs in by_key(results, CELL).items()}
     rows = []
-    for (arm, rank, batch_size), runs in sorted(cells.items()):
-        reference = cells.get((against or "", rank, batch_size), {})
+    for (arm, rank, batch_size), runs in cells.items():
+        reference = cells.get((against, rank, batch_size), {})
         if against is None or arm == against or not (common := sorted(runs.keys() & reference.keys())):
             continue
         pairs = [(runs[seed], reference[seed]) for seed in common]
         where = {"arm": arm, "against": against, "rank": rank, "batch_size": batch_size}
         rows.append({**where, **_paired(pairs), "unpaired_seeds": len(runs.keys() ^ reference.keys())})
-    return rows
+    return judge(rows)
 
 
-def _paired(pairs: list[tuple[Result, Result]]) -> dict[str, Any]:
+def _paired(pairs: list[tuple[Result, Result]]) -> Row:
     gains = [(outcome_gain(ours), outcome_gain(theirs)) for ours, theirs in pairs]
     differences = [ours - theirs for ours, theirs in gains]
     sizes = [[result["trainable_params"] for result in side] for side in zip(*pairs, strict=True)]
     return {
-        "n_pairs": len(pairs),
+        **paired([(pair[0]["seed"], difference) for pair, difference in zip(pairs, differences, strict=True)]),
         "differences": differences,
-        "mean_difference": sum(differences) / len(differences),
-        "difference_ci95": t_interval(differences) if max(differences) - min(differences) > 1e-9 else None,
         "higher": sum(d > 0 for d in differences),
         "pairing": correlation(gains),
         "params_ratio": sum(sizes[0]) / sum(sizes[1]),
@@ -62,3 +67,107 @@ def correlation(pairs: list[tuple[float, float]]) -> float | None:
     if len(pairs) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
     return float(stats.pearsonr(x, y).statistic)
+
+
+def matched(ours: list[Result], theirs: list[Result], *but: str) -> list[tuple[int, float]]:
+    """(seed, gain less gain) of runs that agree in all of arm, rank, batch size and seed `but` these."""
+    keys = tuple(key for key in (*CELL, "seed") if key not in but)
+    reference = {tuple(run[key] for key in keys): outcome_gain(run) for run in theirs}
+    found = [(run["seed"], outcome_gain(run), reference.get(tuple(run[key] for key in keys))) for run in ours]
+    return [(seed, gain - other) for seed, gain, other in found if other is not None]
+
+
+def arm_comparisons(results: list[Result]) -> list[Row]:
+    """Each arm against the reference arm, over all ranks and batch sizes that both have."""
+    arms = {arm: runs for (arm,), runs in by_key(results, ("arm",)).items()}
+    against = reference_arm(list(arms))
+    rows = []
+    for arm, runs in arms.items():
+        if against is not None and arm != against and (pairs := matched(runs, arms[against], "arm")):
+            rows.append({"arm": arm, "against": against, **paired(pairs)})
+    _add_seeds_needed(rows)
+    return judge(rows)
+
+
+def against_reference(results: list[Result]) -> list[Row]:
+    """Each rank of an arm against the reference rank, at the batch sizes and seeds that both have.
+
+    `noninferior`: the mean is above the reference's less MARGIN; one-sided t test at 2.5 %, Holm's correction over the rows.
+    `seeds_needed`: seeds in all that show a difference of MARGIN with 80 % power.
+    """
+    families = by_key(results, ("arm", "rank"))
+    rows = []
+    for (arm, rank), runs in families.items():
+        reference = reference_rank([r for a, r in families if a == arm])
+        pairs = matched(runs, families[arm, reference], "rank")
+        if rank == reference or not pairs:
+            continue
+        row = {"arm": arm, "rank": rank, "reference_rank": reference, **paired(pairs), "margin": MARGIN}
+        rows.append(row | {"p_noninferior": t_test(seed_blocks(pairs), above=-MARGIN)})
+    _add_seeds_needed(rows)
+    for row, p in zip(judge(rows), holm(row["p_noninferior"] for row in rows), strict=True):
+        row["noninferior"] = p is not None and p < (1 - LEVEL) / 2
+    return rows
+
+
+def _add_seeds_needed(rows: list[Row]) -> None:
+    """From each row's sd over seeds, drawn to that of all rows: of a few seeds alone it may be anything."""
+    freedom = [row["n_blocks"] - 1 for row in rows]
+    spread = [sd_of_mean(row["difference_ci95"], row["n_blocks"]) or 0.0 for row in rows]
+    for row, variance in zip(rows, shrunk([sd**2 for sd in spread], freedom), strict=True):
+        row["seeds_needed"] = seeds_for_difference(variance**0.5, MARGIN) if variance > EQUAL**2 else None
+
+
+def best_set(results: list[Result], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The groups that are not distinguishable from the best: the truly best is among them in 95 % of sweeps.
+
+    A group is excluded if another one is above it over common batch sizes and seeds: one-sided paired t tests, corrected for all
+    others (Hsu's comparisons with the best, 1984, with Bonferroni's bound; the seed is the block).
+    """
+    groups = by_key(results, keys)
+    gains_GBS = _table(groups)
+    members: list[dict[str, Any]] = []
+    excluded: list[dict[str, Any]] = []
+    for i, values in enumerate(groups):
+        beaten = _least_p(gains_GBS - gains_GBS[i]) <= (1 - LEVEL) / max(1, len(groups) - 1)
+        (excluded if beaten else members).append(dict(zip(keys, values, strict=True)))
+    return {"metric": "mean_gain", "level": LEVEL, "members": members, "excluded": excluded}
+
+
+def _table(groups: dict[tuple, list[Result]]) -> np.ndarray:
+    """[G, B, S] gains of groups (arms at one batch size each), batch sizes and seeds; NaN where there is no run."""
+    runs = [run for members in groups.values() for run in members]
+    batches = {b: i for i, b in enumerate(sorted({run["batch_size"] for run in runs}))}
+    seeds = {s: i for i, s in enumerate(sorted({run["seed"] for run in runs}))}
+    table = np.full((len(groups), len(batches), len(seeds)), np.nan)
+    for g, members in enumerate(groups.values()):
+        for run in members:
+            table[g, batches[run["batch_size"]], seeds[run["seed"]]] = outcome_gain(run)
+    return table
+
+
+def _least_p(differences_GBS: np.ndarray) -> float:
+    """The smallest one-sided p among the groups for a mean difference above 0; 1 where none has two seeds that differ."""
+    has = np.isfinite(differences_GBS)
+    per_seed_GS = np.where(has, differences_GBS, 0).sum(1) / np.where(has.any(1), has.sum(1), np.nan)
+    n_G = np.isfinite(per_seed_GS).sum(1)
+    able = n_G > 1
+    blocks = per_seed_GS[able]
+    sd = np.nanstd(blocks, axis=1, ddof=1) if len(blocks) else np.zeros(0)
+    varies = sd > EQUAL
+    if not varies.any():
+        return 1.0
+    n = n_G[able][varies]
+    t = np.nanmean(blocks[varies], axis=1) / (sd[varies] / np.sqrt(n))
+    return float(stats.t.sf(t, n - 1).min())
+
+
+def compared(results: list[Result]) -> dict[str, Any]:
+    """All comparisons for summary.json."""
+    return {
+        "comparisons": comparisons(results),
+        "arm_comparisons": arm_comparisons(results),
+        "against_reference": against_reference(results),
+        "best_set": best_set(results, ("arm", "rank")),
+        "best_cells": best_set(results, CELL),
+    }

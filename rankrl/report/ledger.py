@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.plan import Run
-from rankrl.report.read import read_result
+from rankrl.report.read import PLAN, last_line, read_plan, read_result
 
-PLAN, TASKS = "plan.json", "slurm"
+TASKS = "slurm"
 STALE_S = 60
 """A holder on another node that has not touched its lock for so long is dead."""
 ENDED = ("finished", "diverged")
@@ -47,14 +47,6 @@ def write_plan(root: Path, runs: list[Run]) -> None:
         part = root / f".{PLAN}.{os.getpid()}.part"
         part.write_text(json.dumps(planned) + "\n")
         part.replace(root / PLAN)
-
-
-def read_plan(root: Path) -> dict[str, int]:
-    """run_id -> PPO steps."""
-    try:
-        return json.loads((root / PLAN).read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def find_roots(directory: Path) -> list[Path]:
@@ -87,13 +79,13 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str]
     directory = root / run_id
     attempts, result = _count_lines(attempts_file(directory)), read_result(directory)
     if result and result["status"] != "failed":
-        return Entry(run_id, result["status"], result["steps"], steps, attempts, None, result.get("error", ""))
+        return Entry(run_id, result["status"], result.get("steps", 0), steps, attempts, None, result.get("error", ""))
     last = last_line(directory / "metrics.jsonl")
     step = last.get("step", 0)
     owner = living_owner(root / f".{run_id}.lock", live)
     if owner:
         where = owner["host"] + (f", job {owner['job']}" if owner["job"] else "")
-        left_s = (steps - step) * last["step_s"] if last else None
+        left_s = (steps - step) * last["step_s"] if "step_s" in last else None
         return Entry(run_id, "running", step, steps, attempts, left_s, where)
     if task:
         before = f"; failed before: {result.get('error', '')}" if result else ""
@@ -126,23 +118,6 @@ def living_owner(path: Path, live: set[str] | None = None) -> dict[str, Any] | N
         return owner if b"rankrl" in command or owner["pid"] == os.getpid() else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a JSONL file, read from its end; {} without one."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return {}
 
 
 def attempts_file(run: Path) -> Path:

@@ -1,36 +1,47 @@
-"""Run directories -> records. Reads result.json and metrics.jsonl only; unreadable ones are named, not dropped in silence."""
+"""Run directories -> records. What is missing, partial, damaged, foreign or failed is named: not fatal, not left out in silence.
+
+Only a sweep that mixes runs of different recipes, scales or steps is refused: its cells would compare what is not alike.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RESULT_KEYS = (
-    "run_id", "arm", "rank", "batch_size", "seed", "status", "base_score", "final_score", "best_score", "gain", "tokens_total",
-    "steps", "wall_s", "trainable_params", "base_params",
-)  # fmt: skip
+from rankrl.report.valid import RESULT_KEYS, difference, kind, read_json, resolved_sections, result_problem, usual_kind
+
+PLAN = "plan.json"
+TAIL_BYTES = 8192
 
 
 @dataclass(frozen=True)
 class SweepRecords:
+    """A sweep as it lies on disk: the runs that count, and what is to be said of the others."""
+
     name: str
     directory: Path
     results: list[dict[str, Any]]
     unreadable: list[str]
     unfinished: list[str]
+    problems: list[dict[str, str]] = field(default_factory=list)
+    """[{run, problem}]; run "" is the whole sweep."""
+    n_planned: int | None = None
+    """Runs in plan.json; None without one."""
 
 
 def find_sweeps(directory: Path) -> list[SweepRecords]:
-    """Records of the sweep in `directory`, or of each sweep below it. Raises ValueError if there is none."""
+    """Records of the sweep in `directory`, or of each sweep below it. Raises ValueError if there is none, or a mixed one."""
     if not directory.is_dir():
         raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
     sweeps = [directory] if _runs(directory) else sorted(p for p in directory.iterdir() if p.is_dir() and _runs(p))
     records = [read_sweep(path) for path in sweeps]
     if not any(record.results for record in records):
+        named = [f"{p['run']}: {p['problem']}" for record in records for p in record.problems if p["run"]]
         raise ValueError(
             f"DIR: got {str(directory)!r}, allowed: a directory with at least one finished run (result.json)"
+            + (f"; {'; '.join(named[:3])}" if named else "")
         )
     return [record for record in records if record.results]
 
@@ -41,19 +52,131 @@ def _runs(directory: Path) -> list[Path]:
 
 
 def read_sweep(directory: Path) -> SweepRecords:
-    results, unreadable, unfinished = [], [], []
-    for run in _runs(directory):
-        path = run / "result.json"
-        if not path.exists():
-            unfinished.append(run.name)
-            continue
-        try:
-            result = json.loads(path.read_text())
-            results.append({key: result[key] for key in RESULT_KEYS} | {"error": result.get("error", "")})
-        except (json.JSONDecodeError, KeyError, TypeError):
-            unreadable.append(run.name)
-    results.sort(key=lambda r: (r["arm"], r["rank"], r["batch_size"], r["seed"]))
-    return SweepRecords(directory.name, directory, results, unreadable, unfinished)
+    """Raises ValueError for a sweep that mixes runs."""
+    read = {run.name: _read_run(run) for run in _runs(directory)}
+    planned = read_plan(directory)
+    problems = {name: [problem] for name, (_, problem) in read.items() if problem}
+    for name in planned.keys() - read.keys():
+        problems[name] = ["missing: planned, and nothing of it is here"]
+    results = {name: result for name, (result, _) in read.items() if result}
+    for name, problem in _foreign(directory, results, set(planned)).items():
+        del results[name]
+        problems[name] = [problem]
+    for name, result in results.items():
+        problems[name] = [*problems.get(name, []), *_notes(directory / name, result, planned)]
+    rows = [_with_base(result, results) for result in results.values()]
+    rows.sort(key=lambda r: (r["arm"], r["rank"], r["batch_size"], r["seed"]))
+    unfinished = [name for name in read if not (directory / name / "result.json").exists()]
+    unreadable = [name for name, (result, _) in read.items() if result is None and name not in unfinished]
+    named = [{"run": name, "problem": problem} for name in sorted(problems) for problem in problems[name]]
+    return SweepRecords(
+        directory.name, directory, rows, unreadable, unfinished, _of_all(rows) + named, len(planned) or None
+    )
+
+
+def _with_base(result: dict[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A run that failed before the base was measured lost the base score of the others."""
+    if result["base_score"] is not None:
+        return result
+    return result | {"base_score": max((r["base_score"] for r in results.values() if r["base_score"]), default=None)}
+
+
+def _read_run(run: Path) -> tuple[dict[str, Any] | None, str]:
+    """(the result, "") of a run directory, or (None, what is wrong with it)."""
+    path = run / "result.json"
+    if not path.exists():
+        return None, "partial: begun, and no result.json yet"
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        return None, f"result.json: {error}"
+    wrong = result_problem(content)
+    if wrong:
+        return None, f"result.json: {wrong}"
+    if content["run_id"] != run.name:
+        copied = (run.parent / content["run_id"] / "result.json").exists()
+        return None, f"{'duplicate' if copied else 'foreign'}: its result.json is that of {content['run_id']}"
+    told = content.get("error") or ""
+    return {key: content[key] for key in RESULT_KEYS} | {"error": told if isinstance(told, str) else repr(told)}, ""
+
+
+def _foreign(directory: Path, results: dict[str, dict[str, Any]], planned: set[str]) -> dict[str, str]:
+    """Runs of another sweep that are not in the plan, by what tells them apart. Raises ValueError if runs of the plan differ."""
+    kinds = {name: kind(resolved_sections(directory / name / "run.yaml"), result) for name, result in results.items()}
+    ours = [found for name, found in kinds.items() if name in planned] or list(kinds.values())
+    usual = usual_kind(ours)
+    foreign = {}
+    for name, found in kinds.items():
+        differs = difference(found, usual)
+        if differs and (name in planned or not planned):
+            raise ValueError(
+                f"DIR: {directory} mixes runs that are not alike, allowed: runs of one recipe at one scale "
+                f"({name}: {differs}; move one kind to a directory of its own)"
+            )
+        if differs:
+            foreign[name] = f"foreign: not in the plan, and {differs}; left out"
+    return foreign
+
+
+def _notes(run: Path, result: dict[str, Any], planned: dict[str, int]) -> list[str]:
+    """What is to be said of a run that counts."""
+    notes = []
+    if result["status"] != "finished":
+        notes.append(f"{result['status']}, counted as negative: {result['error'] or 'no error recorded'}")
+    if planned and run.name not in planned:
+        notes.append("not in plan.json; counted")
+    if "scale" not in (sections := resolved_sections(run / "run.yaml")):
+        notes.append("run.yaml is missing or no resolved run: whether it belongs here is not known; counted")
+    said = {key: sections[key].strip().strip("'") for key in ("rank", "batch_size", "seed") if key in sections}
+    wrong = [f"{key}={text[:20]}" for key, text in said.items() if text != str(result[key])]
+    if wrong:
+        notes.append(f"run.yaml says {', '.join(wrong)}; counted as its result says")
+    last = last_line(run / "metrics.jsonl").get("step")
+    if last != result["steps"] and result["status"] == "finished":
+        notes.append(f"metrics.jsonl ends at step {last or 'none'} of {result['steps']}: its curves are incomplete")
+    return notes
+
+
+def _of_all(results: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What is to be said of the whole sweep."""
+    bases = [result["base_score"] for result in results if result["base_score"] is not None]
+    if bases and max(bases) - min(bases) > 1e-9:
+        what = (
+            f"base scores from {min(bases):.4f} to {max(bases):.4f}: gains are over different measurements of the base"
+        )
+        return [{"run": "", "problem": what}]
+    return []
+
+
+def read_plan(root: Path) -> dict[str, int]:
+    """run_id -> PPO steps; {} without a readable plan."""
+    try:
+        plan = json.loads((root / PLAN).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    fine = isinstance(plan, dict) and all(type(steps) is int for steps in plan.values())
+    return plan if fine else {}
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a JSONL file, read from its end; {} without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    return next(filter(None, map(_line, reversed(lines))), {})
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    """A line of JSONL; {} if it is no object."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) else {}
 
 
 def mean_ranks(sweep: SweepRecords) -> dict[str, dict[str, float]]:
@@ -63,7 +186,7 @@ def mean_ranks(sweep: SweepRecords) -> dict[str, dict[str, float]]:
         path = sweep.directory / result["run_id"] / "adapter" / "allocation.json"
         try:
             ranks = {row["module"]: float(row["rank"]) for row in json.loads(path.read_text())["modules"]}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if len(set(ranks.values())) > 1:
             arm = f"{result['arm']}, " if result["arm"] else ""
@@ -78,17 +201,31 @@ def curves(directory: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics.jsonl, up to the first that is broken."""
     lines = []
     path = directory / "metrics.jsonl"
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+    for text in path.read_bytes().splitlines() if path.exists() else []:
+        if not (line := _line(text)):
             break
+        lines.append(line)
     return lines
+
+
+def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
+    """At most `points` lines of a run's metrics.jsonl at even distances, the first and the last among them.
+
+    Only these are parsed: a sweep has millions of lines. Broken ones are left out.
+    """
+    try:
+        texts = (directory / "metrics.jsonl").read_bytes().split(b"\n")
+    except OSError:
+        return []
+    last = len(texts) - 1 - (not texts[-1])
+    wanted = range(last + 1) if last < points else sorted({round(i * last / (points - 1)) for i in range(points)})
+    return [line for i in wanted if (line := _line(texts[i])) and "step" in line]
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
     """result.json of a run directory; None if there is none or it is unreadable."""
     try:
-        return json.loads((directory / "result.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        result = read_json(directory / "result.json")
+    except ValueError:
         return None
+    return result if isinstance(result, dict) and isinstance(result.get("status"), str) else None

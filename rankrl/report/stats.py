@@ -1,49 +1,62 @@
-"""Run records -> statistics of cells, rank families and batch families.
+"""Run records -> statistics of cells, rank families, batch families and arms.
 
 Scores and gains are fractions; sd has ddof 1; gain intervals are Student t, risk intervals Clopper-Pearson, both 95 %. A failed or
 diverged run is an outcome: it counts as negative, and its gain, where none was measured, as the loss of the whole base score.
+
+Runs of one seed share prompts and initial adapters. A family (several cells of one rank, say) therefore has as many independent
+units as seeds, not as runs: `blocked_ci95` and `blocked_risk_ci95` count so; `gain_ci95` and `risk_ci95` take every run for an
+independent one.
 """
 
 from __future__ import annotations
 
-from math import sqrt
+from collections import defaultdict
 from typing import Any
 
-import pandas as pd
-from scipy import stats
+import numpy as np
 
 from rankrl.adapter.table import WEIGHT_BYTES
+from rankrl.report.intervals import clopper_pearson, expected_max, iqm, iqm_interval, t_interval, upside_null
 
 ADAM_BYTES = 8  # two fp32 moments per parameter
+Result = dict[str, Any]
+CELL = ("arm", "rank", "batch_size")
 
 
-def t_interval(gains: list[float]) -> list[float] | None:
-    """95 % interval of the mean; None with fewer than two runs."""
-    if len(gains) < 2:
-        return None
-    mean, error = sum(gains) / len(gains), pd.Series(gains).std(ddof=1) / sqrt(len(gains))
-    half = float(stats.t.ppf(0.975, len(gains) - 1) * error)
-    return [mean - half, mean + half]
-
-
-def clopper_pearson(events: int, n: int) -> list[float]:
-    """Exact 95 % interval of a proportion."""
-    interval = stats.binomtest(events, n).proportion_ci(0.95, method="exact")
-    return [float(interval.low), float(interval.high)]
-
-
-def outcome_gain(result: dict[str, Any]) -> float:
+def outcome_gain(result: Result) -> float:
     """The gain of a run; without one, a score of 0 is assumed."""
     return result["gain"] if result["gain"] is not None else -(result["base_score"] or 0.0)
 
 
-def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
+def negative(result: Result) -> bool:
+    return result["status"] != "finished" or outcome_gain(result) < 0
+
+
+def by_key(results: list[Result], keys: tuple[str, ...]) -> dict[tuple, list[Result]]:
+    """Results by the values of `keys`, in ascending order."""
+    groups: dict[tuple, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[tuple(result[key] for key in keys)].append(result)
+    return {values: groups[values] for values in sorted(groups)}
+
+
+def seed_means(results: list[Result]) -> list[float]:
+    """A value per seed: the mean over its runs of gain less the cell's mean, plus the mean of the cells. Of one cell: the gains."""
+    cells = {cell: [outcome_gain(r) for r in runs] for cell, runs in by_key(results, CELL).items()}
+    means = {cell: sum(gains) / len(gains) for cell, gains in cells.items()}
+    level = sum(means.values()) / len(means)
+    seeds = by_key(results, ("seed",)).values()
+    return [level + sum(outcome_gain(r) - means[tuple(r[k] for k in CELL)] for r in runs) / len(runs) for runs in seeds]
+
+
+def summarise(results: list[Result]) -> dict[str, Any]:
     """Statistics of the runs of one cell or family."""
     gains = [outcome_gain(result) for result in results]
     n, mean, best = len(gains), sum(gains) / len(gains), max(gains)
-    sd = float(pd.Series(gains).std(ddof=1)) if n > 1 else None
-    negative = sum(result["status"] != "finished" or gain < 0 for result, gain in zip(results, gains, strict=True))
+    sd = float(np.std(gains, ddof=1)) if n > 1 else None
+    bad = sum(map(negative, results))
     mean_tokens = sum(result["tokens_total"] for result in results) / n
+    null = upside_null(n) if n < 1000 else None
     return {
         "n_seeds": n,
         "mean_gain": mean,
@@ -52,43 +65,78 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
         "best_gain": best,
         "mean_best_gap": best - mean,
         "upside_index": (best - mean) / sd if sd else None,
-        "negative_runs": negative,
-        "negative_gain_risk": negative / n,
-        "risk_ci95": clopper_pearson(negative, n),
+        "negative_runs": bad,
+        "negative_gain_risk": bad / n,
+        "risk_ci95": clopper_pearson(bad, n),
         "mean_final_score": sum(result["final_score"] or 0.0 for result in results) / n,
         "mean_tokens": mean_tokens,
         "token_efficiency": mean / (mean_tokens / 1e6) if mean_tokens else None,
+        "upside_null95": list(null) if null else None,
+        "iqm": iqm(gains),
+        "failed_runs": sum(result["status"] == "failed" for result in results),
+        "diverged_runs": sum(result["status"] == "diverged" for result in results),
+        **_blocked(results),
     }
 
 
-def grouped(results: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def _blocked(results: list[Result]) -> dict[str, Any]:
+    """What the runs say with the seed as the independent unit."""
+    seeds = list(by_key(results, ("seed",)).values())
+    shares = [sum(map(negative, runs)) / len(runs) for runs in seeds]
+    return {
+        "n_blocks": len(seeds),
+        "blocked_ci95": t_interval(seed_means(results)),
+        "blocked_risk_ci95": clopper_pearson(sum(shares), len(seeds)),
+        "iqm_ci95": iqm_interval([[outcome_gain(r) for r in runs] for runs in seeds]),
+    }
+
+
+def grouped(results: list[Result], keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """One row of statistics per value of `keys`, in ascending order."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(tuple(result[key] for key in keys), []).append(result)
-    return [dict(zip(keys, values, strict=True)) | summarise(groups[values]) for values in sorted(groups)]
+    groups = by_key(results, keys)
+    fewest = min(map(len, groups.values()))
+    rows = [dict(zip(keys, values, strict=True)) | summarise(runs) for values, runs in groups.items()]
+    for row, runs in zip(rows, groups.values(), strict=True):
+        gains = [outcome_gain(result) for result in runs]
+        row["expected_max"] = {str(k): expected_max(gains, k) for k in sorted({min(3, fewest), fewest})}
+    within = tuple(key for key in keys if key not in ("batch_size", keys[-1]))
+    for family in by_key(rows, within).values():
+        _add_marginal(family)
+    return rows
 
 
-def footprint(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _add_marginal(rows: list[dict[str, Any]]) -> None:
+    """Gain per million more tokens over the cheapest row; None where it costs the same but for a hundredth."""
+    cheapest = min(rows, key=lambda row: row["mean_tokens"])
+    for row in rows:
+        more = (row["mean_tokens"] - cheapest["mean_tokens"]) / 1e6
+        row["marginal_efficiency"] = (
+            (row["mean_gain"] - cheapest["mean_gain"]) / more if more > cheapest["mean_tokens"] / 1e8 else None
+        )
+
+
+def footprint(results: list[Result]) -> list[dict[str, Any]]:
     """Trainable parameters and bytes by rank."""
     by_rank = {result["rank"]: result for result in results}
-    return [
-        {
-            "rank": rank,
-            "trainable_params": by_rank[rank]["trainable_params"],
-            "fraction_of_base": by_rank[rank]["trainable_params"] / by_rank[rank]["base_params"],
-            "checkpoint_bytes": by_rank[rank]["trainable_params"] * WEIGHT_BYTES,
-            "optimizer_bytes": by_rank[rank]["trainable_params"] * ADAM_BYTES,
-        }
-        for rank in sorted(by_rank)
-    ]
+    return [size_of(rank, by_rank[rank]["trainable_params"], by_rank[rank]["base_params"]) for rank in sorted(by_rank)]
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of summary.json."""
+def size_of(rank: int, trainable_params: int, base_params: int) -> dict[str, Any]:
     return {
-        "cells": grouped(results, ("arm", "rank", "batch_size")),
+        "rank": rank,
+        "trainable_params": trainable_params,
+        "fraction_of_base": trainable_params / base_params,
+        "checkpoint_bytes": trainable_params * WEIGHT_BYTES,
+        "optimizer_bytes": trainable_params * ADAM_BYTES,
+    }
+
+
+def summary(results: list[Result]) -> dict[str, Any]:
+    """Statistics of all groups, and the footprint."""
+    return {
+        "cells": grouped(results, CELL),
         "ranks": grouped(results, ("arm", "rank")),
         "batches": grouped(results, ("arm", "batch_size")),
+        "arms": grouped(results, ("arm",)),
         "footprint": footprint(results),
     }

@@ -1,0 +1,175 @@
+"""Items against seeds: how much of a gain's spread is the evaluation's, from the samples in evals.parquet.
+
+Items and seeds are crossed: every run answers the same items, so an easy draw of items lifts all gains alike and does not show in
+the spread over seeds. Axes: R runs, I items, W resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankrl.report.intervals import t_interval
+from rankrl.report.stats import CELL, Result, by_key
+
+RESAMPLES = 400
+MOST_ROWS = 5_000_000
+COLUMNS = ["step", "item_id", "source", "correct"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Share of correct samples by item."""
+
+    results: list[Result]
+    """Of the R runs whose samples could be read."""
+    items: list[str]
+    sources: np.ndarray
+    final_RI: np.ndarray
+    base_I: np.ndarray
+    samples: int
+    base_samples: int
+
+
+def read_answers(directory: Path, results: list[Result]) -> tuple[Answers | None, list[dict[str, str]]]:
+    """The samples of the finished runs, and the runs whose samples are missing, damaged, or of other items, by name."""
+    problems, kept, finals = [], [], []
+    first: tuple[np.ndarray, ...] | None = None
+    for result in (r for r in results if r["status"] == "finished"):
+        try:
+            shares = _shares(directory / result["run_id"] / "evals.parquet", result["steps"])
+            if first is not None and not np.array_equal(shares[0], first[0]):
+                raise ValueError("evaluated on other items than the first run")
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # pyarrow's own errors are ValueErrors, KeyErrors or OSErrors
+            said = " ".join(str(error).split())[:120]
+            problems.append(
+                {"run": result["run_id"], "problem": f"evals.parquet: {said}; its gain counts all the same"}
+            )
+            continue
+        first = first or shares
+        kept.append(result)
+        finals.append(shares[2])
+    if first is None:
+        return None, problems
+    names, sources, _, base, samples, base_samples = first
+    return Answers(kept, list(names), sources, np.array(finals), base, int(samples), int(base_samples)), problems
+
+
+def _shares(path: Path, steps: int) -> tuple[Any, ...]:
+    """Items in order, their sources, shares of correct samples at the last step and at the base, and samples per item of both."""
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        raise ValueError("missing")
+    with pq.ParquetFile(path) as file:
+        if file.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"more than {MOST_ROWS} rows")
+        table = file.read(columns=COLUMNS)
+    step, correct = table["step"].to_numpy(), table["correct"].to_numpy().astype(float)
+    coded = table["item_id"].combine_chunks().dictionary_encode()
+    names, code = np.array(coded.dictionary.to_pylist(), dtype=str), coded.indices.to_numpy()
+    if not len(names) or not set(np.unique(correct)) <= {0.0, 1.0}:
+        raise ValueError("no samples, or correct is neither true nor false")
+    order = np.argsort(names)
+    counts = {at: np.bincount(code[step == at], minlength=len(names))[order] for at in (0, steps)}
+    sums = {at: np.bincount(code[step == at], correct[step == at], len(names))[order] for at in (0, steps)}
+    if min(counts[0].min(), counts[steps].min()) == 0:
+        raise ValueError(f"an item lacks samples at step 0 or {steps}")
+    sources = np.array(table["source"].to_pylist(), dtype=str)[np.unique(code, return_index=True)[1]][order]
+    shares = {at: sums[at] / counts[at] for at in (0, steps)}
+    return names[order], sources, shares[steps], shares[0], counts[steps].min(), counts[0].min()
+
+
+def evaluation(answers: Answers) -> dict[str, Any]:
+    """Where the spread of gains comes from; all sd in fractions of correct answers.
+
+    item_sd: of the mean item gains over items; item_error = item_sd / sqrt(items): of the mean gain on another draw of items,
+    common to all runs. eval_noise_sd: of one run's final score from so few samples an item; base_error: that of the base score,
+    common to all runs. seed_sd: between seeds of a cell, less the evaluation noise. None where one sample an item cannot tell.
+    """
+    item_gain_I = (answers.final_RI - answers.base_I).mean(0)
+    items = len(answers.items)
+    item_sd = float(item_gain_I.std(ddof=1)) if items > 1 else None
+    noise = _sampling_sd(answers.final_RI, answers.samples)
+    return {
+        "runs": len(answers.results),
+        "items": items,
+        "samples_per_item": answers.samples,
+        "item_sd": item_sd,
+        "item_error": None if item_sd is None else item_sd / items**0.5,
+        "eval_noise_sd": noise,
+        "seed_sd": _seed_sd(answers, noise),
+        "base_error": _sampling_sd(answers.base_I[None], answers.base_samples),
+    }
+
+
+def _sampling_sd(shares_RI: np.ndarray, samples: int) -> float | None:
+    """Of a run's score on these very items: sqrt(mean p (1 - p) / (samples - 1) / items), unbiased in the variance."""
+    if samples < 2:
+        return None
+    return float(np.sqrt((shares_RI * (1 - shares_RI)).mean() / (samples - 1) / shares_RI.shape[1]))
+
+
+def _seed_sd(answers: Answers, noise: float | None) -> float | None:
+    scores = dict(zip((r["run_id"] for r in answers.results), answers.final_RI.mean(1), strict=True))
+    cells = [[scores[r["run_id"]] for r in runs] for runs in by_key(answers.results, CELL).values()]
+    freedom = sum(len(cell) - 1 for cell in cells)
+    if noise is None or not freedom:
+        return None
+    variance = sum(float(np.var(cell)) * len(cell) for cell in cells) / freedom
+    return max(0.0, variance - noise**2) ** 0.5
+
+
+def negative_on_other_items(answers: Answers) -> list[tuple[Result, float]]:
+    """Each run with the chance that its gain is negative on another draw of as many items (bootstrap of items, seeded)."""
+    items = len(answers.items)
+    weights_WI = np.random.default_rng(0).multinomial(items, np.full(items, 1 / items), size=RESAMPLES) / items
+    gains_RW = (answers.final_RI - answers.base_I) @ weights_WI.T
+    return list(zip(answers.results, (gains_RW < 0).mean(1).tolist(), strict=True))
+
+
+def add_item_risk(
+    rows: list[dict[str, Any]], keys: tuple[str, ...], chances: list[tuple[Result, float]]
+) -> list[dict[str, Any]]:
+    """The rows, statistics by `keys`, with p_negative_items: the mean chance over their runs; None without samples."""
+    found: dict[tuple, list[float]] = {}
+    for result, chance in chances:
+        found.setdefault(tuple(result[key] for key in keys), []).append(chance)
+    for row in rows:
+        of_row = found.get(tuple(row[key] for key in keys))
+        row["p_negative_items"] = sum(of_row) / len(of_row) if of_row else None
+    return rows
+
+
+def by_source(answers: Answers) -> list[dict[str, Any]]:
+    """The gain of each arm and rank by source of the items, with the seed as block."""
+    place = {id(result): i for i, result in enumerate(answers.results)}
+    rows = []
+    for (arm, rank), runs in by_key(answers.results, ("arm", "rank")).items():
+        for source in np.unique(answers.sources):
+            at = answers.sources == source
+            gains_R = (answers.final_RI[:, at] - answers.base_I[at]).mean(1)
+            blocks = [
+                float(np.mean([gains_R[place[id(r)]] for r in seed])) for seed in by_key(runs, ("seed",)).values()
+            ]
+            rows.append(
+                {
+                    "arm": arm,
+                    "rank": rank,
+                    "source": str(source),
+                    "items": int(at.sum()),
+                    "n_runs": len(runs),
+                    "base_score": float(answers.base_I[at].mean()),
+                    "mean_gain": float(np.mean([gains_R[place[id(r)]] for r in runs])),
+                    "gain_ci95": t_interval(blocks),
+                }
+            )
+    return rows

@@ -1,0 +1,72 @@
+"""Tokens against gain: the cells that no cheaper or equally cheap one matches. Axes: W resamples, C cells, S seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from rankrl.report.stats import CELL, Result, by_key, outcome_gain
+
+RESAMPLES = 500
+
+
+def on_front(tokens: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Which cells (last axis) have a higher value than all that cost as much or less; NaN is on no front."""
+    value = np.where(np.isfinite(value), value, -np.inf)
+    order = np.lexsort((-value, tokens))
+    ranked = np.take_along_axis(value, order, -1)
+    before = np.maximum.accumulate(ranked, axis=-1)
+    start = np.full((*value.shape[:-1], 1), -np.inf)
+    front = np.zeros(value.shape, dtype=bool)
+    np.put_along_axis(front, order, ranked > np.concatenate([start, before[..., :-1]], axis=-1), -1)
+    return front
+
+
+def front_shares(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:
+    """Share of bootstrap sweeps, seeds drawn for all cells alike, in which each cell is on the front: by mean, by lower end."""
+    cells = by_key(results, CELL)
+    seeds = {seed: i for i, (seed,) in enumerate(by_key(results, ("seed",)))}
+    has_CS, gain_CS, tokens_CS = (np.zeros((len(cells), len(seeds))) for _ in range(3))
+    for c, runs in enumerate(cells.values()):
+        for run in runs:
+            at = c, seeds[run["seed"]]
+            has_CS[at], gain_CS[at], tokens_CS[at] = 1, outcome_gain(run), run["tokens_total"]
+    drawn_WS = np.random.default_rng(0).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=RESAMPLES)
+    n = drawn_WS @ has_CS.T
+    n[n == 0] = np.nan
+    mean, tokens = drawn_WS @ gain_CS.T / n, drawn_WS @ tokens_CS.T / n
+    spread = np.sqrt(np.maximum(drawn_WS @ (gain_CS**2).T / n - mean**2, 0) / np.where(n > 1, n - 1, np.nan))
+    tokens = np.where(np.isfinite(tokens), tokens, np.inf)
+    lower = mean - stats.t.ppf(0.975, np.where(n > 1, n - 1, np.nan)) * spread
+    return on_front(tokens, mean).mean(0), on_front(tokens, lower).mean(0)
+
+
+def pareto_points(results: list[Result], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per row of `cells` (statistics by arm, rank and batch size, in order).
+
+    Risk-averse: the lower end of the gain's interval takes the place of its mean.
+    """
+    tokens = np.array([cell["mean_tokens"] for cell in cells], dtype=float)
+    mean = np.array([cell["mean_gain"] for cell in cells])
+    lower = np.array([cell["gain_ci95"][0] if cell["gain_ci95"] else np.nan for cell in cells])
+    shares = front_shares(results)
+    rows = []
+    for i, (front, averse) in enumerate(zip(on_front(tokens, mean), on_front(tokens, lower), strict=True)):
+        cell = cells[i]
+        rows.append(
+            {key: cell[key] for key in (*CELL, "mean_tokens", "mean_gain")}
+            | {"lower_gain": cell["gain_ci95"][0] if cell["gain_ci95"] else None, "risk": cell["negative_gain_risk"]}
+            | {"on_front": bool(front), "on_front_risk_averse": bool(averse)}
+            | {"front_share": float(shares[0][i]), "front_share_risk_averse": float(shares[1][i])}
+        )
+    return rows
+
+
+def pareto(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The non-dominated cells by rising token cost: what the best mean gain is for so many tokens a run."""
+    front = sorted((point for point in points if point["on_front"]), key=lambda point: point["mean_tokens"])
+    return [
+        {"token_budget": point["mean_tokens"], **{key: point[key] for key in (*CELL, "mean_gain")}} for point in front
+    ]

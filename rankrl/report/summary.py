@@ -1,0 +1,42 @@
+"""summary.json: everything that the report says, from the records of one sweep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankrl.report import evaluation
+from rankrl.report.budget import LARGE_SCALES, budget, scale_footprint
+from rankrl.report.compare import compared
+from rankrl.report.pareto import pareto, pareto_points
+from rankrl.report.power import power
+from rankrl.report.read import SweepRecords
+from rankrl.report.stats import CELL, summary
+from rankrl.report.words import words
+
+GROUPS = {"cells": CELL, "ranks": ("arm", "rank"), "batches": ("arm", "batch_size"), "arms": ("arm",)}
+
+
+def sweep_summary(sweep: SweepRecords) -> dict[str, Any]:
+    """The content of summary.json."""
+    statistics = summary(sweep.results)
+    answers, damaged = evaluation.read_answers(sweep.directory, sweep.results)
+    chances = evaluation.negative_on_other_items(answers) if answers else []
+    for name, keys in GROUPS.items():
+        evaluation.add_item_risk(statistics[name], keys, chances)
+    points = pareto_points(sweep.results, statistics["cells"])
+    whole = {
+        **statistics,
+        **compared(sweep.results),
+        "pareto": pareto(points),
+        "pareto_points": points,
+        "budget": budget(sweep.results),
+        "footprint_scales": [row for scale in LARGE_SCALES for row in scale_footprint(scale)],
+        "evaluation": evaluation.evaluation(answers) if answers else None,
+        "sources": evaluation.by_source(answers) if answers else [],
+        "problems": sweep.problems + damaged,
+        "n_runs": len(sweep.results),
+        "n_planned": sweep.n_planned,
+    }
+    whole["power"] = power(whole)
+    whole["words"] = words(whole)
+    return whole

@@ -1,0 +1,134 @@
+"""The report in sentences, the answer first. None says more than its interval: "higher" stands only where the verdict of a
+corrected comparison (report/family.py) does, and a risk is never "zero"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankrl.report.family import Row
+from rankrl.report.power import named
+
+MOST_RANKS = 12
+"""Sentences on ranks; a larger sweep keeps to the reference arm and those that may be the best."""
+
+
+def words(summary: dict[str, Any]) -> list[str]:
+    """Sentences of plain text."""
+    says = [*_answer(summary), *_arms(summary), *_ranks(summary), *_upside(summary), *_evaluation(summary)]
+    return says + _open(summary) + _problems(summary)
+
+
+def gain(row: Row) -> str:
+    """`+0.212 [0.180, 0.244], 0 of 6 runs negative, risk below 0.46 (95 %)`, the seed as the unit."""
+    n, bad = row["n_seeds"], row["negative_runs"]
+    low, high = row["blocked_risk_ci95"]
+    risk = f"risk below {high:.2f}" if bad == 0 else f"risk {low:.2f} to {high:.2f}"
+    units = f" on {row['n_blocks']} seeds" if row["n_blocks"] < n else ""
+    return f"{row['mean_gain']:+.3f} {interval(row['blocked_ci95'])}, {bad} of {n} runs negative{units}, {risk} (95 %)"
+
+
+def interval(ends: list[float] | None) -> str:
+    return "[{:+.3f}, {:+.3f}]".format(*ends) if ends else "(no interval: too few seeds, or all alike)"
+
+
+def _answer(summary: dict[str, Any]) -> list[str]:
+    """The lowest rank that nothing shows to be below the best, or that nothing can be told."""
+    members, excluded = summary["best_set"]["members"], summary["best_set"]["excluded"]
+    rows = {(row["arm"], row["rank"]): row for row in summary["ranks"]}
+    if len(rows) == 1:
+        return [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
+    if not excluded:
+        return ["This sweep does not tell its ranks and arms apart: none is shown to be below the best."]
+    lowest = min(members, key=lambda member: (member["rank"], -rows[member["arm"], member["rank"]]["mean_gain"]))
+    row = rows[lowest["arm"], lowest["rank"]]
+    others = [named(member) for member in members if member != lowest]
+    known = f"not distinguishable from {_list(others)}" if others else "above every other one"
+    word = "The lowest rank among those that may be the best" if others else "The best"
+    below = f"Shown to be below: {_list([named(x) for x in excluded])} (95 % for all at once)."
+    return [f"{word}: {named(row)}, {gain(row)}; {known}. {below}"]
+
+
+def _ranks(summary: dict[str, Any]) -> list[str]:
+    against = {(row["arm"], row["rank"]): row for row in summary["against_reference"]}
+    rows = summary["ranks"] if len(summary["ranks"]) > 1 else []
+    if len(rows) > MOST_RANKS:
+        shown = {member["arm"] for member in summary["best_set"]["members"]}
+        shown |= {row["against"] for row in summary["arm_comparisons"]}
+        rows = [row for row in rows if row["arm"] in shown][:MOST_RANKS]
+    return [f"{_capital(named(row))}: {gain(row)}{_against(against.get((row['arm'], row['rank'])))}." for row in rows]
+
+
+def _against(row: Row | None) -> str:
+    """What a comparison with the reference rank supports."""
+    if row is None:
+        return ""
+    reference, ends = f"rank {row['reference_rank']}", interval(row["family_ci95"])
+    if row["verdict"] != "inconclusive":
+        side = "above" if row["verdict"] == "higher" else "below"
+        return f"; {side} {reference} by {abs(row['mean_difference']):.3f} (difference {ends}, for all ranks at once)"
+    if row["noninferior"]:
+        return f"; not more than {row['margin']} below {reference} (difference {ends})"
+    return f"; not distinguishable from {reference} (difference {ends})"
+
+
+def _arms(summary: dict[str, Any]) -> list[str]:
+    says = []
+    for row in summary["arm_comparisons"]:
+        verdict = {"higher": "higher than", "lower": "lower than", "inconclusive": "not distinguishable from"}
+        said = f"{verdict[row['verdict']]} arm {row['against']}: difference {row['mean_difference']:+.3f}"
+        seeds = f"{row['n_pairs']} pairs on {row['n_blocks']} seeds"
+        says.append(f"{_capital(named(row))} is {said} {interval(row['family_ci95'])} (all arms at once; {seeds}).")
+    return says
+
+
+def _upside(summary: dict[str, Any]) -> list[str]:
+    """Cells whose best run is further off than a normal sample's would be; as many as chance gives are no finding."""
+    cells = [row for row in summary["cells"] if row["upside_index"] and row["upside_null95"]]
+    high = [row for row in cells if row["upside_index"] > row["upside_null95"][1]]
+    if not cells:
+        return []
+    chance = 0.025 * len(cells)
+    which = f" ({_list([named(row) for row in high[:5]])}{', ...' if len(high) > 5 else ''})" if high else ""
+    return [
+        f"Best runs: in {len(high)} of {len(cells)} cells{which} the best lies further above the mean than in 97.5 % of normal "
+        f"samples; chance alone gives {chance:.1f}. A gap between best and mean is no latent upside by itself."
+    ]
+
+
+def _evaluation(summary: dict[str, Any]) -> list[str]:
+    found = summary["evaluation"]
+    if not found or found["item_error"] is None:
+        return []
+    noise = ""
+    if found["seed_sd"] is not None:
+        seeds = f"sd {found['seed_sd']:.4f} beyond it" if found["seed_sd"] else "no more than it explains"
+        noise = f" The evaluation noise of a run is sd {found['eval_noise_sd']:.4f}; seeds differ by {seeds}."
+    return [
+        f"All gains share {found['items']} items and one base score: on other items the mean gain would move by "
+        f"{found['item_error']:.4f} (standard error), which no interval above contains.{noise}"
+    ]
+
+
+def _open(summary: dict[str, Any]) -> list[str]:
+    return [f"Open: {row['claim']}: {_seeds(row['seeds_more'])}." for row in summary["power"][:MOST_RANKS]]
+
+
+def _problems(summary: dict[str, Any]) -> list[str]:
+    bad = sorted({row["run"] for row in summary["problems"] if row["run"]})
+    planned = f" of {summary['n_planned']} planned" if summary["n_planned"] else ""
+    named_runs = f"; something is to be said of {len(bad)} ({', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''})"
+    return [f"{summary['n_runs']} runs{planned} are counted{named_runs if bad else ''}."]
+
+
+def _seeds(more: int) -> str:
+    return "1 more seed" if more == 1 else f"{more} more seeds"
+
+
+def _list(names: list[str]) -> str:
+    shown = names if len(names) <= 8 else [*names[:7], f"{len(names) - 7} others"]
+    comma = "; " if any("," in name for name in shown) else ", "
+    return shown[0] if len(shown) == 1 else f"{comma.join(shown[:-1])} and {shown[-1]}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
