@@ -2,13 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import rankrl
+from records import broken, small
 
 from rankrl.report.build import build
 from rankrl.report.compare import comparisons, reference_arm
+from rankrl.report.evaluation import Answers, by_source, evaluation, read_answers
+from rankrl.report.intervals import clopper_pearson, t_interval
 from rankrl.report.passk import pass_at_k, pass_table
-from rankrl.report.stats import clopper_pearson, grouped, summarise, summary, t_interval
+from rankrl.report.read import curve, read_sweep
+from rankrl.report.stats import grouped, summarise, summary
+from rankrl.report.valid import result_problem
 
 
 def result(rank=1, seed=0, gain=0.1, status="finished", batch_size=16, arm="", **more):
@@ -183,3 +189,87 @@ def test_pass_at_k_is_unbiased_and_literal():
     assert pass_at_k(16, 1, 16) == 1
     lines = pass_table([("a", "x", True), ("a", "x", False), ("b", "y", False), ("b", "y", False)])
     assert lines[-1].split() == ["all", "2", "0.2500", "0.2500", "0.5000"]
+
+
+def test_every_kind_of_damage_is_named_and_none_is_fatal(tmp_path):
+    sweep = read_sweep(broken(tmp_path))
+    said = {row["run"]: row["problem"] for row in sweep.problems}
+    assert [run["run_id"] for run in sweep.results] == [
+        *(f"r8-b16-s{seed}" for seed in range(6)),
+        *(f"r32-b16-s{seed}" for seed in (2, 3, 4, 5)),
+    ]
+    assert sweep.n_planned == 18
+    assert said["r1-b16-s0"] == "result.json: cut off or no JSON"
+    assert said["r1-b16-s1"] == "result.json: nested too deeply"
+    assert said["r1-b16-s2"] == "result.json: no text"
+    assert said["r1-b16-s3"] == "result.json: NaN is no number"
+    assert said["r1-b16-s4"] == "result.json: rank is 'one', no count"
+    assert said["r1-b16-s5"] == "result.json: gain is 0.4, and final_score - base_score is 0.1"
+    assert said["r32-b16-s0"].startswith("partial")
+    assert said["r32-b16-s1"].startswith("missing")
+    assert said["r32-b16-s2"] == "metrics.jsonl ends at step none of 30: its curves are incomplete"
+    assert said["r32-b16-s4"].startswith("run.yaml is missing or no resolved run")
+    assert said["r32-b16-s5 (copy)"] == "duplicate: its result.json is that of r32-b16-s5"
+    assert said["r2-b16-s77"].startswith("foreign: not in the plan")
+    assert said["r8-b16-s4"].startswith("failed, counted as negative: <b>CUDA</b>")
+    (damaged,) = read_answers(sweep.directory, sweep.results)[1]
+    assert damaged["run"] == "r32-b16-s3"
+    (report,) = build(tmp_path / "broken")
+    rank_8 = next(row for row in report["ranks"] if row["rank"] == 8)
+    assert (rank_8["failed_runs"], rank_8["diverged_runs"], rank_8["negative_runs"]) == (1, 1, 2)
+    assert {row["run"] for row in report["problems"]} == {*said, "r32-b16-s3"}
+
+
+def test_a_mixed_sweep_is_refused_with_what_differs(tmp_path):
+    root = small(tmp_path)
+    path = root / "r8-b16-s1" / "run.yaml"
+    path.write_text(path.read_text().replace("  samples_per_prompt: 8\n", "  samples_per_prompt: 4\n"))
+    with pytest.raises(ValueError, match=r"mixes runs.*recipe.samples_per_prompt: '4' here, '8' there") as refused:
+        read_sweep(root)
+    assert "\n" not in str(refused.value)
+    (root / "plan.json").write_text('{"r1-b16-s0": 30}')  # what the plan does not know is foreign instead
+    assert [row["run"] for row in read_sweep(root).problems if row["problem"].startswith("foreign")] == ["r8-b16-s1"]
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"gain": float("inf")}, "gain is inf, no fraction"),
+        ({"rank": True}, "rank is True, no count"),
+        ({"seed": 10**400}, "no count"),
+        ({"tokens_total": 1.5}, "tokens_total is 1.5, no count"),
+        ({"status": "done"}, "status is 'done', none of finished, diverged, failed"),
+        ({"gain": None}, "gain is None, no fraction"),
+        ({"wall_s": -1}, "wall_s is -1, no duration"),
+        ({"arm": ["x"]}, "arm is ['x'], no text"),
+        ({"rank": 2}, "run_id is 'r1-b16-s0', and its arm, rank, batch size and seed say r2-b16-s0"),
+        ({}, ""),
+    ],
+)
+def test_what_a_result_may_not_say(change, says):
+    assert says in result_problem(result() | change)
+    assert bool(result_problem(result() | change)) == bool(says)
+
+
+def test_a_curve_is_thinned_without_reading_every_line(tmp_path):
+    lines = [json.dumps({"step": step}) for step in range(1, 501)]
+    lines[0] = "\x00"
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    steps = [line["step"] for line in curve(tmp_path)]
+    assert len(steps) == 63 and steps[-1] == 500 and steps[0] == 9
+    assert [line["step"] for line in curve(tmp_path, 3)] == [251, 500]
+    assert curve(tmp_path / "nothing") == []
+
+
+def test_items_and_seeds_are_told_apart():
+    """Two items, two runs of a cell: item gains 0.5 and 0.1 on average, base shares known by 4 samples."""
+    runs = [result(seed=seed) for seed in (0, 1)]
+    final, base = np.array([[1.0, 0.5], [0.5, 0.5]]), np.array([0.25, 0.4])
+    answers = Answers(runs, ["a", "b"], np.array(["x", "y"]), final, base, 4, 4)
+    found = evaluation(answers)
+    assert found["item_sd"] == pytest.approx(0.4 / 2**0.5)
+    assert found["item_error"] == pytest.approx(0.2)
+    assert found["eval_noise_sd"] == pytest.approx((0.1875 / 3 / 2) ** 0.5)  # p(1-p): 0, 0.25, 0.25, 0.25
+    assert found["base_error"] == pytest.approx(((0.1875 + 0.24) / 2 / 3 / 2) ** 0.5)
+    assert found["seed_sd"] == pytest.approx((0.03125 - 0.1875 / 6) ** 0.5, abs=1e-9)
+    assert [(row["source"], round(row["mean_gain"], 3)) for row in by_source(answers)] == [("x", 0.5), ("y", 0.1)]

@@ -6,8 +6,9 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 
+from rankrl.report.intervals import t_quantile
 from rankrl.report.stats import CELL, Result, by_key, outcome_gain, size_of
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -24,7 +25,7 @@ def linear_cost(params: list[float], seconds: list[float]) -> tuple[float, float
 
 def half_width(sd: float | None, n: int) -> float | None:
     """Half of the 95 % t interval of a mean of `n` runs with this sd; None below two."""
-    return None if sd is None or n < 2 else float(stats.t.ppf(0.975, n - 1)) * sd / sqrt(n)
+    return None if sd is None or n < 2 else t_quantile(0.975, n - 1) * sd / sqrt(n)
 
 
 def budget(results: list[Result]) -> list[dict[str, Any]]:

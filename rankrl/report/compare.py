@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from rankrl.report.family import Row, holm, judge, paired, seed_blocks, t_test
 from rankrl.report.intervals import EQUAL, LEVEL, sd_of_mean, seeds_for_difference, shrunk
@@ -159,7 +159,7 @@ def _least_p(differences_GBS: np.ndarray) -> float:
         return 1.0
     n = n_G[able][varies]
     t = np.nanmean(blocks[varies], axis=1) / (sd[varies] / np.sqrt(n))
-    return float(stats.t.sf(t, n - 1).min())
+    return float(special.stdtr(n - 1, -t).min())
 
 
 def compared(results: list[Result]) -> dict[str, Any]:

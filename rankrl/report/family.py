@@ -12,9 +12,9 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from rankrl.report.intervals import EQUAL, LEVEL, t_interval
+from rankrl.report.intervals import EQUAL, LEVEL, t_interval, t_quantile
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ def t_test(values: list[float], above: float | None = None) -> float | None:
     if len(x) < 2 or np.ptp(x) <= EQUAL:
         return None
     t = (x.mean() - (above or 0.0)) / (x.std(ddof=1) / sqrt(len(x)))
-    tail = float(stats.t.sf(abs(t) if above is None else t, len(x) - 1))
+    tail = float(special.stdtr(len(x) - 1, -abs(t) if above is None else -t))
     return min(1.0, 2 * tail) if above is None else tail
 
 
@@ -76,5 +76,5 @@ def family_interval(row: Row, m: int) -> list[float] | None:
         return None
     low, high = row["difference_ci95"]
     df, tail = row["n_blocks"] - 1, (1 - LEVEL) / 2
-    half = (high - low) / 2 * float(stats.t.isf(tail / m, df) / stats.t.isf(tail, df))
+    half = (high - low) / 2 * t_quantile(1 - tail / m, df) / t_quantile(1 - tail, df)
     return [row["mean_difference"] - half, row["mean_difference"] + half]

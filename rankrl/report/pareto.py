@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from rankrl.report.stats import CELL, Result, by_key, outcome_gain
 
@@ -39,7 +39,7 @@ def front_shares(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:
     mean, tokens = drawn_WS @ gain_CS.T / n, drawn_WS @ tokens_CS.T / n
     spread = np.sqrt(np.maximum(drawn_WS @ (gain_CS**2).T / n - mean**2, 0) / np.where(n > 1, n - 1, np.nan))
     tokens = np.where(np.isfinite(tokens), tokens, np.inf)
-    lower = mean - stats.t.ppf(0.975, np.where(n > 1, n - 1, np.nan)) * spread
+    lower = mean - special.stdtrit(np.where(n > 1, n - 1, np.nan), 0.975) * spread
     return on_front(tokens, mean).mean(0), on_front(tokens, lower).mean(0)
 
 

@@ -136,7 +136,7 @@ def _leaves(text: str) -> dict[str, str]:
         return {"": text.strip()}
     leaves: dict[str, str] = {}
     path: list[tuple[int, str]] = []
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(filter(str.strip, text.splitlines())):
         key, colon, value = line.strip().partition(":")
         depth = len(line) - len(line.lstrip())
         path = [(at, name) for at, name in path if at < depth] + [(depth, key if colon else str(number))]

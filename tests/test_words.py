@@ -1,0 +1,61 @@
+"""Sentences claim what the corrected comparison supports, and no more."""
+
+import re
+
+import pytest
+from records import drawn, grid, result
+from test_stats import plain
+
+from rankrl.report.read import SweepRecords
+from rankrl.report.summary import sweep_summary
+from rankrl.report.words import gain
+
+CLAIMS = re.compile(r"\b(higher|lower|above|below rank|best)\b")
+
+
+def summary_of(results, tmp_path):
+    return sweep_summary(SweepRecords("demo", tmp_path, results, [], []))
+
+
+def test_no_negative_run_is_a_bounded_risk(tmp_path):
+    found = summary_of(plain([0.18, 0.2, 0.21, 0.22, 0.23, 0.22]), tmp_path)
+    assert found["words"][0] == "Rank 1: +0.210 [+0.191, +0.229], 0 of 6 runs negative, risk below 0.46 (95 %)."
+    assert found["words"][-1] == "6 runs are counted."
+
+
+def test_ranks_that_are_not_told_apart_get_no_word_of_order(tmp_path):
+    found = summary_of(plain([0.1, 0.2, 0.3], 1) + plain([0.2, 0.1, 0.35], 32), tmp_path)
+    assert found["words"][0].startswith("This sweep does not tell its ranks and arms apart")
+    assert "not distinguishable from rank 32" in found["words"][1]
+    assert not any(CLAIMS.search(word) for word in found["words"][1:3])
+    claims = [row["claim"] for row in found["power"]]
+    assert claims[0] == "rank 1 is within 0.01 of rank 32, or differs from it"
+
+
+def test_a_difference_that_holds_is_said_with_its_interval(tmp_path):
+    found = summary_of(plain([0.0, 0.01, -0.01, 0.0, 0.02], 1) + plain([0.2, 0.2, 0.2, 0.21, 0.22], 32), tmp_path)
+    assert found["words"][0].startswith("The best: rank 32, +0.206 [+0.195, +0.217], 0 of 5 runs negative")
+    assert "below rank 32 by 0.202 (difference [-0.212, -0.192]" in found["words"][1]
+    assert "1 of 5 runs negative, risk 0.01 to 0.72" in found["words"][1]
+
+
+def test_every_verdict_agrees_with_its_interval(tmp_path):
+    """Over many random sweeps: no sentence of order where the family's interval holds 0."""
+    runs = grid("arms", "ablate_init", "steps=60")
+    arms = sorted({run.arm for run in runs})
+    for seed in range(3):
+        grown = drawn(runs, {arm: 0.1 + 0.004 * i for i, arm in enumerate(arms)}, 0.02, seed)
+        found = summary_of([result(run, grown[run.run_id]) for run in runs], tmp_path)
+        for row in found["arm_comparisons"]:
+            (said,) = [word for word in found["words"] if word.startswith(f"Arm {row['arm']} is ")]
+            low, high = row["family_ci95"]
+            assert ("is higher than" in said) == (low > 0)
+            assert ("is lower than" in said) == (high < 0)
+            assert row["verdict"] == "inconclusive" or row["p_holm"] < 0.05
+
+
+@pytest.mark.parametrize("bad, says", [(0, "risk below 0.46"), (2, "risk 0.04 to 0.78")])
+def test_risk_in_words(bad, says):
+    row = {"mean_gain": 0.1, "blocked_ci95": None, "negative_runs": bad, "n_seeds": 6, "n_blocks": 6}
+    intervals = {0: [0.0, 0.459], 2: [0.043, 0.777]}
+    assert says in gain(row | {"blocked_risk_ci95": intervals[bad]})
