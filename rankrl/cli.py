@@ -107,7 +107,7 @@ def _print_allocation(run: Run, importance: Importance | None, every: bool, to: 
     table = allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
     content = allocation_document(run.recipe.allocation, run.rank, shapes, table)
     if to:  # before a reader of the output may have gone
-        from rankrl.report.figures import rank_map
+        from rankrl.report.figures.modules import rank_map
 
         to.mkdir(parents=True, exist_ok=True)
         (to / "allocation.json").write_text(as_json(content))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from rankrl.report import figures
+from rankrl.report.figures.draw import draw
 from rankrl.report.ledger import ledger
 from rankrl.report.page import page
-from rankrl.report.read import SweepRecords, find_sweeps, mean_ranks
+from rankrl.report.read import find_sweeps
 from rankrl.report.summary import sweep_summary
 
 MOST_PROBLEMS = 8
@@ -30,33 +30,10 @@ def build(directory: Path) -> list[dict[str, Any]]:
         statistics = sweep_summary(sweep)
         (to / "summary.json").write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
         pd.DataFrame(sweep.results).to_csv(to / "runs.csv", index=False)
-        drawings = draw(sweep, statistics, to / "figures")
+        drawings = [(figure.path, figure.caption) for figure in draw(sweep, statistics, to / "figures")]
         (to / "index.html").write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
         reports.append(statistics | {"sweep": sweep.name, "page": str(to / "index.html")})
     return reports
-
-
-def draw(sweep: SweepRecords, statistics: dict[str, Any], to: Path) -> list[tuple[Path, str]]:
-    """The figures that these records have something for, each with its caption."""
-    drawings = [
-        (
-            figures.gain_by_rank(sweep.results, statistics["ranks"], to),
-            "Gain over the base against rank: every run a dot, mean and 95 % t interval.",
-        ),
-        (
-            figures.learning_curves(sweep.directory, sweep.results, to),
-            "Training accuracy over PPO steps by rank: every run a thin line, the mean a thick one.",
-        ),
-    ]
-    if statistics["comparisons"]:
-        against = statistics["comparisons"][0]["against"]
-        caption = f"Gain by arm minus the gain of arm {against} with the same seed: every pair a dot, mean and 95 % t interval."
-        drawings.insert(0, (figures.difference_by_arm(statistics["comparisons"], to), caption))
-    maps = mean_ranks(sweep)
-    if maps:
-        caption = "Mean rank of each module where ranks are mixed, by arm and the rank whose parameters are spent."
-        drawings.append((figures.rank_maps(maps, to), caption))
-    return drawings
 
 
 def print_table(report: dict[str, Any]) -> None:

@@ -1,0 +1,99 @@
+"""Signal and reliability: how much a rank gains, and how often it gains at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankrl.report.figures.canvas import (
+    FEW_ARMS,
+    INK,
+    Canvas,
+    legend_below,
+    log2_axis,
+    n_text,
+    panels,
+    shifts,
+    zero_line,
+)
+from rankrl.report.figures.series import Row, lengths, lines, reliability, signal, style
+
+BANDS = (("low ranks", 1, 4), ("middle", 5, 32), ("high", 33, 10**6))
+Best = set[tuple[str, int]]
+"""(arm, rank) that are not distinguishable from the best."""
+
+
+def rank_bands(families: list[Row], best: Best) -> Canvas | None:
+    """Mean gain above the share of runs without a loss, by rank; by arm, where many arms would hide each other."""
+    ranks, arms = sorted({row["rank"] for row in families}), sorted({row["arm"] for row in families})
+    if len(arms) > FEW_ARMS:
+        return _arm_bands(families, best, arms, ranks)
+    if len(ranks) < 2:
+        return None
+    canvas, grid = panels(2, 6.6, 2.5, columns=1, sharex=True)
+    above, below = grid.flat
+    for axes in (above, below):
+        _shade(axes, ranks, named=axes is above)
+    lines(above, families, "rank", signal)
+    lines(below, families, "rank", reliability)
+    beside = dict(zip(arms, shifts(len(arms)), strict=True))
+    _ring(
+        above,
+        [(row["rank"] * beside[row["arm"]], row["mean_gain"]) for row in families if (row["arm"], row["rank"]) in best],
+    )
+    zero_line(above)
+    above.set_ylabel("signal: mean gain\n(fraction correct)")
+    below.set_ylabel("reliability: share\nof runs with gain ≥ 0")
+    below.set_ylim(-0.03, 1.06)
+    log2_axis(below, ranks)
+    legend_below(canvas, above)
+    return canvas
+
+
+def _shade(axes: Any, ranks: list[int], named: bool) -> None:
+    """The bands of ranks that the grid reaches, every other one shaded."""
+    for i, (name, low, high) in enumerate(BANDS):
+        inside = [rank for rank in ranks if low <= rank <= high]
+        if not inside:
+            continue
+        left, right = inside[0] / 2**0.5, inside[-1] * 2**0.5
+        axes.axvspan(left, right, color=INK, alpha=0.07 * (i % 2 == 0), lw=0)
+        if named:
+            middle, top = (left * right) ** 0.5, axes.get_xaxis_transform()
+            axes.text(middle, 1.02, name, transform=top, ha="center", va="bottom", fontsize=8.5)
+
+
+def _ring(axes: Any, places: list[tuple[float, float]]) -> None:
+    if places:
+        ring = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.1}
+        axes.scatter(*zip(*places, strict=True), s=130, label="not distinguishable from the best", **ring)
+
+
+def _arm_bands(families: list[Row], best: Best, arms: list[str], ranks: list[int]) -> Canvas:
+    """An arm a line, signal at the left, reliability at the right, a colour for each rank."""
+    canvas, grid = panels(2, 4.4, 0.36 * len(arms) + 0.6, sharey=True)
+    left, right = grid.flat
+    rings = []
+    for i, rank in enumerate(ranks):
+        rows = [row for row in families if row["rank"] == rank]
+        y = [len(arms) - arms.index(row["arm"]) + 0.6 * (0.5 - (i + 0.5) / len(ranks)) for row in rows]
+        label = f"rank {rank}: mean, 95 % interval ({n_text((row['n_seeds'] for row in rows), 'runs per arm')})"
+        for axes, read in ((left, signal), (right, reliability)):
+            points = [read(row) for row in rows]
+            axes.errorbar(
+                [value for value, _ in points],
+                y,
+                xerr=lengths(points),
+                ms=5,
+                capsize=2.5,
+                label=label,
+                **style(i) | {"ls": ""},
+            )
+        rings += [(row["mean_gain"], at) for row, at in zip(rows, y, strict=True) if (row["arm"], rank) in best]
+    _ring(left, rings)
+    left.axvline(0, color=INK, lw=0.8, ls="--", alpha=0.5, zorder=0)
+    left.set_yticks(range(len(arms), 0, -1), arms)
+    left.set_xlabel("signal: mean gain (fraction correct)")
+    right.set_xlabel("reliability: share of runs with gain ≥ 0")
+    right.set_xlim(-0.03, 1.06)
+    legend_below(canvas, left, columns=2)
+    return canvas

@@ -1,0 +1,158 @@
+"""What all figures share: the look, the axes of rank and batch size, n in words, and the way to disk.
+
+Colours are Okabe and Ito's, told apart by marker as well; ranks are viridis. In an SVG all ink (text, axes, edges) is
+`currentColor`, dark or light as the reader's device asks, on no background; a PNG is dark on white.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+INK = "#23282d"
+COLOURS = [
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#B37A00",
+    "#56B4E9",
+    INK,
+]  # orange darkened: contrast 3 on white
+MARKERS = "osD^vP*"
+LINES = ["-", "--", "-.", ":"]
+FEW_ARMS = 3
+"""As many as one panel holds with a dot for every run."""
+MAX_DOTS = 1500
+"""As many dots as a panel's worth of SVG may hold; a larger sweep is thinned evenly."""
+LOOK = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rankrl",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.facecolor": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.wspace": 0.03,
+}
+CSS = (
+    ".rankrl-figure{color:#23282d}.rankrl-figure *{stroke-linejoin:round;stroke-linecap:butt}"
+    "@media screen and (prefers-color-scheme:dark){.rankrl-figure{color:#d8dee4}}"
+)
+
+
+def look() -> Any:
+    """The context in which figures are made and saved."""
+    return matplotlib.rc_context(LOOK)  # type: ignore[arg-type]
+
+
+def panels(n: int, width: float, height: float, columns: int = 3, **shared: Any) -> tuple[Canvas, np.ndarray]:
+    """A figure of `n` panels (inches each) in rows of at most `columns`, and its grid of axes."""
+    columns = min(n, columns)
+    lines = -(-n // columns)
+    canvas = Canvas(figsize=(width * columns, height * lines + 0.5))
+    grid = canvas.subplots(lines, columns, squeeze=False, **shared)
+    for axes in grid.flat[n:]:
+        axes.set_visible(False)
+    return canvas, grid
+
+
+def outer(grid: np.ndarray, n: int, x: str = "", y: str = "") -> None:
+    """Labels the axes at the left, and the lowest of each column, also where the last row is not full; no others."""
+    columns = grid.shape[1]
+    for i, axes in enumerate(grid.flat[:n]):
+        lowest, left = i + columns >= n, i % columns == 0
+        axes.tick_params(labelbottom=lowest, labelleft=left)
+        axes.set_xlabel(x if lowest else "")
+        axes.set_ylabel(y if left else "")
+
+
+def log2_axis(axes: Any, values: Iterable[int], label: str = "LoRA rank") -> None:
+    """A logarithmic x axis with ticks at the values that occur."""
+    ticks = sorted(set(values))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(ticks[0] / 1.5, ticks[-1] * 1.5)
+    axes.set_xlabel(label)
+
+
+def zero_line(axes: Any) -> None:
+    axes.axhline(0, color=INK, lw=0.8, ls="--", alpha=0.5, zorder=0)
+
+
+def shifts(n: int) -> list[float]:
+    """Factors that set `n` series beside each other on a logarithmic axis."""
+    return [1 + min(0.08, 0.4 / n) * (i - (n - 1) / 2) for i in range(n)]
+
+
+def n_text(counts: Iterable[int], what: str = "") -> str:
+    """`n = 6 runs`, or `n = 4 to 6 runs`."""
+    low, high = min(counts := list(counts)), max(counts)
+    return (f"n = {low}" if low == high else f"n = {low} to {high}") + (f" {what}" if what else "")
+
+
+def thinned(rows: list[Any], most: int = MAX_DOTS) -> list[Any]:
+    """At most so many of the rows, evenly spaced, the first and last among them."""
+    if len(rows) <= most:
+        return rows
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, most).round().astype(int)]
+
+
+def rank_colours(ranks: Iterable[int]) -> dict[int, str]:
+    """A colour for each rank, dark to light, without viridis' ends, which vanish on dark or white paper."""
+    ordered = sorted(set(ranks))
+    places = np.linspace(0.12, 0.92, len(ordered)) if len(ordered) > 1 else [0.4]
+    viridis = matplotlib.colormaps["viridis"]
+    return {rank: matplotlib.colors.to_hex(viridis(place)) for rank, place in zip(ordered, places, strict=True)}
+
+
+def legend_below(canvas: Canvas, axes: Any, columns: int = 3, title: str = "") -> None:
+    """The legend of `axes` below all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = min(columns, len(handles))
+        canvas.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize=8.5)
+
+
+def save(canvas: Canvas, to: Path, name: str) -> Path:
+    """Writes NAME.png and NAME.svg, the same bytes each time; returns the SVG's path."""
+    to.mkdir(parents=True, exist_ok=True)
+    layout = canvas.get_layout_engine()
+    if layout is not None:
+        layout.execute(canvas)
+    canvas.set_layout_engine("none")  # laid out once, not once a file
+    canvas.savefig(to / f"{name}.png", dpi=150, facecolor="white", metadata={"Software": None})
+    path = to / f"{name}.svg"
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    canvas.savefig(path, facecolor="none", edgecolor="none", metadata=nothing)
+    path.write_text(themed(path.read_text(), name))
+    return path
+
+
+def themed(svg: str, name: str) -> str:
+    """Ink in the reader's colour, style and ids of this figure alone: several may stand in one page."""
+    svg = svg.replace(INK, "currentColor").replace(
+        "<svg ", f'<svg id="figure" class="rankrl-figure" data-figure="{name}" ', 1
+    )
+    svg = re.sub(r"<style[^>]*>.*?</style>", f'<style type="text/css">{CSS}</style>', svg, count=1, flags=re.DOTALL)
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)

@@ -1,0 +1,132 @@
+"""Families of runs by rank or batch size: gain, efficiency, mean against best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rankrl.report.figures.canvas import (
+    COLOURS,
+    FEW_ARMS,
+    INK,
+    Canvas,
+    legend_below,
+    log2_axis,
+    n_text,
+    outer,
+    panels,
+    zero_line,
+)  # fmt: skip
+from rankrl.report.figures.series import GAIN, Ends, Point, Row, dots, lines, signal
+from rankrl.report.stats import outcome_gain
+
+
+def gain_by_rank(results: list[Row], families: list[Row]) -> Canvas | None:
+    """Gain over the base against rank: every run a dot, mean and 95 % t interval."""
+    return _by_rank(results, families, outcome_gain, lambda row: (row["mean_gain"], row["gain_ci95"]), GAIN)
+
+
+def efficiency_by_rank(results: list[Row], families: list[Row]) -> Canvas | None:
+    """Gain per million training tokens against rank; the interval is that of the mean gain, over the mean tokens."""
+    families = [row for row in families if row["mean_tokens"]]
+    results = [run for run in results if run["tokens_total"]]
+
+    def point(row: Row) -> tuple[float, Ends]:
+        millions, ends = row["mean_tokens"] / 1e6, row["gain_ci95"]
+        return row["mean_gain"] / millions, (ends[0] / millions, ends[1] / millions) if ends else None
+
+    label = "gain per million tokens\n(fraction correct)"
+    return _by_rank(results, families, lambda run: outcome_gain(run) / run["tokens_total"] * 1e6, point, label)
+
+
+def _by_rank(
+    results: list[Row],
+    families: list[Row],
+    value: Callable[[Row], float],
+    point: Point,
+    label: str,
+) -> Canvas | None:
+    """Many arms get a panel each, or the dots would hide them."""
+    arms = sorted({row["arm"] for row in families})
+    if not arms:
+        return None
+    groups = [arms] if len(arms) <= FEW_ARMS else [[arm] for arm in arms]
+    width, height = (6.6, 3.7) if len(groups) == 1 else (3.2, 2.3)
+    canvas, grid = panels(len(groups), width, height, sharex=True, sharey=True)
+    for axes, group in zip(grid.flat, groups, strict=False):
+        runs, rows = ([row for row in table if row["arm"] in group] for table in (results, families))
+        if len(groups) > 1:
+            axes.set_title(f"{group[0]} ({n_text((row['n_seeds'] for row in rows), 'per rank')})")
+        dots(axes, runs, "rank", value)
+        lines(axes, rows, "rank", point)
+        zero_line(axes)
+        log2_axis(axes, {row["rank"] for row in families})
+    outer(grid, len(groups), "LoRA rank", label)
+    if len(groups) == 1:
+        legend_below(canvas, grid.flat[0], columns=2)
+    return canvas
+
+
+def batch_families(results: list[Row], families: list[Row]) -> Canvas | None:
+    """Gain by batch size, and the tokens that it costs."""
+    sizes = sorted({row["batch_size"] for row in families})
+    if len(sizes) < 2:
+        return None
+    canvas, grid = panels(2, 4.4, 3.4)
+    gain, tokens = grid.flat
+    if len({row["arm"] for row in families}) <= FEW_ARMS:
+        dots(gain, results, "batch_size", outcome_gain)
+    lines(gain, families, "batch_size", signal)
+    lines(tokens, families, "batch_size", lambda row: (row["mean_tokens"] / 1e6, None))
+    zero_line(gain)
+    gain.set_ylabel(GAIN)
+    tokens.set_ylabel("training tokens per run (million)")
+    tokens.set_ylim(bottom=0)
+    for axes in (gain, tokens):
+        log2_axis(axes, sizes, "batch size (prompts per PPO step)")
+    legend_below(canvas, gain, columns=2)
+    return canvas
+
+
+def mean_and_best(cells: list[Row], families: list[Row]) -> Canvas | None:
+    """Mean and best run with the gap between them, and the range in which luck alone would put the best of so many."""
+    groups = _groups(cells, ("arm", "batch_size"))
+    if len(groups) > 9:
+        groups = _groups(families, ("arm",))
+    if all(row["n_seeds"] < 2 for rows in groups.values() for row in rows):
+        return None
+    columns = 2 if len(groups) == 4 else 3
+    width, height = (3.4, 2.1) if len(groups) > 1 else (6.6, 3.0)
+    canvas, grid = panels(len(groups), width, height, columns, sharex=True, sharey=True)
+    for axes, (name, rows) in zip(grid.flat, groups.items(), strict=False):
+        axes.set_title(f"{name}{', ' if name else ''}{n_text((row['n_seeds'] for row in rows), 'runs per rank')}")
+        _gaps(axes, rows)
+        zero_line(axes)
+        log2_axis(axes, {row["rank"] for row in rows})
+    outer(grid, len(groups), "LoRA rank", GAIN)
+    legend_below(canvas, grid.flat[0], columns=4)
+    return canvas
+
+
+def _groups(rows: list[Row], keys: tuple[str, ...]) -> dict[str, list[Row]]:
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    words = {"arm": "{}", "batch_size": "batch {}"}
+    return {
+        ", ".join(words[k].format(v) for k, v in zip(keys, at, strict=True) if v != ""): groups[at]
+        for at in sorted(groups)
+    }
+
+
+def _gaps(axes: Any, rows: list[Row]) -> None:
+    ranks, means = [row["rank"] for row in rows], [row["mean_gain"] for row in rows]
+    lucky = [row for row in rows if row.get("upside_null95") and row["sd_gain"]]
+    low, high = ([row["mean_gain"] + row["sd_gain"] * row["upside_null95"][end] for row in lucky] for end in (0, 1))
+    if lucky:
+        label = "best by luck alone, 95 % range"
+        axes.vlines([row["rank"] for row in lucky], low, high, color=INK, alpha=0.18, lw=9, label=label)
+    best = [row["best_gain"] for row in rows]
+    axes.vlines(ranks, means, best, color=COLOURS[0], lw=1.6, label="gap")
+    axes.scatter(ranks, means, s=34, color=COLOURS[0], marker="o", zorder=3, label="mean")
+    axes.scatter(ranks, best, s=34, color=COLOURS[1], marker="^", zorder=3, label="best run")

@@ -1,0 +1,71 @@
+"""Series that several figures draw: a dot for every run, and means with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rankrl.report.figures.canvas import COLOURS, LINES, MARKERS, MAX_DOTS, n_text, shifts, thinned
+
+Row = dict[str, Any]
+Ends = tuple[float, float] | None
+Point = Callable[[Row], tuple[float, Ends]]
+"""The value of a row of statistics, and its interval."""
+GAIN = "gain over the base\n(fraction correct)"
+
+
+def signal(row: Row) -> tuple[float, Ends]:
+    """Mean gain, with the interval that counts the runs of a seed as one where they stand together."""
+    return row["mean_gain"], row.get("blocked_ci95") or row["gain_ci95"]
+
+
+def reliability(row: Row) -> tuple[float, Ends]:
+    """Share of runs without a loss."""
+    low, high = row.get("blocked_risk_ci95") or row["risk_ci95"]
+    return 1 - row["negative_gain_risk"], (1 - high, 1 - low)
+
+
+def lengths(points: list[tuple[float, Ends]]) -> list[list[float]]:
+    """Of the bars below and above; without the minus of a rounding error, which matplotlib refuses."""
+    below = [max(value - ends[0], 0.0) if ends else 0.0 for value, ends in points]
+    return [below, [max(ends[1] - value, 0.0) if ends else 0.0 for value, ends in points]]
+
+
+def style(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th series, all different up to 28."""
+    return {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "ls": LINES[i // 7 % 4], "lw": 1.6}
+
+
+def lines(axes: Any, rows: list[Row], x: str, point: Point) -> None:
+    """A line for each arm: a value and its interval against `x`."""
+    arms = sorted({row["arm"] for row in rows})
+    for i, (arm, shift) in enumerate(zip(arms, shifts(len(arms)), strict=True)):
+        ours = [row for row in rows if row["arm"] == arm]
+        points = [point(row) for row in ours]
+        n = n_text((row["n_seeds"] for row in ours), f"runs per {x.removesuffix('_size')}")
+        label = f"{arm}{': ' if arm else ''}mean, 95 % interval ({n})"
+        at = [row[x] * shift for row in ours]
+        axes.errorbar(
+            at,
+            [value for value, _ in points],
+            yerr=lengths(points),
+            label=label,
+            ms=6,
+            capsize=3.5,
+            zorder=3,
+            **style(i),
+        )
+
+
+def dots(axes: Any, results: list[Row], x: str, value: Callable[[Row], float]) -> None:
+    """Every run a dot, beside the mean, or it would hide it."""
+    arms = sorted({run["arm"] for run in results})
+    for i, (arm, shift) in enumerate(zip(arms, shifts(len(arms)), strict=True)):
+        ours = [run for run in results if run["arm"] == arm]
+        drawn = thinned(ours, MAX_DOTS // len(arms))
+        name = f"{arm}: " if arm else ""
+        axes.scatter(
+            [run[x] * shift * 0.87 for run in drawn], [value(run) for run in drawn],
+            s=20, alpha=0.55, color=COLOURS[i % 7], marker=MARKERS[i % 7], linewidths=0, zorder=2,
+            label=f"{name}runs (n = {len(ours)})",
+        )  # fmt: skip

@@ -1,0 +1,34 @@
+"""Hyperparameters of a sweep's runs, read back from run.yaml."""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from pathlib import Path
+
+import yaml
+
+from rankrl.report.read import SweepRecords
+
+SECTION = re.compile(r"^derived:\n((?:[ ].*\n)+)", re.MULTILINE)
+
+
+def knobs_of(sweep: SweepRecords) -> dict[tuple[str, int], dict[str, float]]:
+    """(arm, rank) -> knob -> value, from the first readable run of each: the rules know of nothing else."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for run in sweep.results:
+        at = run["arm"], run["rank"]
+        if at not in found and (knobs := _derived(sweep.directory / run["run_id"] / "run.yaml")):
+            found[at] = knobs
+    return found
+
+
+def _derived(path: Path) -> dict[str, float]:
+    """Section `derived` alone; the pure Python loader, since libyaml's crashes on deep nesting. Empty if damaged."""
+    try:
+        section = SECTION.search(path.read_text() + "\n")
+        knobs = yaml.load(section.group(1), Loader=yaml.SafeLoader) if section else {}
+        values = {name: float(knob["value"]) for name, knob in knobs.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+        return {}
+    return {name: value for name, value in values.items() if isfinite(value)}

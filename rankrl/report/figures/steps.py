@@ -1,0 +1,153 @@
+"""Curves over PPO steps, KL at the end of training against gain, and hyperparameters against rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from rankrl.report.figures.canvas import (
+    COLOURS,
+    FEW_ARMS,
+    INK,
+    LINES,
+    MARKERS,
+    Canvas,
+    legend_below,
+    log2_axis,
+    n_text,
+    outer,
+    panels,
+    rank_colours,
+    thinned,
+    zero_line,
+)  # fmt: skip
+from rankrl.report.figures.series import GAIN, Row, style
+from rankrl.report.stats import outcome_gain
+
+Curves = dict[str, list[Row]]
+"""run_id -> lines of metrics.jsonl, thinned."""
+MOST_LINES = 40
+"""Thin lines of a colour in a panel."""
+KNOBS = {
+    "alpha": "LoRA alpha",
+    "lr": "learning rate",
+    "lr_ratio": "learning rate of B / A",
+    "max_norm": "max gradient norm",
+    "warmup": "warm-up (share of steps)",
+    "kl": "KL coefficient",
+    "clip_low": "clip below 1 by",
+    "clip_high": "clip above 1 by",
+}
+
+
+def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
+    """Training accuracy against PPO step; a panel for each rank (each arm, if many): runs thin, their mean thick."""
+    if not any(curves.values()):
+        return None
+    panel, colour = ("rank", "arm") if len({run["arm"] for run in results}) <= FEW_ARMS else ("arm", "rank")
+    values, series = (sorted({run[key] for run in results}) for key in (panel, colour))
+    canvas, grid = panels(len(values), 2.7, 2.1, columns=3, sharex=True, sharey=True)
+    for axes, value in zip(grid.flat, values, strict=False):
+        groups = [[run for run in results if (run[panel], run[colour]) == (value, at)] for at in series]
+        for i, runs in enumerate(groups):
+            name = str(series[i]) if colour == "arm" else f"rank {series[i]}"
+            _curves(
+                axes,
+                [curves.get(run["run_id"], []) for run in runs],
+                i,
+                f"{name}: mean" if name else "mean of the runs",
+            )
+        n = n_text((len(runs) for runs in groups if runs), "runs")
+        axes.set_title(f"rank {value}, {n}" if panel == "rank" else f"{value}, {n}", fontsize=9)
+    outer(grid, len(values), "PPO step", "training accuracy\n(fraction correct)")
+    legend_below(canvas, max(grid.flat, key=lambda axes: len(axes.get_legend_handles_labels()[0])), columns=4)
+    return canvas
+
+
+def _curves(axes: Any, curves: list[list[Row]], i: int, label: str) -> None:
+    """The mean at a step is over the runs that have it."""
+    by_step: dict[int, list[float]] = {}
+    for line in (line for curve in curves for line in curve):
+        by_step.setdefault(line["step"], []).append(line["accuracy"])
+    if not by_step:
+        return
+    paths = [[(line["step"], line["accuracy"]) for line in curve] for curve in curves if curve]
+    axes.add_collection(LineCollection(thinned(paths, MOST_LINES), colors=COLOURS[i % 7], linewidths=0.7, alpha=0.35))
+    steps = sorted(by_step)
+    means = [float(np.mean(by_step[step])) for step in steps]
+    axes.plot(steps, means, color=COLOURS[i % 7], ls=LINES[i // 7 % 4], lw=2, label=label)
+
+
+def last_kl(curve: list[Row]) -> float | None:
+    """KL to the base (nats per token), mean over the last tenth of the steps."""
+    values = [line["kl_ref"] for line in curve if line["step"] > 0.9 * curve[-1]["step"] and "kl_ref" in line]
+    return float(np.mean(values)) if values else None
+
+
+def kl_and_gain(curves: Curves, results: list[Row]) -> Canvas | None:
+    """Gain against how far the run went from the base: every run a dot."""
+    points = [(run, last_kl(curves.get(run["run_id"]) or [])) for run in results if curves.get(run["run_id"])]
+    points = [(run, kl) for run, kl in points if kl is not None]
+    if len(points) < 2:
+        return None
+    n, points = len(points), thinned(points)
+    canvas, grid = panels(1, 6.6, 3.8)
+    (axes,) = grid.flat
+    colours, arms = rank_colours(run["rank"] for run, _ in points), sorted({run["arm"] for run, _ in points})
+    arms = arms if len(arms) <= len(MARKERS) else []  # more cannot be told apart
+    for j, (rank, colour) in enumerate(colours.items()):
+        for i, arm in enumerate(arms or [""]):
+            ours = [(run, kl) for run, kl in points if run["rank"] == rank and arm in ("", run["arm"])]
+            if ours:
+                name = f"rank {rank}{', ' if arm else ''}{arm} (n = {len(ours)})"
+                look = {
+                    "color": colour,
+                    "marker": MARKERS[(i if len(arms) > 1 else j) % 7],
+                    "edgecolors": INK,
+                    "label": name,
+                }
+                axes.scatter(
+                    [kl for _, kl in ours],
+                    [outcome_gain(run) for run, _ in ours],
+                    s=26,
+                    linewidths=0.4,
+                    alpha=0.85,
+                    **look,
+                )
+    zero_line(axes)
+    axes.set_xlabel(f"KL to the base at the end (nats per token; n = {n} runs)")
+    axes.set_ylabel(GAIN)
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    return canvas
+
+
+def knobs_by_rank(knobs: dict[tuple[str, int], dict[str, float]]) -> Canvas | None:
+    """Hyperparameters as the runs had them: (arm, rank) -> knob -> value. Arms that share all values share a line."""
+    names = [name for name in KNOBS if any(name in values for values in knobs.values())]
+    if not names or len({rank for _, rank in knobs}) < 2:
+        return None
+    lines: dict[str, list[str]] = {}
+    for arm in sorted({arm for arm, _ in knobs}):
+        lines.setdefault(repr([(rank, knobs[of, rank]) for of, rank in sorted(knobs) if of == arm]), []).append(arm)
+    columns = min(len(names), 4)
+    canvas, grid = panels(len(names), 2.5, 1.7, columns)
+    for at, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
+        for i, arms in enumerate(lines.values()):
+            ranks = sorted(rank for arm, rank in knobs if arm == arms[0] and name in knobs[arm, rank])
+            label = f"{', '.join(arms) if len(arms) <= FEW_ARMS else f'{len(arms)} arms'}".strip() or "all runs"
+            label += f" (n = {len(ranks)} ranks)"
+            axes.plot(
+                ranks, [knobs[arms[0], rank][name] for rank in ranks], ms=4, label=label, **style(i)
+            )  # fmt: skip
+        axes.set_title(KNOBS[name], fontsize=9)
+        axes.set_ylim(0, 1.15 * max(values.get(name, 0) for values in knobs.values()) or 1)
+        log2_axis(axes, {rank for _, rank in knobs})
+        axes.tick_params(labelsize=7, labelbottom=at + columns >= len(names))
+        axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("LoRA rank" if at + columns >= len(names) else "")
+    legend_below(canvas, grid.flat[0])
+    return canvas
