@@ -46,3 +46,45 @@ def test_a_run_resumed_after_a_kill_draws_one_curve(stack, tmp_path):
     ]
     logged = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert drawn == logged == [1, 2, 3, 4, 5]
+
+
+def test_every_run_has_all_columns_of_hparams(stack, tmp_path):
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    from rankrl.ppo.records import OUTCOMES, Record
+
+    (run,) = runs_of("demo", "ranks=[1]", "seeds=[3]")
+    record = Record(tmp_path, run)
+    record.start(run.resolved(), 0)
+    record.finish(dict.fromkeys((name.partition("/")[2] for name in OUTCOMES), 0.25) | {"status": "finished", "steps": 7})
+    (events,) = (tmp_path / "tb").iterdir()
+    start, metrics, outcomes = {}, [], {}
+    for event in LegacyEventFileLoader(str(events)).Load():
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == "hparams":
+                data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                start |= dict(data.session_start_info.hparams)
+                metrics += [info.name.tag for info in data.experiment.metric_infos]
+            elif value.tag in OUTCOMES:
+                outcomes[value.tag] = value.simple_value
+    row = {name: value.number_value or value.string_value for name, value in start.items()}
+    assert row == {
+        "arm": "-",
+        "rank": 1,
+        "batch_size": run.batch_size,
+        "seed": 3,
+        "alpha": run["alpha"],
+        "lr": run["lr"],
+        "lr_ratio": 1,
+        "kl": run["kl"],
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "max_norm": run["max_norm"],
+        "warmup": 0.1,
+        "critic_rank": run.recipe.critic.rank,
+        "init": "kaiming",
+        "allocation": "uniform",
+    }
+    assert metrics == ["hparam/final_score", "hparam/gain", "hparam/best_score", "hparam/tokens_total"]
+    assert outcomes == dict.fromkeys(metrics, 0.25)

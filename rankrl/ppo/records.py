@@ -115,6 +115,8 @@ class Record:
             "seed": run.seed,
             **{name: float(knob.value) for name, knob in run.knobs.items()},
             "critic_rank": run.recipe.critic.rank,
+            "init": run.recipe.init.method,
+            "allocation": run.recipe.allocation.method,
         }
         experiment, start, self._hparams_end = hparams(row, dict.fromkeys(OUTCOMES, 0.0))
         writer = self.board.file_writer

@@ -14,6 +14,7 @@ from rankrl.report.ledger import ledger
 from rankrl.report.page import page
 from rankrl.report.read import find_sweeps
 from rankrl.report.summary import sweep_summary
+from rankrl.report.tensorboard import aggregate
 
 MOST_PROBLEMS = 8
 
@@ -32,6 +33,7 @@ def build(directory: Path) -> list[dict[str, Any]]:
         pd.DataFrame(sweep.results).to_csv(to / "runs.csv", index=False)
         drawings = [(figure.path, figure.caption) for figure in draw(sweep, statistics, to / "figures")]
         (to / "index.html").write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
+        aggregate(sweep)
         reports.append(statistics | {"sweep": sweep.name, "page": str(to / "index.html")})
     return reports
 

@@ -15,7 +15,7 @@ from rankrl.report.read import SweepRecords, curve, mean_ranks
 Row = dict[str, Any]
 Drawing = tuple[str, Canvas | None, str, str, str]
 """Name, canvas (None: these records have nothing for it), title, caption, and the same in words for who cannot see it."""
-BLOCKED = "95 % interval with the seed as block where runs of one seed stand in several cells"
+BLOCKED = "95 % t interval with the seed as block (runs of one seed in several cells count as one)"
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ def _families(results: list[Row], summary: dict[str, Any]) -> Iterator[Drawing]:
         "rank_bands",
         bands.rank_bands(ranks, best),
         "Signal and reliability by rank",
-        f"Mean gain, {BLOCKED}; below it the share of runs without a loss (1 - negative-gain risk) with its exact interval. Ringed "
-        "ranks are not distinguishable from the best.",
+        f"Mean gain, {BLOCKED}, and the share of runs without a loss (1 - negative-gain risk) with its exact interval. "
+        "Ringed: not distinguishable from the best.",
         f"Mean gain by rank. {listed(ranks, 'mean_gain')} Share of runs with negative gain. {listed(ranks, 'negative_gain_risk')}",
     )
     yield (
         "gain_by_rank",
         families.gain_by_rank(results, ranks),
         "Gain by rank",
-        f"Gain over the base against rank, all batch sizes together: {dots}, mean and 95 % t interval as in the table of ranks.",
+        f"Gain over the base against rank, all batch sizes together: {dots}; mean, {BLOCKED}.",
         f"Mean gain by rank. {listed(ranks, 'mean_gain')}",
     )
     yield (
@@ -107,8 +107,8 @@ def _families(results: list[Row], summary: dict[str, Any]) -> Iterator[Drawing]:
         "efficiency_by_rank",
         families.efficiency_by_rank(results, ranks),
         "Token efficiency by rank",
-        f"Gain per million training tokens against rank: {dots}; the mean gain over the mean tokens, and the mean gain's 95 % t "
-        "interval over the same tokens.",
+        f"Gain per million training tokens against rank: {dots}; the mean gain over the mean tokens, and the mean gain's "
+        f"{BLOCKED} over the same tokens.",
         f"Gain per million tokens by rank. {listed(ranks, 'token_efficiency')}",
     )
 

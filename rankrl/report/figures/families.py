@@ -22,8 +22,8 @@ from rankrl.report.stats import outcome_gain
 
 
 def gain_by_rank(results: list[Row], families: list[Row]) -> Canvas | None:
-    """Gain over the base against rank: every run a dot, mean and 95 % t interval."""
-    return _by_rank(results, families, outcome_gain, lambda row: (row["mean_gain"], row["gain_ci95"]), GAIN)
+    """Gain over the base against rank: every run a dot, mean and 95 % interval."""
+    return _by_rank(results, families, outcome_gain, signal, GAIN)
 
 
 def efficiency_by_rank(results: list[Row], families: list[Row]) -> Canvas | None:
@@ -32,8 +32,8 @@ def efficiency_by_rank(results: list[Row], families: list[Row]) -> Canvas | None
     results = [run for run in results if run["tokens_total"]]
 
     def point(row: Row) -> tuple[float, Ends]:
-        millions, ends = row["mean_tokens"] / 1e6, row["gain_ci95"]
-        return row["mean_gain"] / millions, (ends[0] / millions, ends[1] / millions) if ends else None
+        millions, (gain, ends) = row["mean_tokens"] / 1e6, signal(row)
+        return gain / millions, (ends[0] / millions, ends[1] / millions) if ends else None
 
     label = "gain per million tokens\n(fraction correct)"
     return _by_rank(results, families, lambda run: outcome_gain(run) / run["tokens_total"] * 1e6, point, label)

@@ -16,12 +16,12 @@ GAIN = "gain over the base\n(fraction correct)"
 
 def signal(row: Row) -> tuple[float, Ends]:
     """Mean gain, with the interval that counts the runs of a seed as one where they stand together."""
-    return row["mean_gain"], row.get("blocked_ci95") or row["gain_ci95"]
+    return row["mean_gain"], row["blocked_ci95"]
 
 
 def reliability(row: Row) -> tuple[float, Ends]:
     """Share of runs without a loss."""
-    low, high = row.get("blocked_risk_ci95") or row["risk_ci95"]
+    low, high = row["blocked_risk_ci95"]
     return 1 - row["negative_gain_risk"], (1 - high, 1 - low)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from math import isfinite
 from pathlib import Path
 
 import yaml
 
 from rankrl.report.read import SweepRecords
-
-SECTION = re.compile(r"^derived:\n((?:[ ].*\n)+)", re.MULTILINE)
+from rankrl.report.valid import resolved_sections
 
 
 def knobs_of(sweep: SweepRecords) -> dict[tuple[str, int], dict[str, float]]:
@@ -26,9 +24,8 @@ def knobs_of(sweep: SweepRecords) -> dict[tuple[str, int], dict[str, float]]:
 def _derived(path: Path) -> dict[str, float]:
     """Section `derived` alone; the pure Python loader, since libyaml's crashes on deep nesting. Empty if damaged."""
     try:
-        section = SECTION.search(path.read_text() + "\n")
-        knobs = yaml.load(section.group(1), Loader=yaml.SafeLoader) if section else {}
+        knobs = yaml.load(resolved_sections(path).get("derived", "{}"), Loader=yaml.SafeLoader)
         values = {name: float(knob["value"]) for name, knob in knobs.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
         return {}
     return {name: value for name, value in values.items() if isfinite(value)}

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rankrl.report.curves import Curve, aligned, points
 from rankrl.report.figures.canvas import (
     COLOURS,
     FEW_ARMS,
@@ -27,8 +28,8 @@ from rankrl.report.figures.canvas import (
 from rankrl.report.figures.series import GAIN, Row, style
 from rankrl.report.stats import outcome_gain
 
-Curves = dict[str, list[Row]]
-"""run_id -> lines of metrics.jsonl, thinned."""
+Curves = dict[str, Curve]
+"""By run_id."""
 MOST_LINES = 40
 """Thin lines of a colour in a panel."""
 KNOBS = {
@@ -45,7 +46,7 @@ KNOBS = {
 
 def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
     """Training accuracy against PPO step; a panel for each rank (each arm, if many): runs thin, their mean thick."""
-    if not any(curves.values()):
+    if not any(points(curve, "accuracy") for curve in curves.values()):
         return None
     panel, colour = ("rank", "arm") if len({run["arm"] for run in results}) <= FEW_ARMS else ("arm", "rank")
     values, series = (sorted({run[key] for run in results}) for key in (panel, colour))
@@ -54,12 +55,8 @@ def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
         groups = [[run for run in results if (run[panel], run[colour]) == (value, at)] for at in series]
         for i, runs in enumerate(groups):
             name = str(series[i]) if colour == "arm" else f"rank {series[i]}"
-            _curves(
-                axes,
-                [curves.get(run["run_id"], []) for run in runs],
-                i,
-                f"{name}: mean" if name else "mean of the runs",
-            )
+            found = [curves.get(run["run_id"], []) for run in runs]
+            _curves(axes, found, i, f"{name}: mean" if name else "mean of the runs")
         n = n_text((len(runs) for runs in groups if runs), "runs")
         axes.set_title(f"rank {value}, {n}" if panel == "rank" else f"{value}, {n}", fontsize=9)
     outer(grid, len(values), "PPO step", "training accuracy\n(fraction correct)")
@@ -67,40 +64,36 @@ def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
     return canvas
 
 
-def _curves(axes: Any, curves: list[list[Row]], i: int, label: str) -> None:
-    """The mean at a step is over the runs that have it."""
-    by_step: dict[int, list[float]] = {}
-    for line in (line for curve in curves for line in curve):
-        by_step.setdefault(line["step"], []).append(line["accuracy"])
-    if not by_step:
-        return
-    paths = [[(line["step"], line["accuracy"]) for line in curve] for curve in curves if curve]
-    axes.add_collection(LineCollection(thinned(paths, MOST_LINES), colors=COLOURS[i % 7], linewidths=0.7, alpha=0.35))
-    steps = sorted(by_step)
-    means = [float(np.mean(by_step[step])) for step in steps]
-    axes.plot(steps, means, color=COLOURS[i % 7], ls=LINES[i // 7 % 4], lw=2, label=label)
+def _curves(axes: Any, curves: list[Curve], i: int, label: str) -> None:
+    """The mean at a step is over the runs that reached it."""
+    steps, values = aligned(curves, "accuracy")
+    if len(steps):
+        paths = [np.column_stack((steps, value)) for value in values]
+        axes.add_collection(
+            LineCollection(thinned(paths, MOST_LINES), colors=COLOURS[i % 7], linewidths=0.7, alpha=0.35)
+        )
+        axes.plot(steps, np.nanmean(values, axis=0), color=COLOURS[i % 7], ls=LINES[i // 7 % 4], lw=2, label=label)
 
 
-def last_kl(curve: list[Row]) -> float | None:
+def last_kl(curve: Curve) -> float | None:
     """KL to the base (nats per token), mean over the last tenth of the steps."""
-    values = [line["kl_ref"] for line in curve if line["step"] > 0.9 * curve[-1]["step"] and "kl_ref" in line]
-    return float(np.mean(values)) if values else None
+    values = points(curve, "kl_ref")
+    return float(np.mean([kl for step, kl in values if step > 0.9 * values[-1][0]])) if values else None
 
 
 def kl_and_gain(curves: Curves, results: list[Row]) -> Canvas | None:
     """Gain against how far the run went from the base: every run a dot."""
-    points = [(run, last_kl(curves.get(run["run_id"]) or [])) for run in results if curves.get(run["run_id"])]
-    points = [(run, kl) for run, kl in points if kl is not None]
-    if len(points) < 2:
+    ends = [(run, kl) for run in results if (kl := last_kl(curves.get(run["run_id"], []))) is not None]
+    if len(ends) < 2:
         return None
-    n, points = len(points), thinned(points)
+    n, ends = len(ends), thinned(ends)
     canvas, grid = panels(1, 6.6, 3.8)
     (axes,) = grid.flat
-    colours, arms = rank_colours(run["rank"] for run, _ in points), sorted({run["arm"] for run, _ in points})
+    colours, arms = rank_colours(run["rank"] for run, _ in ends), sorted({run["arm"] for run, _ in ends})
     arms = arms if len(arms) <= len(MARKERS) else []  # more cannot be told apart
     for j, (rank, colour) in enumerate(colours.items()):
         for i, arm in enumerate(arms or [""]):
-            ours = [(run, kl) for run, kl in points if run["rank"] == rank and arm in ("", run["arm"])]
+            ours = [(run, kl) for run, kl in ends if run["rank"] == rank and arm in ("", run["arm"])]
             if ours:
                 name = f"rank {rank}{', ' if arm else ''}{arm} (n = {len(ours)})"
                 look = {
