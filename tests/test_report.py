@@ -141,7 +141,7 @@ def test_report_of_arms_draws_their_differences_and_ranks(tmp_path):
         assert (to / "figures" / f"{name}.svg").exists()
     assert ">6.5</text>" in (to / "figures" / "allocation.svg").read_text().replace("\n", "")
     page = (to / "index.html").read_text()
-    assert "against arm off" in page and "<h2>Arms</h2>" in page
+    assert "against arm off" in page and ">Arms compared</h2>" in page
 
 
 def test_report_of_run_directories(tmp_path):
@@ -164,13 +164,10 @@ def test_report_of_run_directories(tmp_path):
     assert report["ranks"][0]["negative_runs"] == 1
     assert json.loads((to / "summary.json").read_text())["cells"][0]["n_seeds"] == 3
     page = (to / "index.html").read_text()
-    assert "1 unfinished runs (r1-b16-s9)" in page
+    assert "<td>r1-b16-s9</td><td>no result</td>" in page
     assert "5 runs planned: 2 finished, 1 failed, 2 planned." in page
     assert page.count("<td>planned</td>") == 2
     assert "&lt;b&gt;&amp;boom" in page and "<b>&boom" not in page
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    ).replace("https://matplotlib.org", "")
     for name in ("gain_by_rank", "learning_curves"):
         assert (to / "figures" / f"{name}.svg").exists() and (to / "figures" / f"{name}.png").exists()
     assert (to / "runs.csv").read_text().count("\n") == 4

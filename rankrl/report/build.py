@@ -31,7 +31,7 @@ def build(directory: Path) -> list[dict[str, Any]]:
         statistics = sweep_summary(sweep)
         (to / "summary.json").write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
         pd.DataFrame(sweep.results).to_csv(to / "runs.csv", index=False)
-        drawings = [(figure.path, figure.caption) for figure in draw(sweep, statistics, to / "figures")]
+        drawings = draw(sweep, statistics, to / "figures")
         (to / "index.html").write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
         aggregate(sweep)
         reports.append(statistics | {"sweep": sweep.name, "page": str(to / "index.html")})

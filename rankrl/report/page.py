@@ -1,111 +1,172 @@
-"""The page: one self-contained HTML file, without network or scripts."""
+"""The page: one self-contained HTML file, which needs no network, and scripts only to sort, filter and draw curves."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from rankrl.report import page_sections as sections
+from rankrl.report import page_settings
+from rankrl.report.figures.draw import Figure
 from rankrl.report.ledger import Entry, counts, rows
+from rankrl.report.page_columns import LEDGER, PROBLEMS, RANK, RUNS, Column, interval, number, percents, signed
+from rankrl.report.page_data import curve_scripts
+from rankrl.report.page_sections import NOTES, section
+from rankrl.report.page_table import table
 from rankrl.report.read import SweepRecords
 
-CSS = """
-:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
-figure{margin:1rem 0;background:#fff;padding:.5rem;border-radius:.5rem}
-figure svg{max-width:100%;height:auto;display:block}
-figcaption{color:#444;font-size:.9rem}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
+
+BOARD = "http://localhost:6006"
+FIRST_WORDS = 7
+"""Sentences of the answer that stand open; further ones unfold."""
+
+
+@cache
+def _asset(name: str) -> str:
+    return Path(__file__).with_name(name).read_text()
+
+
+def page(sweep: SweepRecords, summary: dict[str, Any], figures: list[Figure], entries: list[Entry]) -> str:
+    """The whole file. Whatever comes from run directories is escaped; besides, the policy lets no script run but page.js."""
+    problems = summary.get("problems") or _uncounted(sweep)
+    parts = [
+        section("figures", "Figures", _figures(figures)),
+        *sections.tables(summary),
+        _runs(sweep),
+        section(
+            "problems", "Problems", table("problems-table", problems, PROBLEMS, "What could not be counted, and why")
+        ),
+        _ledger(entries),
+        _settings(sweep),
+        _files(sweep),
+    ]
+    contents = "".join(f"<li><a href=#{name}>{title}</a>" for part in parts for name, title in _heading(part))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_policy()}">
+<title>{escape(sweep.name)} - rankrl</title><style>{_asset("page.css")}</style></head><body>
+<a class="skip" href="#main">Skip to the answer</a>
+<header><p class="kicker">rankrl report</p><h1>{escape(sweep.name)}</h1></header>
+<nav aria-label="Contents"><ul>{contents}</ul></nav>
+<main id="main">
+{_answer(sweep, summary)}
+{"".join(parts)}
+</main>
+<footer><p>Self-contained: this file loads nothing. The same numbers: <a href="summary.json">summary.json</a>,
+<a href="runs.csv">runs.csv</a>.</p></footer>
+<dialog aria-label="Figure, enlarged"><form method="dialog"><button>Close</button></form></dialog>
+{curve_scripts(sweep.directory, [result["run_id"] for result in sweep.results])}
+<script>{_asset("page.js")}</script>
+</body></html>
 """
-CELL_COLUMNS = {
-    "arm": "arm",
-    "rank": "rank",
-    "batch_size": "batch",
-    "n_seeds": "seeds",
-    "mean_gain": "mean gain",
-    "gain_ci95": "95 % interval",
-    "sd_gain": "sd",
-    "best_gain": "best",
-    "mean_best_gap": "best - mean",
-    "negative_runs": "negative",
-    "risk_ci95": "risk, 95 %",
-    "mean_final_score": "final score",
-    "mean_tokens": "tokens",
-    "token_efficiency": "gain per M tokens",
-}
-COMPARISON_COLUMNS = {
-    "arm": "arm",
-    "rank": "rank",
-    "batch_size": "batch",
-    "n_pairs": "pairs",
-    "mean_difference": "mean difference",
-    "difference_ci95": "95 % interval",
-    "higher": "higher",
-    "pairing": "correlation",
-    "params_ratio": "parameters, ratio",
-    "unpaired_seeds": "seeds without partner",
-}
-RUN_COLUMNS = {
-    "run_id": "run",
-    "status": "status",
-    "base_score": "base",
-    "final_score": "final",
-    "gain": "gain",
-    "tokens_total": "tokens",
-    "steps": "steps",
-    "wall_s": "seconds",
-    "error": "error",
-}
 
 
-LEDGER_COLUMNS = {
-    "run_id": "run",
-    "state": "state",
-    "step": "step",
-    "steps": "of",
-    "attempts": "attempts",
-    "note": "where, or why",
-}
+def _policy() -> str:
+    """Content-Security-Policy: this very script, styles of drawings, images within drawings, and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(_asset("page.js").encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+    )
 
 
-def _text(value: Any) -> str:
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, list):
-        return "[" + ", ".join(f"{v:.3f}" for v in value) + "]"
-    if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else escape(str(value))
+def _heading(part: str) -> list[tuple[str, str]]:
+    return re.findall(r'<section id="([\w-]+)".*?<h2[^>]*>(.*?)</h2>', part[:400])
 
 
-def table(rows: list[dict[str, Any]], columns: dict[str, str], caption: str) -> str:
-    used = {key: title for key, title in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in used.values())
-    body = "".join("<tr>" + "".join(f"<td>{_text(row.get(key))}</td>" for key in used) + "</tr>" for row in rows)
-    rows_html = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table><caption>{escape(caption)}</caption>{rows_html}</table></div>'
+def _answer(sweep: SweepRecords, summary: dict[str, Any]) -> str:
+    """The words, the key numbers, and what stands in their way."""
+    words = [escape(text) for text in summary.get("words") or []] or [_sentence(row) for row in summary["ranks"]]
+    more = _list(words[1:FIRST_WORDS])
+    if words[FIRST_WORDS:]:
+        more += f"<details><summary>{len(words) - FIRST_WORDS} more findings</summary>{_list(words[FIRST_WORDS:])}</details>"
+    problems = len(summary.get("problems") or [])
+    warning = (
+        f'<p class="warning"><a href="#problems">{problems} problem{"s" * (problems > 1)}</a>: not every run counts.</p>'
+        if problems
+        else ""
+    )
+    strip = "".join(
+        f"<div><dt>{name}</dt><dd>{value}<small>{about}</small></dd></div>"
+        for name, value, about in key_numbers(summary)
+    )
+    return (
+        f'<section class="answer" aria-label="The answer"><p class="lede">{words[0]}</p>{more}{warning}'
+        f'<dl class="strip">{strip}</dl></section>'
+    )
 
 
-def _figure(path: Path, alt: str) -> str:
-    svg = path.read_text()
-    svg = svg[svg.index("<svg") :]
-    prefix = path.stem  # ids are unique within a drawing only
-    svg = re.sub(r'(id="|url\(#|href="#)', rf"\1{prefix}-", svg)
-    return f'<figure role="img" aria-label="{escape(alt)}">{svg}<figcaption>{escape(alt)}</figcaption></figure>'
+def _list(lines: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{line}' for line in lines)}</ul>" if lines else ""
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    interval = " [{:+.3f}, {:+.3f}]".format(*row["gain_ci95"]) if row["gain_ci95"] else ""
+    ends = f" {interval(row['gain_ci95'])}" if row["gain_ci95"] else ""
     arm = f"{escape(row['arm'])}, " if row["arm"] else ""
     return (
-        f"<li>{arm}rank {row['rank']}: mean gain {row['mean_gain']:+.3f}{interval}, "
-        f"{row['negative_runs']} of {row['n_seeds']} runs negative (risk below {row['risk_ci95'][1]:.2f}).</li>"
+        f"{arm}rank {row['rank']}: mean gain {signed(row['mean_gain'])}{ends}, "
+        f"{row['negative_runs']} of {row['n_seeds']} runs negative (risk below {row['risk_ci95'][1]:.2f})."
     )
+
+
+def key_numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, about) of the few numbers to see first; as HTML."""
+    ranks, print_ = summary["ranks"], summary.get("footprint") or []
+    low, high = min(ranks, key=lambda row: row["rank"]), max(ranks, key=lambda row: row["mean_gain"])
+    planned, counted = summary.get("n_planned"), sum(row["n_seeds"] for row in ranks)
+    shown = [("Runs counted", number(counted), f"of {planned:,} planned" if planned else "no plan on record")]
+    for row, what in ((low, "mean gain"), (high, "highest mean")):
+        shown.append((f"{_place(row)}, {what}", signed(row["mean_gain"]), _ends(row)))
+    ends = low.get("blocked_risk_ci95") or low["risk_ci95"]
+    shown.append(
+        (f"{_place(low)}, negative runs", f"{low['negative_runs']} of {low['n_seeds']}", f"risk {percents(ends)}")
+    )
+    if print_:
+        small = min(print_, key=lambda row: row["rank"])
+        about = f"{small['trainable_params']:,} parameters"
+        shown.append((f"Rank {small['rank']}, of the base", f"{100 * small['fraction_of_base']:.3g} %", about))
+    return shown
+
+
+def _place(row: dict[str, Any]) -> str:
+    return (f"{escape(row['arm'])}, rank" if row["arm"] else "Rank") + f" {row['rank']}"
+
+
+def _ends(row: dict[str, Any]) -> str:
+    ends = row.get("blocked_ci95") or row["gain_ci95"]
+    return f"95 % {interval(ends)}" if ends else "one run: no interval"
+
+
+def _figures(figures: list[Figure]) -> str:
+    return "".join(_figure(figure) for figure in figures)
+
+
+def _figure(figure: Figure) -> str:
+    """The SVG itself, so that it follows light and dark; its files beside it."""
+    svg = figure.path.read_text()
+    svg = svg[svg.index("<svg") :]
+    label, stem = escape(figure.alt), quote(figure.path.stem)
+    files = "".join(f' <a href="figures/{stem}.{kind}">{kind.upper()}</a>' for kind in ("svg", "png"))
+    return (
+        f'<figure id="figure-{escape(figure.name)}"><div class="drawing" role="img" aria-label="{label}">{svg}</div>'
+        f"<figcaption><strong>{escape(figure.title)}</strong> {escape(figure.caption)}"
+        f'<span class="files">{files}</span></figcaption></figure>'
+    )
+
+
+def _runs(sweep: SweepRecords) -> str:
+    board = (
+        f"<p>Curves of all runs in TensorBoard: <code>tensorboard --logdir {escape(str(sweep.directory))}</code>, "
+        f'then <a href="{BOARD}">{BOARD.removeprefix("http://")}</a>.</p>'
+        '<noscript><p>Sorting, filtering and curves need JavaScript. All runs: <a href="runs.csv">runs.csv</a>.</p></noscript>'
+    )
+    shown = table("runs-table", sweep.results, RUNS, "One row per run", link="run_id")
+    return section("runs", "Runs", board, shown, note=NOTES["runs"])
 
 
 def _ledger(entries: list[Entry]) -> str:
@@ -114,42 +175,42 @@ def _ledger(entries: list[Entry]) -> str:
         return ""
     stand = ", ".join(f"{number} {state}" for state, number in counts(entries).items())
     open_runs = rows(entry for entry in entries if entry.state != "finished")
-    shown = table(open_runs, LEDGER_COLUMNS, "Runs that have not finished") if open_runs else ""
-    return f"<h2>Ledger</h2><p>{len(entries)} runs planned: {stand}.</p>{shown}"
+    shown = table("ledger-table", open_runs, LEDGER, "Runs that have not finished")
+    return section("ledger", "Ledger", f"<p>{len(entries):,} runs planned: {escape(stand)}.</p>", shown)
 
 
-def _comparisons(rows: list[dict[str, Any]]) -> str:
-    """The arms against the reference arm, if there are arms."""
-    if not rows:
+def _settings(sweep: SweepRecords) -> str:
+    """What each rank derives, what differs by arm, and on demand everything else."""
+    found = page_settings.settings(sweep.directory, sweep.results)
+    if not found:
         return ""
-    shown = table(rows, COMPARISON_COLUMNS, f"One row per arm, rank and batch size, against arm {rows[0]['against']}")
-    return f"""<h2>Arms</h2>{shown}
-<p>Differences are between runs of one seed, which share prompts, sampling and rows of A; the interval is Student t, 95 %, for each
-row by itself: of many rows, some miss the truth. Correlation is that of the two arms' gains over seeds.</p>"""
-
-
-def page(
-    sweep: SweepRecords, statistics: dict[str, Any], drawings: list[tuple[Path, str]], entries: list[Entry]
-) -> str:
-    missing = "".join(
-        f"<p>Not counted: {len(names)} {what} ({escape(', '.join(names))}).</p>"
-        for what, names in (("unfinished runs", sweep.unfinished), ("unreadable results", sweep.unreadable))
-        if names
+    rows, (differ, same) = page_settings.derived(found), page_settings.split(found)
+    knobs = {key: Column(key, number) for row in rows for key in row if key not in ("arm", "rank")}
+    arms = {arm: Column(arm or "value", str, False) for row in differ for arm in row if arm != "setting"}
+    name = {"setting": Column("setting", str, False)}
+    everything = table("same-table", same, name | {"value": Column("value", str, False)}, "Shared by all arms")
+    return section(
+        "settings",
+        "Settings",
+        table("knobs-table", rows, {"arm": Column("arm", str, False), "rank": RANK} | knobs, "Derived from the rank"),
+        table("differ-table", differ, name | arms, "Settings that differ by arm"),
+        f"<details><summary>All {len(same)} shared settings</summary>{everything}</details>",
+        note="Of the first run of each rank; every run.yaml holds its own, with rule, formula and source of each derived value.",
     )
-    cells = table(statistics["cells"], CELL_COLUMNS, "One row per cell (rank x batch size)")
-    runs = table(sweep.results, RUN_COLUMNS, "One row per run")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(sweep.name)} - rankrl</title><style>{CSS}</style></head><body><main>
-<h1>{escape(sweep.name)}: {len(sweep.results)} runs</h1>
-<ul>{"".join(_sentence(row) for row in statistics["ranks"])}</ul>{missing}
-<h2>Figures</h2>{"".join(_figure(path, text) for path, text in drawings)}
-{_comparisons(statistics["comparisons"])}
-<h2>Cells</h2>{cells}
-<p>Scores and gains are fractions of correct answers on held-out items. Gain intervals are Student t, risk intervals
-Clopper-Pearson, both 95 %. A failed or diverged run counts as negative. All gains share one base score, so its error is
-common to them.</p>
-<h2>Runs</h2>{runs}
-{_ledger(entries)}
-</main></body></html>
-"""
+
+
+def _uncounted(sweep: SweepRecords) -> list[dict[str, str]]:
+    found = {"no result": sweep.unfinished, "unreadable result": sweep.unreadable}
+    return [{"run": run, "problem": problem} for problem, runs in found.items() for run in runs]
+
+
+def _files(sweep: SweepRecords) -> str:
+    first = sweep.results[0]["run_id"]
+    return section(
+        "files",
+        "Files",
+        '<p>Tables: <a href="runs.csv">runs.csv</a>, <a href="summary.json">summary.json</a>. '
+        'Figures: <a href="figures/">figures/</a>, '
+        "each as SVG and PNG. Each run's directory holds run.yaml, metrics.jsonl, evals.parquet, result.json, adapter/ and tb/, "
+        f'such as <a href="../{quote(first)}/">{escape(first)}/</a>.</p>',
+    )

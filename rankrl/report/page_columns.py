@@ -1,0 +1,196 @@
+"""The columns of the page's tables: what each is called, and how its values read.
+
+Text is formatted here alone: page.js sorts and filters by the text that a reader sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    text: Callable[[Any], str]
+    numeric: bool = True
+
+
+def signed(value: float) -> str:
+    """A gain or a difference, as a fraction: +0.0855."""
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def fixed(value: float) -> str:
+    return f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def two(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def number(value: float) -> str:
+    """Integers with separators; others to four significant digits or decimals."""
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(ends: list[float]) -> str:
+    return f"[{signed(ends[0])}, {signed(ends[1])}]"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def percents(ends: list[float]) -> str:
+    return f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}] %"
+
+
+def millions(value: float) -> str:
+    return f"{value / 1e6:,.3f}" if value < 1e8 else f"{value / 1e6:,.0f}"
+
+
+def chance(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def maxima(by_k: dict[str, float]) -> str:
+    return ", ".join(f"{signed(value)} of {k}" for k, value in by_k.items())
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+ARM, RANK, BATCH = Column("arm", str, False), Column("rank", number), Column("batch", number)
+GAIN, CI = Column("mean gain", signed), Column("95 % interval", interval)
+STATISTICS = {
+    "arm": ARM,
+    "rank": RANK,
+    "batch_size": BATCH,
+    "n_seeds": Column("runs", number),
+    "n_blocks": Column("seeds", number),
+    "mean_gain": GAIN,
+    "gain_ci95": CI,
+    "blocked_ci95": Column("interval, seeds as blocks", interval),
+    "sd_gain": Column("sd", fixed),
+    "iqm": Column("IQM", signed),
+    "iqm_ci95": Column("IQM, bootstrap", interval),
+    "best_gain": Column("best", signed),
+    "mean_best_gap": Column("best minus mean", signed),
+    "expected_max": Column("expected best", maxima),
+    "upside_index": Column("upside index", two),
+    "upside_null95": Column("upside by chance", lambda ends: f"[{two(ends[0])}, {two(ends[1])}]"),
+    "negative_runs": Column("negative", number),
+    "negative_gain_risk": Column("risk", percent),
+    "risk_ci95": Column("risk, 95 %", percents),
+    "blocked_risk_ci95": Column("risk, seeds as blocks", percents),
+    "p_negative_items": Column("negative on other items", percent),
+    "failed_runs": Column("failed", number),
+    "diverged_runs": Column("diverged", number),
+    "mean_final_score": Column("final score", fixed),
+    "mean_tokens": Column("tokens, M", millions),
+    "token_efficiency": Column("gain per M tokens", number),
+    "marginal_efficiency": Column("gain per M more tokens", number),
+}
+TESTS = {
+    "p": Column("p", chance),
+    "p_holm": Column("p, Holm", chance),
+    "verdict": Column("verdict", str, False),
+}
+DIFFERENCE = {
+    "n_pairs": Column("pairs", number),
+    "n_blocks": Column("seeds", number),
+    "mean_difference": Column("mean difference", signed),
+    "difference_ci95": CI,
+    "family_ci95": Column("family interval", interval),
+}
+COMPARISONS = {
+    "arm": ARM,
+    "rank": RANK,
+    "batch_size": BATCH,
+    **DIFFERENCE,
+    **TESTS,
+    "higher": Column("pairs higher", number),
+    "pairing": Column("correlation", two),
+    "params_ratio": Column("parameters, ratio", number),
+    "unpaired_seeds": Column("seeds without partner", number),
+}
+AGAINST_REFERENCE = {
+    "arm": ARM,
+    "rank": RANK,
+    "reference_rank": Column("reference rank", number),
+    **DIFFERENCE,
+    **TESTS,
+    "margin": Column("margin", number),
+    "p_noninferior": Column("p, not inferior", chance),
+    "noninferior": Column("not inferior", yes, False),
+    "seeds_needed": Column("seeds needed", number),
+}
+PARETO = {
+    "arm": ARM,
+    "rank": RANK,
+    "batch_size": BATCH,
+    "mean_tokens": Column("tokens, M", millions),
+    "mean_gain": GAIN,
+    "lower_gain": Column("lower end, 95 %", signed),
+    "risk": Column("risk", percent),
+    "on_front": Column("on front", yes, False),
+    "front_share": Column("on front, bootstrap", percent),
+    "on_front_risk_averse": Column("on risk-averse front", yes, False),
+    "front_share_risk_averse": Column("risk-averse, bootstrap", percent),
+}
+BUDGET = {
+    "arm": ARM,
+    "rank": RANK,
+    "model": Column("cost model", str, False),
+    "budget_s": Column("budget, s", number),
+    "cost_per_run": Column("cost of a run, s", number),
+    "seed_runs": Column("runs bought", number),
+    "ci_halfwidth": Column("half width of interval", fixed),
+}
+FOOTPRINT = {
+    "scale": Column("scale", str, False),
+    "rank": RANK,
+    "trainable_params": Column("parameters", number),
+    "fraction_of_base": Column("of the base", lambda share: f"{100 * share:.4g} %"),
+    "checkpoint_bytes": Column("adapter, MB", lambda size: f"{size / 1e6:,.2f}"),
+    "optimizer_bytes": Column("optimizer, MB", lambda size: f"{size / 1e6:,.2f}"),
+}
+SOURCES = {
+    "arm": ARM,
+    "rank": RANK,
+    "source": Column("source", str, False),
+    "items": Column("items", number),
+    "n_runs": Column("runs", number),
+    "base_score": Column("base score", fixed),
+    "mean_gain": GAIN,
+    "gain_ci95": CI,
+}
+POWER = {"claim": Column("open claim", str, False), "seeds_more": Column("more seeds", number)}
+PROBLEMS = {"run": Column("run", str, False), "problem": Column("problem", str, False)}
+RUNS = {
+    "run_id": Column("run", str, False),
+    "arm": ARM,
+    "rank": RANK,
+    "batch_size": BATCH,
+    "seed": Column("seed", number),
+    "status": Column("status", str, False),
+    "base_score": Column("base", fixed),
+    "final_score": Column("final", fixed),
+    "gain": Column("gain", signed),
+    "tokens_total": Column("tokens, M", millions),
+    "steps": Column("steps", number),
+    "wall_s": Column("wall, s", lambda seconds: f"{seconds:,.0f}"),
+    "error": Column("error", str, False),
+}
+LEDGER = {
+    "run_id": Column("run", str, False),
+    "state": Column("state", str, False),
+    "step": Column("step", number),
+    "steps": Column("of", number),
+    "attempts": Column("attempts", number),
+    "note": Column("where, or why", str, False),
+}

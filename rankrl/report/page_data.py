@@ -1,0 +1,68 @@
+"""Every run's curves in little text: subsampled, in whole numbers, deflated, in chunks of which a click unpacks one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+from rankrl.report.page_table import data
+from rankrl.report.read import curves
+
+SERIES = {
+    "accuracy": "training accuracy",
+    "reward_mean": "reward",
+    "kl_ref": "KL to the base, nats",
+    "entropy": "entropy, nats",
+    "response_tokens_mean": "response, tokens",
+    "clip_frac": "clipped share",
+    "grad_norm": "gradient norm",
+    "lr": "learning rate",
+}
+LEVELS = 255
+"""A curve is drawn to 1/255 of its range, which no screen shows; the exact numbers stay in metrics.jsonl."""
+CHUNK_RUNS = 200
+POINTS, FEW_POINTS, MANY_RUNS = 64, 24, 1000
+
+
+def quantise(values: list[Any]) -> list[Any]:
+    """[lowest, highest, levels]: each value in 1/255 of the range; what is no finite number is null. [] without any."""
+    finite = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    if not finite:
+        return []
+    low, high = min(finite), max(finite)
+    step = (high - low) / LEVELS or 1.0
+    known = [isinstance(v, int | float) and math.isfinite(v) for v in values]
+    levels = [round((v - low) / step) if ok else None for v, ok in zip(values, known, strict=True)]
+    return [float(f"{low:.5g}"), float(f"{high:.5g}"), levels]
+
+
+def packed(run: Path, points: int) -> dict[str, Any]:
+    """Steps and quantised curves of one run; {} without metrics."""
+    lines = curves(run)
+    if not lines:
+        return {}
+    last, n = len(lines) - 1, min(points, len(lines))
+    lines = [lines[i * last // max(1, n - 1)] for i in range(n)]
+    found = {name: quantise([line.get(name) for line in lines]) for name in SERIES}
+    return {"step": [line.get("step") for line in lines], **{name: curve for name, curve in found.items() if curve}}
+
+
+def curve_scripts(directory: Path, run_ids: list[str]) -> str:
+    """The elements that page.js reads: chunks in the order of the table of runs, and what the curves are called."""
+    points = POINTS if len(run_ids) <= MANY_RUNS else FEW_POINTS
+    starts = range(0, len(run_ids), CHUNK_RUNS)
+    chunks = [[packed(directory / name, points) for name in run_ids[start : start + CHUNK_RUNS]] for start in starts]
+    if not any(run for chunk in chunks for run in chunk):
+        return ""
+    scripts = [
+        f'<script type="text/plain" id="curves-{i}">{_deflated(chunk)}</script>' for i, chunk in enumerate(chunks)
+    ]
+    return data("curves", {"runs": CHUNK_RUNS, "levels": LEVELS, "series": SERIES}) + "".join(scripts)
+
+
+def _deflated(content: Any) -> str:
+    return base64.b64encode(zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 6)).decode()

@@ -1,0 +1,128 @@
+"""A headless Chromium, driven over the WebDriver protocol by the standard library. Installs Debian's packages if need be."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+PACKAGES = ("chromium", "chromium-driver")
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+)  # fmt: skip
+KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c"}
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for "reference to an element"
+
+
+def install() -> None:
+    """Needs root where the packages are missing."""
+    if not shutil.which("chromedriver"):
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        words = ["apt-get", "install", "-qqy", "--no-install-recommends", *PACKAGES]
+        subprocess.run(
+            words, check=True, env={"DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        )
+
+
+class Browser:
+    """One window. Selectors are CSS."""
+
+    def __init__(self, driver: str, profile: Path):
+        self.url = driver
+        options = {"binary": shutil.which("chromium"), "args": [*FLAGS, f"--user-data-dir={profile}"]}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.url = f"{driver}/session/{session['sessionId']}"
+
+    def ask(self, method: str, path: str, content: Any = None) -> Any:
+        body = None if method == "GET" else json.dumps(content or {}).encode()
+        request = Request(self.url + path, body, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urlopen(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except HTTPError as error:
+            raise RuntimeError(json.load(error)["value"]["message"]) from error
+
+    def open(self, page: Path) -> None:
+        self.ask("POST", "/url", {"url": page.resolve().as_uri()})
+
+    def run(self, script: str, *values: Any) -> Any:
+        """What the body of a function of `arguments` returns; a promise is awaited."""
+        return self.ask("POST", "/execute/sync", {"script": script, "args": list(values)})
+
+    def _element(self, selector: str) -> str:
+        return self.ask("POST", "/element", {"using": "css selector", "value": selector})[ELEMENT]
+
+    def click(self, selector: str) -> None:
+        self.ask("POST", f"/element/{self._element(selector)}/click")
+
+    def type(self, selector: str, text: str) -> None:
+        self.ask("POST", f"/element/{self._element(selector)}/value", {"text": KEYS.get(text, text)})
+
+    def texts(self, selector: str) -> list[str]:
+        return self.run("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
+
+    def wait_for(self, selector: str) -> None:
+        """Raises TimeoutError if nothing matches within 20 s."""
+        for _ in range(200):
+            if self.texts(selector):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(selector)
+
+    def devtools(self, command: str, **values: Any) -> Any:
+        """A command of the Chrome DevTools protocol."""
+        return self.ask("POST", "/goog/cdp/execute", {"cmd": command, "params": values})
+
+    def size(self, width: int, height: int, mobile: bool = False) -> None:
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
+        )
+
+    def dark(self, on: bool) -> None:
+        feature = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
+        self.devtools("Emulation.setEmulatedMedia", features=[feature])
+
+    def scripts(self, on: bool) -> None:
+        self.devtools("Emulation.setScriptExecutionDisabled", value=not on)
+
+    def console(self) -> list[str]:
+        """What was logged since the last call."""
+        return [entry["message"] for entry in self.ask("POST", "/se/log", {"type": "browser"})]
+
+    def printed(self) -> bytes:
+        """The page as PDF."""
+        return base64.b64decode(self.ask("POST", "/print", {"background": True}))
+
+    def screenshot(self, to: Path, whole: bool = False) -> None:
+        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        to.write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextmanager
+def browser(directory: Path) -> Iterator[Browser]:
+    """A browser with a new profile below `directory`; ends with the block."""
+    install()
+    driver = subprocess.Popen(
+        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        line = next(line for line in driver.stdout or () if "started successfully on port" in line)
+        port = line.rstrip(".\n").rsplit(" ", 1)[1]
+        window = Browser(f"http://127.0.0.1:{port}", directory / "profile")
+        try:
+            yield window
+        finally:
+            window.ask("DELETE", "")
+    finally:
+        driver.terminate()
+        driver.wait()
