@@ -16,10 +16,10 @@ from rankrl.report.ledger import Entry
 from rankrl.report.page import page
 from rankrl.report.page_columns import RUNS
 from rankrl.report.page_data import packed, quantise
-from rankrl.report.page_settings import derived, flat, split
+from rankrl.report.page_settings import derived, flat, resolved, split
 from rankrl.report.page_table import data, table
 from rankrl.report.read import SweepRecords
-from rankrl.report.stats import summary
+from rankrl.report.summary import sweep_summary
 
 Figure = namedtuple("Figure", "name path title caption alt")
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1">'
@@ -68,9 +68,9 @@ def write_page(directory, results, entries=(), **more):
         '<?xml version="1.0"?><svg viewBox="0 0 9 9" xmlns="http://www.w3.org/2000/svg"><path d="M0 0H9V9"/></svg>'
     )
     figures = [Figure("gain", svg, "Gain by rank.", f"Seeds are dots. {HOSTILE}", "Gain rises with rank")]
-    statistics = summary(results) | {"comparisons": []} | more
+    sweep = SweepRecords(directory.name, directory, results, [], [])
     path = to / "index.html"
-    path.write_text(page(SweepRecords(directory.name, directory, results, [], []), statistics, figures, list(entries)))
+    path.write_text(page(sweep, sweep_summary(sweep) | more, figures, list(entries)))
     return path
 
 
@@ -136,9 +136,9 @@ def test_curves_are_thinned_and_quantised(tmp_path):
     assert quantise([3.0, 3.0]) == [3.0, 3.0, [0, 0]]
     write_curves(tmp_path / "run")
     assert packed(tmp_path / "run", 4) == {
-        "step": [1, 10, 20, 30],
-        "accuracy": [0.21, 0.5, [0, 79, 167, 255]],
-        "kl_ref": [1e-05, 0.0003, [0, 79, 167, 255]],
+        "step": [1, 11, 20, 30],
+        "accuracy": [0.21, 0.5, [0, 88, 167, 255]],
+        "kl_ref": [1e-05, 0.0003, [0, 88, 167, 255]],
     }
     assert packed(tmp_path / "none", 4) == {}
 
@@ -166,7 +166,16 @@ def test_settings_are_told_apart_by_arm():
     differ, same = split(found)
     assert differ == [{"setting": "recipe.init.method", "off": "kaiming", "on": "etf"}]
     assert same == [{"setting": "recipe.gamma", "value": "1.0"}]
-    assert flat({"a": {"b": [1, 2]}}) == {"a.b": "[1, 2]"}
+    assert flat({"a": {"b": [1, 2], "c": {}}}) == {"a.b": "[1, 2]", "a.c": "{}"}
+
+
+def test_a_hostile_run_yaml_stays_small(tmp_path):
+    path = tmp_path / "run.yaml"
+    aliases = "r: &r\n" + "".join(f"  k{i}: *r\n" for i in range(9))
+    bombs = [aliases, "k: " + "[" * 5000, "n: 0x" + "f" * 9000, "- 1"]
+    for text, leaves in zip(bombs, (2000, 0, 1, 0), strict=True):
+        path.write_text(text)
+        assert len(flat(resolved(tmp_path))) == leaves
 
 
 def test_the_page_says_what_is_open_and_needs_no_network(tmp_path):

@@ -34,7 +34,7 @@ def _asset(name: str) -> str:
 
 def page(sweep: SweepRecords, summary: dict[str, Any], figures: list[Figure], entries: list[Entry]) -> str:
     """The whole file. Whatever comes from run directories is escaped; besides, the policy lets no script run but page.js."""
-    problems = summary.get("problems") or _uncounted(sweep)
+    problems = [row | {"run": row["run"] or "(the whole sweep)"} for row in summary["problems"]]
     parts = [
         section("figures", "Figures", _figures(figures)),
         *sections.tables(summary),
@@ -55,7 +55,7 @@ def page(sweep: SweepRecords, summary: dict[str, Any], figures: list[Figure], en
 <header><p class="kicker">rankrl report</p><h1>{escape(sweep.name)}</h1></header>
 <nav aria-label="Contents"><ul>{contents}</ul></nav>
 <main id="main">
-{_answer(sweep, summary)}
+{_answer(summary)}
 {"".join(parts)}
 </main>
 <footer><p>Self-contained: this file loads nothing. The same numbers: <a href="summary.json">summary.json</a>,
@@ -79,15 +79,15 @@ def _heading(part: str) -> list[tuple[str, str]]:
     return re.findall(r'<section id="([\w-]+)".*?<h2[^>]*>(.*?)</h2>', part[:400])
 
 
-def _answer(sweep: SweepRecords, summary: dict[str, Any]) -> str:
+def _answer(summary: dict[str, Any]) -> str:
     """The words, the key numbers, and what stands in their way."""
-    words = [escape(text) for text in summary.get("words") or []] or [_sentence(row) for row in summary["ranks"]]
+    words = [escape(text) for text in summary["words"]]
     more = _list(words[1:FIRST_WORDS])
     if words[FIRST_WORDS:]:
         more += f"<details><summary>{len(words) - FIRST_WORDS} more findings</summary>{_list(words[FIRST_WORDS:])}</details>"
-    problems = len(summary.get("problems") or [])
+    problems = len(summary["problems"])
     warning = (
-        f'<p class="warning"><a href="#problems">{problems} problem{"s" * (problems > 1)}</a>: not every run counts.</p>'
+        f'<p class="warning"><a href="#problems">{problems} problem{"s" * (problems > 1)}</a> with the records.</p>'
         if problems
         else ""
     )
@@ -105,29 +105,20 @@ def _list(lines: list[str]) -> str:
     return f"<ul>{''.join(f'<li>{line}' for line in lines)}</ul>" if lines else ""
 
 
-def _sentence(row: dict[str, Any]) -> str:
-    ends = f" {interval(row['gain_ci95'])}" if row["gain_ci95"] else ""
-    arm = f"{escape(row['arm'])}, " if row["arm"] else ""
-    return (
-        f"{arm}rank {row['rank']}: mean gain {signed(row['mean_gain'])}{ends}, "
-        f"{row['negative_runs']} of {row['n_seeds']} runs negative (risk below {row['risk_ci95'][1]:.2f})."
-    )
-
-
 def key_numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, about) of the few numbers to see first; as HTML."""
-    ranks, print_ = summary["ranks"], summary.get("footprint") or []
+    ranks, footprint = summary["ranks"], summary["footprint"]
     low, high = min(ranks, key=lambda row: row["rank"]), max(ranks, key=lambda row: row["mean_gain"])
-    planned, counted = summary.get("n_planned"), sum(row["n_seeds"] for row in ranks)
-    shown = [("Runs counted", number(counted), f"of {planned:,} planned" if planned else "no plan on record")]
+    planned = summary["n_planned"]
+    shown = [("Runs counted", number(summary["n_runs"]), f"of {planned:,} planned" if planned else "no plan on record")]
     for row, what in ((low, "mean gain"), (high, "highest mean")):
         shown.append((f"{_place(row)}, {what}", signed(row["mean_gain"]), _ends(row)))
-    ends = low.get("blocked_risk_ci95") or low["risk_ci95"]
+    ends = low["blocked_risk_ci95"]
     shown.append(
         (f"{_place(low)}, negative runs", f"{low['negative_runs']} of {low['n_seeds']}", f"risk {percents(ends)}")
     )
-    if print_:
-        small = min(print_, key=lambda row: row["rank"])
+    if footprint:
+        small = min(footprint, key=lambda row: row["rank"])
         about = f"{small['trainable_params']:,} parameters"
         shown.append((f"Rank {small['rank']}, of the base", f"{100 * small['fraction_of_base']:.3g} %", about))
     return shown
@@ -138,7 +129,7 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def _ends(row: dict[str, Any]) -> str:
-    ends = row.get("blocked_ci95") or row["gain_ci95"]
+    ends = row["blocked_ci95"]
     return f"95 % {interval(ends)}" if ends else "one run: no interval"
 
 
@@ -197,11 +188,6 @@ def _settings(sweep: SweepRecords) -> str:
         f"<details><summary>All {len(same)} shared settings</summary>{everything}</details>",
         note="Of the first run of each rank; every run.yaml holds its own, with rule, formula and source of each derived value.",
     )
-
-
-def _uncounted(sweep: SweepRecords) -> list[dict[str, str]]:
-    found = {"no result": sweep.unfinished, "unreadable result": sweep.unreadable}
-    return [{"run": run, "problem": problem} for problem, runs in found.items() for run in runs]
 
 
 def _files(sweep: SweepRecords) -> str:

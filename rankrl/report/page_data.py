@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import zlib
 from pathlib import Path
 from typing import Any
 
 from rankrl.report.page_table import data
-from rankrl.report.read import curves
+from rankrl.report.read import curve
 
 SERIES = {
     "accuracy": "training accuracy",
@@ -26,29 +25,32 @@ LEVELS = 255
 """A curve is drawn to 1/255 of its range, which no screen shows; the exact numbers stay in metrics.jsonl."""
 CHUNK_RUNS = 200
 POINTS, FEW_POINTS, MANY_RUNS = 64, 24, 1000
+LARGEST = 1e30
 
 
 def quantise(values: list[Any]) -> list[Any]:
     """[lowest, highest, levels]: each value in 1/255 of the range; what is no finite number is null. [] without any."""
-    finite = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    numbers = [_number(value) for value in values]
+    finite = [value for value in numbers if value is not None]
     if not finite:
         return []
     low, high = min(finite), max(finite)
     step = (high - low) / LEVELS or 1.0
-    known = [isinstance(v, int | float) and math.isfinite(v) for v in values]
-    levels = [round((v - low) / step) if ok else None for v, ok in zip(values, known, strict=True)]
+    levels = [None if value is None else round((value - low) / step) for value in numbers]
     return [float(f"{low:.5g}"), float(f"{high:.5g}"), levels]
+
+
+def _number(value: Any) -> float | None:
+    """What a curve can show; None for NaN, text, and what no metric comes to."""
+    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else None
 
 
 def packed(run: Path, points: int) -> dict[str, Any]:
     """Steps and quantised curves of one run; {} without metrics."""
-    lines = curves(run)
-    if not lines:
-        return {}
-    last, n = len(lines) - 1, min(points, len(lines))
-    lines = [lines[i * last // max(1, n - 1)] for i in range(n)]
+    lines = [line for line in curve(run, points) if _number(line["step"]) is not None]
     found = {name: quantise([line.get(name) for line in lines]) for name in SERIES}
-    return {"step": [line.get("step") for line in lines], **{name: curve for name, curve in found.items() if curve}}
+    curves = {name: levels for name, levels in found.items() if levels}
+    return {"step": [line["step"] for line in lines], **curves} if curves else {}
 
 
 def curve_scripts(directory: Path, run_ids: list[str]) -> str:

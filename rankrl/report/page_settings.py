@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-MOST_BYTES, DEEPEST = 1 << 18, 32
-LONGEST_TEXT = 200
+from rankrl.report.valid import LARGEST_FILE_BYTES
+
+MOST_LEAVES, DEEPEST = 2000, 16
+"""A run.yaml may come from anywhere: aliases can make a small file as large a tree as they like."""
+LONGEST_TEXT, LARGEST = 200, 1e15
 PER_RUN = ("run_id", "arm", "rank", "batch_size", "seed", "trainable_params", "derived")
+SHORT = reprlib.Repr()
+SHORT.maxlist, SHORT.maxlevel = 20, 4
 
 
 def resolved(run: Path) -> dict[str, Any]:
     """A run.yaml, read by a safe loader; {} where it is missing or damaged: the report names such runs elsewhere."""
+    path = run / "run.yaml"
     try:
-        text = (run / "run.yaml").read_text()
-        if len(text) > MOST_BYTES:
-            return {}
-        tree = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_FILE_BYTES else ""
+        tree = yaml.safe_load(text)  # in Python: the one in C ends the process where a file nests deeply
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     return tree if isinstance(tree, dict) else {}
 
 
-def flat(tree: dict[str, Any], prefix: str = "", depth: int = 0) -> dict[str, str]:
-    """{"a": {"b": 1}} -> {"a.b": "1"}. Long texts are cut."""
-    leaves: dict[str, str] = {}
+def flat(tree: dict[str, Any]) -> dict[str, str]:
+    """{"a": {"b": 1}} -> {"a.b": "1"}. Long and deep values are cut."""
+    return dict(islice(_leaves(tree, "", 0), MOST_LEAVES))
+
+
+def _leaves(tree: dict[str, Any], prefix: str, depth: int) -> Iterator[tuple[str, str]]:
     for key, value in tree.items():
-        if isinstance(value, dict) and depth < DEEPEST:
-            leaves.update(flat(value, f"{prefix}{key}.", depth + 1))
+        if isinstance(value, dict) and value and depth < DEEPEST:
+            yield from _leaves(value, f"{prefix}{key}.", depth + 1)
         else:
-            text = str(value)
-            leaves[f"{prefix}{key}"] = text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..."
-    return leaves
+            yield f"{prefix}{key}", _short(value)
+
+
+def _short(value: Any) -> str:
+    try:
+        text = value if isinstance(value, str) else SHORT.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "?"
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..."
 
 
 def settings(directory: Path, results: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
@@ -52,7 +68,10 @@ def derived(found: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]
     for (arm, rank), tree in found.items():
         knobs = tree.get("derived")
         values = {k: v.get("value") for k, v in knobs.items() if isinstance(v, dict)} if isinstance(knobs, dict) else {}
-        rows.append({"arm": arm, "rank": rank} | {k: v for k, v in values.items() if isinstance(v, int | float)})
+        rows.append(
+            {"arm": arm, "rank": rank}
+            | {k: v for k, v in values.items() if isinstance(v, int | float) and abs(v) < LARGEST}
+        )
     return rows
 
 
