@@ -211,6 +211,16 @@ def _doctor(args: argparse.Namespace) -> int:
     return doctor(scale_of_words(args.overrides), Path(args.runs))
 
 
+def _data(args: argparse.Namespace) -> int:
+    from rankrl.data.mixture import build
+    from rankrl.data.prompt import short_enough
+    from rankrl.recipe.load import scale_of_words
+
+    scale = scale_of_words(args.overrides)
+    print(f"{build(scale, Path(args.to), short_enough)}\nwritten: {args.to}")
+    return 0
+
+
 def _eval(args: argparse.Namespace) -> int:
     if args.model != "base":
         raise ValueError(f"MODEL: got {args.model!r}, allowed: base (the scale's frozen model)")
@@ -262,6 +272,9 @@ def parser() -> argparse.ArgumentParser:
     exported = command("export", _export, "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
     exported.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
     exported.add_argument("--to", metavar="DIR", required=True, help="new directory")
+    built = command("data", _data, "build the training and evaluation mixture of a scale", recipe=False)
+    built.add_argument("overrides", nargs="+", metavar="SCALE", help="scale name or file, and scale.KEY=VALUE")
+    built.add_argument("--to", metavar="DIR", required=True, help="new directory")
     checked = command("doctor", _doctor, "check this machine for a scale, and say what to do", recipe=False, runs=True)
     checked.add_argument(
         "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"

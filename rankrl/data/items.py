@@ -1,11 +1,13 @@
-"""Items: questions with exact answers, from the nano task or from JSONL files, and the order in which a run sees them."""
+"""Items: questions with exact answers, from the nano task or from files, and the order in which a run sees them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +37,8 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
         from rankrl.data import nano
 
         return nano.splits(data.train_items, data.eval_items)
-    train = read_jsonl(Path(data.train), "data.train")[: data.train_items]
-    evaluation = read_jsonl(Path(data.evaluation), "data.evaluation")[: data.eval_items]
+    train = read_items(Path(data.train), "data.train")[: data.train_items]
+    evaluation = read_items(Path(data.evaluation), "data.evaluation")[: data.eval_items]
     for key, items, count in (("train", train, data.train_items), ("eval", evaluation, data.eval_items)):
         if len(items) < count:
             raise ValueError(f"data.{key}_items: got {count}, allowed: at most the {len(items)} items of the file")
@@ -54,24 +56,61 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
     return train, evaluation
 
 
-def read_jsonl(path: Path, key: str) -> list[Item]:
-    """Rows {"prompt", "answer"}; "item_id" defaults to file name and line, "source" to the file name."""
+def read_items(path: Path, key: str) -> list[Item]:
+    """Rows {"prompt", "answer"} of a JSONL or Parquet file; "item_id" defaults to file name and row, "source" to the file name.
+
+    Raises ValueError, one line, for a missing or damaged file, or a row without both keys.
+    """
     if not path.is_file():
         raise ValueError(
-            f"{key}: got {str(path)!r}, allowed: nano, or an existing JSONL file with the keys prompt and answer"
+            f"{key}: got {str(path)!r}, allowed: nano, or an existing JSONL or Parquet file with the keys prompt and answer "
+            f"(rankrl data SCALE --to {path.parent} builds it for a scale with data.mixture)"
         )
     items = []
-    with path.open() as lines:
+    for number, row in _rows(path, key):
+        try:
+            prompt, answer = row["prompt"], row["answer"]
+            if prompt is None or answer is None:
+                raise TypeError("null")
+            item_id = str(row.get("item_id", f"{key.partition('.')[2]}-{path.stem}-{number}"))
+            items.append(Item(item_id, str(row.get("source", path.stem)), str(prompt), str(answer)))
+        except (KeyError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"{key}: line {number} of {path} is no JSON object with prompt and answer ({error!r})"
+            ) from error
+    return items
+
+
+def _rows(path: Path, key: str) -> Iterator[tuple[int, Any]]:
+    """(number from 1, row)."""
+    if path.suffix == ".parquet":
+        yield from enumerate(_parquet_rows(path, key), 1)
+        return
+    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-                item_id = str(row.get("item_id", f"{key.partition('.')[2]}-{path.stem}-{number}"))
-                items.append(Item(item_id, str(row.get("source", path.stem)), str(row["prompt"]), str(row["answer"])))
-            except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{key}: line {number} of {path} is no JSON object with prompt and answer ({error!r})"
                 ) from error
-    return items
+
+
+def _parquet_rows(path: Path, key: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{key}: {path} is no readable Parquet file ({type(error).__name__})") from error
+    missing = sorted({"prompt", "answer"} - set(table.column_names))
+    if missing:
+        raise ValueError(
+            f"{key}: got {path} with {table.column_names}, allowed: with the columns {' and '.join(missing)}"
+        )
+    kept = [name for name in ("item_id", "source", "prompt", "answer") if name in table.column_names]
+    return table.select(kept).to_pylist()
 
 
 def revision(items: list[Item]) -> str:

@@ -11,6 +11,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from rankrl.data.items import Item, request_seed
+from rankrl.data.prompt import prompt_ids
 from rankrl.ppo.serving import Requests, Responses
 from rankrl.recipe.scale import Scale
 from rankrl.reward.grade import Verdict, grade
@@ -47,13 +48,7 @@ class Prompter:
         return self.cache[item.prompt]
 
     def _tokenize(self, item: Item) -> list[int]:
-        template = self.scale.data.template
-        if template == "chat":
-            chat = [{"role": "user", "content": item.prompt}]
-            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        else:
-            text = template.replace("{}", item.prompt) if template else item.prompt
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = prompt_ids(self.tokenizer, self.scale.data, item.prompt)
         longest = self.scale.lengths.prompt_tokens
         if len(ids) > longest:
             raise ValueError(

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Optional
 
+from rankrl.recipe.mixture import Mixture
 from rankrl.recipe.schema import check_value, require
 
 DTYPES = ("bfloat16", "float32")
@@ -56,15 +57,33 @@ class Data:
     """Training and evaluation items."""
 
     train: str
-    """`nano`, or a JSONL file with the keys prompt and answer (item_id and source are optional)."""
+    """`nano`, or a JSONL or Parquet file with the keys prompt and answer (item_id and source are optional)."""
     evaluation: str
-    """`nano`, or a JSONL file like `train`."""
+    """`nano`, or a file like `train`."""
     train_items: int
     """Items to train on; the order is drawn from the seed, epoch by epoch."""
     eval_items: int
     """Items to evaluate on."""
     template: Optional[str] = None
     """`chat` applies the tokenizer's chat template; a text with {} is filled with the prompt; null leaves the prompt alone."""
+    instruction: Optional[str] = None
+    """Text that follows every prompt after an empty line, before the template is applied."""
+    thinking: Optional[bool] = None
+    """Whether the chat template asks for thinking (Qwen3's enable_thinking); null leaves it to the template."""
+    mixture: Optional[Mixture] = None
+    """What `rankrl data` builds `train` and `evaluation` from."""
+
+    def __post_init__(self) -> None:
+        for key, items in (("data.train_items", self.train_items), ("data.eval_items", self.eval_items)):
+            require(items >= 1, key, items, "an integer of at least 1")
+        fine = self.template is None or self.template == "chat" or "{}" in self.template
+        require(fine, "data.template", self.template, "chat, null, or a text with {}")
+        fine = self.thinking is None or self.template == "chat"
+        require(fine, "data.thinking", self.thinking, "null", "it is a switch of chat templates: template=chat")
+        drawn = sum(self.mixture.evaluation.values()) if self.mixture else self.eval_items
+        require(
+            drawn == self.eval_items, "data.eval_items", self.eval_items, f"{drawn}, the sum of data.mixture.evaluation"
+        )
 
 
 @dataclass(frozen=True)
@@ -193,8 +212,6 @@ class Scale:
         checks = {
             "model.layers": self.model.layers,
             "model.base_params": self.model.base_params,
-            "data.train_items": self.data.train_items,
-            "data.eval_items": self.data.eval_items,
             "lengths.prompt_tokens": self.lengths.prompt_tokens,
             "lengths.response_tokens": self.lengths.response_tokens,
             "sampling.eval_samples": self.sampling.eval_samples,
@@ -233,12 +250,6 @@ class Scale:
             require(
                 len(shape) == 2 and min(shape) >= 1, f"model.modules.{name}", shape, "[d_in, d_out], both at least 1"
             )
-        require(
-            self.data.template is None or self.data.template == "chat" or "{}" in self.data.template,
-            "data.template",
-            self.data.template,
-            "chat, null, or a text with {}",
-        )
 
     def _check_colocated(self) -> None:
         place = self.placement

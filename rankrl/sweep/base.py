@@ -52,6 +52,8 @@ def cache_key(scale: Scale, model_path: str, items: str) -> str:
         items,
         scale.model.dtype,
         scale.data.template,
+        scale.data.instruction,
+        scale.data.thinking,
         scale.lengths.response_tokens,
         sampling.eval_temperature,
         sampling.base_samples,

@@ -1,0 +1,148 @@
+"""A million synthetic problems through the code of `rankrl data`, with planted copies and leaks: what is found, memory, seconds.
+
+    python bench/mixture.py [ROWS]      half are written as GSM8K's rows, half as MATH's
+
+Planted: exact copies (other case and spacing), near-copies (a word or two replaced), evaluation items and near-copies of them (a
+word or a number replaced), and decoys, which must stay: problems of a template that differ in one number, and near-copies with another answer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+from rankrl.data.mixture import build
+from rankrl.recipe.load import load_scale
+
+KINDS = {
+    "copy": 0.1,
+    "near": 0.1,
+    "decoy": 0.1,
+    "template": 0.1,
+}  # shares of the rows; the others are problems of their own
+EVALUATION, LEAKS = 1000, 2000
+TOPICS = ("apples", "boxes", "coins", "trains", "litres", "metres", "hours", "books", "marbles", "tickets")
+
+
+def words(seed: int, count: int) -> list[str]:
+    rng = random.Random(seed)
+    return ["".join(rng.choices("abcdefghilmnoprstuv", k=rng.randint(3, 9))) for _ in range(count)]
+
+
+WORDS = words(0, 20_000)
+CUMULATED = list(accumulate(1 / (rank + 10) for rank in range(len(WORDS))))  # few words are most of a text
+
+
+def problem(number: int) -> list[str]:
+    """20 to 100 words, three of them numbers."""
+    rng = random.Random(number)
+    text = rng.choices(WORDS, cum_weights=CUMULATED, k=rng.randint(20, 100))
+    for place in rng.sample(range(len(text)), 3):
+        text[place] = str(rng.randint(2, 9999))
+    return text
+
+
+def reworded(text: list[str], number: int) -> list[str]:
+    """One word replaced, in long problems another: a Jaccard index of 0.71 or more."""
+    rng = random.Random(-number - 1)
+    text = list(text)
+    places = [place for place, word in enumerate(text) if not word.isdigit()]
+    for place in rng.sample(places, 1 + (len(text) > 60)):
+        text[place] = rng.choice(("quite", "rather", "indeed"))
+    return text
+
+
+def renumbered(text: list[str]) -> list[str]:
+    """Another first number."""
+    place = next(place for place, word in enumerate(text) if word.isdigit())
+    return [*text[:place], str(int(text[place]) + 1), *text[place + 1 :]]
+
+
+def train_rows(rows: int, evaluation: list[list[str]]) -> Iterator[tuple[str, str, str]]:
+    """(kind, prompt, answer)."""
+    copies = {kind: int(rows * share) for kind, share in KINDS.items()}
+    own = rows - sum(copies.values()) - LEAKS
+    for i in range(own):
+        yield "own", " ".join(problem(i)) + ".", str(i)
+    for i in range(copies["copy"]):
+        yield "copy", "  ".join(problem(i)).upper() + "?", str(i)
+    for i in range(own - copies["near"], own):
+        yield "near", " ".join(reworded(problem(i), i)) + ".", str(i)
+    for i in range(copies["decoy"]):
+        j = copies["copy"] + i
+        yield "decoy", " ".join(reworded(problem(j), j)) + ".", str(j + rows)
+    for i in range(copies["template"]):
+        topic = TOPICS[i % 10]
+        yield (
+            "template",
+            f"Ann had {i} {topic} and lost half of the {topic} on her way home. How many are left?",
+            str(i),
+        )
+    for i in range(LEAKS):
+        text = evaluation[i % EVALUATION]
+        near = reworded(text, i) if i % 2 else renumbered(text)
+        yield "leak", " ".join(text if i < EVALUATION else near), str(i)
+
+
+def write(directory: Path, rows: int) -> Counter[str]:
+    """Rows in random order, to two files; returns how many there are of each kind."""
+    evaluation = [problem(10**9 + i) for i in range(EVALUATION)]
+    rng, kinds = random.Random(0), Counter[str]()
+    with (directory / "gsm8k.jsonl").open("w") as gsm8k, (directory / "math.jsonl").open("w") as math:
+        for kind, prompt, answer in train_rows(rows, evaluation):
+            kinds[kind] += 1
+            if rng.random() < 0.5:
+                gsm8k.write(json.dumps({"question": prompt, "answer": f"#### {answer}"}) + "\n")
+            else:
+                row = {"problem": prompt, "solution": f"\\boxed{{{answer}}}", "level": ""}
+                math.write(json.dumps(row) + "\n")
+    with (directory / "math500.jsonl").open("w") as file:
+        for i, text in enumerate(evaluation):
+            file.write(json.dumps({"problem": " ".join(text), "answer": str(i), "level": ""}) + "\n")
+    return kinds
+
+
+def main(rows: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        planted = write(directory, rows)
+        scale = load_scale(
+            "qwen3-8b",
+            {"data": {"mixture": None}},
+            {
+                "data": {
+                    "eval_items": EVALUATION,
+                    "mixture": {
+                        "train": {"gsm8k": 1, "math": 1},
+                        "evaluation": {"math500": EVALUATION},
+                        "origin": {s: {"path": str(directory / f"{s}.jsonl")} for s in ("gsm8k", "math", "math500")},
+                    },
+                }
+            },
+        )
+        start, cpu = time.perf_counter(), time.process_time()
+        build(scale, directory / "out", lambda scale: lambda prompt: True)
+        spent, cpu = time.perf_counter() - start, time.process_time() - cpu
+        sources = json.loads((directory / "out" / "card.json").read_text())["sources"]
+        found = sum((Counter(source["dropped"]) for source in sources.values()), Counter())
+    print(f"planted: {dict(planted)}")
+    print(f"dropped: {dict(found)}")
+    exact, near = found["copy of an evaluation item"], found["near-copy of an evaluation item"]
+    print(f"exact    {found['duplicate']:,} of {planted['copy']:,}")
+    print(f"near     {found['near-copy']:,} of {planted['near']:,}")
+    print(f"leaks    {exact:,} exact, {near:,} near of {EVALUATION:,} each")
+    print(
+        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB, {cpu:.0f} CPU s, {spent:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

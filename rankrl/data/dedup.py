@@ -1,0 +1,153 @@
+"""Which rows are copies of which: exactly, nearly, or of an evaluation item. Everything is checked exactly; nothing is sampled.
+
+Near-copies are found by prefix filtering (Bayardo, Ma, Srikant 2007): order the shingles of all sets by one order, rarest first.
+Two sets with a Jaccard index of t or more then share a shingle among the first n - ceil(t n) + 1 of each. So an index of these
+prefixes proposes every near-copy, and the Jaccard index of each proposed pair is computed from the whole sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count as counting
+
+import numpy as np
+
+from rankrl.data.spool import Columns, Shingles
+from rankrl.data.text import mixed
+
+CHUNK_ROWS = 20_000
+BUCKET_BITS = (
+    22  # counts of shingles are kept by this many bits of their hash: any order does, a rare-first one is fast
+)
+SHORTEST_QUOTED = 10  # shingles from which on an evaluation prompt is recognised inside a longer text
+EPS = 1e-9
+
+
+def exact(rows: Columns, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(for each row the row that stands for it: the one of the earliest source, then of the smallest `order`, among those with the
+    same prompt; for each row whether it stands for others of its source that have another answer)."""
+    at = np.lexsort((order, rows.source, rows.prompt))
+    prompt, source, answer = rows.prompt[at], rows.source[at], rows.answer[at]
+    new = np.ones(len(at), dtype=bool)
+    new[1:] = prompt[1:] != prompt[:-1]
+    same_source = new.copy()
+    same_source[1:] |= source[1:] != source[:-1]
+    stands_for = np.empty(len(at), dtype=np.int64)
+    stands_for[at] = at[np.flatnonzero(new)][np.cumsum(new) - 1]
+    starts = np.flatnonzero(same_source)
+    differ = np.minimum.reduceat(answer, starts) != np.maximum.reduceat(answer, starts)
+    contradicted = np.zeros(len(at), dtype=bool)
+    contradicted[at[starts[differ]]] = True
+    return stands_for, contradicted & (stands_for == np.arange(len(at)))
+
+
+def chunks(rows: np.ndarray, size: int = CHUNK_ROWS) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def frequencies(sets: Shingles, rows: np.ndarray) -> np.ndarray:
+    """How often shingles occur in `rows`, by bucket."""
+    total = np.zeros(1 << BUCKET_BITS, dtype=np.int32)
+    for some in chunks(rows):
+        total += np.bincount(_bucket(sets.of(some)[0]), minlength=len(total)).astype(np.int32)
+    return total
+
+
+def _bucket(shingles: np.ndarray) -> np.ndarray:
+    return (shingles >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+
+
+def prefixes(sets: Shingles, rows: np.ndarray, often: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """(the rarest n - ceil(share n) + 1 shingles of each row, flat; for each the place of its row in `rows`)."""
+    flat, owner = sets.of(rows)
+    by_rarity = np.lexsort((flat, often[_bucket(flat)], owner))  # owner is sorted already and stays so
+    n = sets.count[rows]
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(n) - n, n)
+    kept = place < (n - np.ceil(share * n - EPS).astype(np.int64) + 1)[owner]
+    return flat[by_rarity][kept], owner[kept]
+
+
+def common(sets: Shingles, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many shingles the rows a[i] and b[i] have in common."""
+    found = []
+    for some_a, some_b in zip(chunks(a), chunks(b), strict=True):
+        parts = sets.of(some_a), sets.of(some_b)
+        flat, owner = (np.concatenate(pair) for pair in zip(*parts, strict=True))
+        order = np.lexsort((flat, owner))
+        flat, owner = flat[order], owner[order]
+        twice = (flat[1:] == flat[:-1]) & (owner[1:] == owner[:-1])
+        found.append(np.bincount(owner[1:][twice], minlength=len(some_a)))
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+
+def near(rows: Columns, sets: Shingles, kept: np.ndarray, precedence: np.ndarray, often: np.ndarray, share: float):
+    """Those of `kept` that are near-copies of a row that stays: same numbers, same answer, a Jaccard index of `share` or more.
+
+    Of two copies the one that comes first in `precedence` stays. To be like one that goes is no reason to go.
+    """
+    proposed = _proposed(rows, sets, kept, often, share)
+    pairs = [some[_alike(sets, some[:, 0], some[:, 1], share)] for some in proposed]
+    found = np.unique(np.concatenate([*pairs, np.zeros((0, 2), dtype=np.int64)]), axis=0)
+    first = np.where((precedence[found[:, 0]] < precedence[found[:, 1]])[:, None], found, found[:, ::-1])
+    by_later = np.lexsort((precedence[first[:, 0]], precedence[first[:, 1]]))
+    gone: set[int] = set()
+    for earlier, later in first[by_later].tolist():
+        if earlier not in gone:
+            gone.add(later)
+    return np.array(sorted(gone), dtype=np.int64)
+
+
+def _alike(sets: Shingles, a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    both = common(sets, a, b)
+    return both >= share * (sets.count[a] + sets.count[b] - both) - EPS
+
+
+def _proposed(rows: Columns, sets: Shingles, kept: np.ndarray, often: np.ndarray, share: float) -> Iterator[np.ndarray]:
+    """Pairs of rows [pairs, 2] that share a prefix shingle, their numbers and their answer."""
+    group = mixed(rows.numbers ^ mixed(rows.answer))
+    keys, owners = [], []
+    for some in chunks(kept):
+        flat, owner = prefixes(sets, some, often, share)
+        keys.append(mixed(flat ^ group[some][owner]))
+        owners.append(some[owner].astype(np.int32))
+    key, row = np.concatenate(keys), np.concatenate(owners)
+    del keys, owners
+    order = np.argsort(key)
+    key, row = key[order], row[order]
+    del order
+    at = np.flatnonzero(key[1:] == key[:-1])
+    for ahead in counting(1):  # pairs that stand `ahead` apart under one key, until no key has so many rows
+        at = at[at + ahead < len(key)]
+        at = at[key[at] == key[at + ahead]]
+        if not len(at):
+            return
+        a, b = row[at].astype(np.int64), row[at + ahead].astype(np.int64)
+        sizes = np.sort(np.stack([sets.count[a], sets.count[b]]), axis=0)
+        fits = (sizes[0] >= share * sizes[1] - EPS) & (a != b)
+        yield np.unique(np.sort(np.stack([a[fits], b[fits]], axis=1), axis=1), axis=0)
+
+
+def leaks(sets: Shingles, kept: np.ndarray, held_out: np.ndarray, often: np.ndarray, near: float, leak: float):
+    """Those of the rows `kept` that copy a row of `held_out`: a Jaccard index of `near` or more, or `leak` of its shingles quoted.
+
+    Numbers and answers may differ: an evaluation item with other numbers is no item to train on.
+    """
+    flat, owner = prefixes(sets, held_out, often, min(near, leak))
+    order = np.argsort(flat)
+    keys, targets = flat[order], held_out[owner[order]]
+    gone = []
+    for some in chunks(kept):
+        flat, owner = sets.of(some)
+        first, last = np.searchsorted(keys, flat, "left"), np.searchsorted(keys, flat, "right")
+        hits = np.flatnonzero(last > first)
+        times = (last - first)[hits]
+        within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        ours, theirs = some[np.repeat(owner[hits], times)], targets[np.repeat(first[hits], times) + within]
+        pairs = np.unique(np.stack([ours, theirs], axis=1), axis=0)
+        a, b = pairs.T
+        both, size = common(sets, a, b), sets.count[b]
+        quoted = (both >= leak * size - EPS) & (size >= SHORTEST_QUOTED)
+        alike = both >= near * (sets.count[a] + size - both) - EPS
+        gone.append(a[quoted | alike])
+    return np.unique(np.concatenate([*gone, np.zeros(0, dtype=np.int64)]))

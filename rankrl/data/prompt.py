@@ -1,0 +1,47 @@
+"""What the model reads: a question in the scale's words, as text and as tokens. One function for building data, rollouts and
+evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rankrl.recipe.architecture import EMBEDDED
+from rankrl.recipe.check import require
+from rankrl.recipe.scale import Data, Model, Scale
+
+
+def prompt_text(tokenizer: Any, data: Data, prompt: str) -> str:
+    """Question, instruction, then the template around both."""
+    question = f"{prompt}\n\n{data.instruction}" if data.instruction else prompt
+    if data.template != "chat":
+        return data.template.replace("{}", question) if data.template else question
+    thinking = {} if data.thinking is None else {"enable_thinking": data.thinking}
+    chat = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **thinking)
+
+
+def prompt_ids(tokenizer: Any, data: Data, prompt: str) -> list[int]:
+    return tokenizer(prompt_text(tokenizer, data, prompt), add_special_tokens=False)["input_ids"]
+
+
+def load_tokenizer(model: Model) -> Any:
+    """Of a directory, the hub, or an embedded model. Raises ValueError, one line, if it is not to be had."""
+    from transformers import AutoTokenizer
+
+    path = str(EMBEDDED.get(model.path, model.path))
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # no network, no such model, no access, damaged files: each a class of its own
+        raise ValueError(
+            f"model.path: the tokenizer of {model.path} is not to be had ({type(error).__name__}); "
+            "a local copy: scale.model.path=DIR"
+        ) from error
+
+
+def short_enough(scale: Scale) -> Callable[[str], bool]:
+    """Whether a prompt fits into `lengths.prompt_tokens`, instruction and template included."""
+    tokenizer = load_tokenizer(scale.model)
+    chats = scale.data.template != "chat" or bool(tokenizer.chat_template)
+    require(chats, "data.template", "chat", "a text with {}, or null", f"{scale.model.path} has no chat template")
+    return lambda prompt: len(prompt_ids(tokenizer, scale.data, prompt)) <= scale.lengths.prompt_tokens

@@ -1,0 +1,85 @@
+"""Rows of a source, from the hub or from local files, by the same library: `datasets`, streaming. No code of a data set is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rankrl.data.sources import Row, Source
+from rankrl.recipe.check import require
+from rankrl.recipe.mixture import Origin
+
+BATCH_ROWS = 1000
+READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def commit(name: str, source: Source, origin: Origin) -> str:
+    """The commit that the origin's revision stands for. Raises ValueError, one line, if the hub cannot be asked."""
+    from huggingface_hub import dataset_info
+
+    try:
+        return str(dataset_info(source.hub, revision=origin.revision).sha)
+    except Exception as error:  # no network, no such repository or revision, no access: each a class of its own
+        raise ValueError(
+            f"data.mixture.origin.{name}: {source.hub} at {origin.revision} is not to be had from the hub "
+            f"({_short(error)}); elsewhere: hf download --repo-type dataset {source.hub} --local-dir DIR, then here: "
+            f"scale.data.mixture.origin.{name}.path=DIR"
+        ) from error
+
+
+def read(name: str, source: Source, origin: Origin, revision: str | None) -> Iterator[list[Row]]:
+    """Batches of rows with the source's columns, at most `origin.rows`. `revision` is a commit of the hub, None for local files.
+
+    Raises ValueError, one line, for a missing file, config, split or column, damaged files, or a source without rows.
+    """
+    key, left, seen = f"data.mixture.origin.{name}", origin.rows, 0
+    for part in _parts(key, source, origin):
+        for rows in _batches(key, source, part | ({"revision": revision} if revision else {})):
+            kept = rows if left is None else rows[: left - seen]
+            seen += len(kept)
+            yield kept
+            if seen == left:
+                return
+    require(seen > 0, key, "no rows", "a source with rows", origin.path or source.hub)
+
+
+def _parts(key: str, source: Source, origin: Origin) -> list[dict[str, Any]]:
+    """Arguments of `load_dataset`, one set for each (config, split) of a repository or a copy of it, or one for plain files."""
+    if origin.path is None:
+        return [{"path": source.hub, "name": config, "split": split} for config, split in source.parts]
+    path = Path(origin.path)
+    require(path.exists(), f"{key}.path", origin.path, "an existing file or directory")
+    if (path / "README.md").is_file():
+        return [{"path": str(path), "name": config, "split": split} for config, split in source.parts]
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in READERS)
+    endings = {file.suffix for file in files}
+    fine = len(files) > 0 and len(endings) == 1 and endings <= set(READERS)
+    require(fine, f"{key}.path", origin.path, f"files of one kind: {', '.join(READERS)}")
+    return [{"path": READERS[files[0].suffix], "data_files": [str(file) for file in files], "split": "train"}]
+
+
+def _batches(key: str, source: Source, part: dict[str, Any]) -> Iterator[list[Row]]:
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    try:
+        stream = load_dataset(**part, streaming=True).with_format("arrow")
+        for table in stream.iter(batch_size=BATCH_ROWS):
+            missing = sorted(set(source.columns) - set(table.column_names))
+            require(not missing, f"{key}: columns", sorted(table.column_names), f"with {', '.join(missing)}")
+            here = [column for column in source.columns + source.extra if column in table.column_names]
+            yield table.select(here).to_pylist()
+    except (
+        Exception
+    ) as error:  # the library raises a class of its own, or of pyarrow, fsspec or the hub, for each kind of trouble
+        told = str(error) if isinstance(error, ValueError) and str(error).startswith(key) else None
+        raise ValueError(told or f"{key}: {_place(part)} is not readable ({_short(error)})") from error
+
+
+def _place(part: dict[str, Any]) -> str:
+    return " ".join(str(part[field]) for field in ("data_files", "path", "name", "split") if field in part)
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,113 @@
+"""Rows on disk while a mixture is built, so that memory does not grow with their text: texts in SQLite, shingles in a flat file.
+
+In memory stay 60 bytes a row, as columns.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rankrl.data.sources import Question
+from rankrl.data.text import hashed, key, mixed, numbers, shingles, tokens
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is known of each row, by row number; hashes are of 64 bits."""
+
+    source: np.ndarray
+    """Index of the source, in order of precedence."""
+    content: np.ndarray
+    """Of everything in the row: what an item is named after."""
+    prompt: np.ndarray
+    """Of the prompt's tokens: equal for exact duplicates."""
+    answer: np.ndarray
+    """Of the answer's tokens."""
+    numbers: np.ndarray
+    """Of the numbers in the prompt."""
+    shingles: np.ndarray
+    """How many distinct shingles the prompt has."""
+
+
+@dataclass(frozen=True)
+class Shingles:
+    """The shingle sets of all rows, in a file of their own."""
+
+    path: Path
+    count: np.ndarray
+
+    @property
+    def start(self) -> np.ndarray:
+        return np.cumsum(self.count) - self.count
+
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(shingles of `rows`, flat; for each the place of its row in `rows`). The map is closed after each call, so its pages
+        do not add up in memory."""
+        count = self.count[rows].astype(np.int64)
+        owner = np.repeat(np.arange(len(rows)), count)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        return np.memmap(self.path, dtype=np.uint64, mode="r")[self.start[rows][owner] + within], owner
+
+
+class Spool:
+    """Texts by row number. Add all rows, then read them."""
+
+    def __init__(self, directory: Path):
+        self.shingle_path = directory / "shingles.bin"
+        self.table = sqlite3.connect(directory / "rows.sqlite")
+        for statement in (
+            "PRAGMA journal_mode=OFF",
+            "PRAGMA synchronous=OFF",
+            "CREATE TABLE rows (id INTEGER PRIMARY KEY, prompt TEXT, answer TEXT, level TEXT)",
+        ):
+            self.table.execute(statement)
+
+    def fill(self, batches: Iterable[tuple[int, str, list[Question]]]) -> Columns:
+        """Stores the questions of all (source index, source name, questions)."""
+        parts: list[list[np.ndarray]] = []
+        rows = 0
+        with self.shingle_path.open("wb") as file:
+            for index, name, questions in batches:
+                ids = range(rows, rows := rows + len(questions))
+                self.table.executemany(
+                    "INSERT INTO rows VALUES (?, ?, ?, ?)",
+                    ((i, *question) for i, question in zip(ids, questions, strict=True)),
+                )
+                words = [tokens(question.prompt) for question in questions]
+                flat, count = shingles(words)
+                file.write(flat.tobytes())
+                parts.append([np.full(len(questions), index, np.int16), *_hashes(name, questions, words), count])
+        self.table.commit()
+        return Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def questions(self, rows: np.ndarray, batch: int = 256) -> Iterator[tuple[int, Question]]:
+        """(row, question) of `rows`, in their order."""
+        for start in range(0, len(rows), batch):
+            some = rows[start : start + batch].tolist()
+            marks = ",".join("?" * len(some))
+            found = self.table.execute(f"SELECT id, prompt, answer, level FROM rows WHERE id IN ({marks})", some)
+            by_id = {row[0]: Question(*row[1:]) for row in found}
+            yield from ((row, by_id[row]) for row in some)
+
+    def close(self) -> None:
+        self.table.close()
+
+
+def _hashes(name: str, questions: list[Question], words: list[list[str]]) -> list[np.ndarray]:
+    columns = (
+        [hashed("\0".join((name, *question))) for question in questions],
+        [key(prompt) for prompt in words],
+        [key(tokens(question.answer)) for question in questions],
+        [numbers(prompt) for prompt in words],
+    )
+    return [np.array(column, dtype=np.uint64) for column in columns]
+
+
+def drawn_order(content: np.ndarray, seed: int) -> np.ndarray:
+    """A pseudo-random number for each row that depends on its content and the seed alone, not on where it stood."""
+    return mixed(content ^ mixed(np.full(1, seed, np.uint64)))

@@ -1,0 +1,94 @@
+"""Prompts as what is compared: normal tokens, hashes of 64 bits, shingles.
+
+At a million prompts the chance that any two different ones share a hash is 3e-8.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+SHINGLE = 3  # tokens
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+NOISE = re.compile(r"\\(?:(?:left|right|displaystyle|q?quad)(?![a-z])|[,!;:()\[\]$]|\s)|[$,;?\"“”]")
+ALIKE = {
+    "\\dfrac": "\\frac",
+    "\\tfrac": "\\frac",
+    "\\leq": "\\le",
+    "\\geq": "\\ge",
+    "\u2019": "'",
+    "\u2212": "-",
+    "\\%": "%",
+}
+ALIKE_ANY = re.compile("|".join(map(re.escape, ALIKE)))
+SINGLE = re.compile(r"\{\s*([a-z0-9.]+)\s*\}")
+TOKEN = re.compile(r"\d*\.?\d+|[a-z]+|[^\s.]")
+INSTRUCTIONS = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
+    "(without quotes) where $Answer is the answer to the problem.",
+    'Remember to put your answer on its own line after "Answer:".',
+    "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.",
+    "Return your final response within \\boxed{}.",
+    "Please reason step by step, and put your final answer within \\boxed{}.",
+    "Let's think step by step and output the final answer within \\boxed{}.",
+)
+
+
+def bare(prompt: str) -> str:
+    """The question without the instructions that a source puts around it; the scale has its own."""
+    for text in INSTRUCTIONS:
+        prompt = prompt.strip().removeprefix(text).removesuffix(text)
+    return prompt.strip()
+
+
+def tokens(text: str) -> list[str]:
+    """Words, numbers and signs in lower case: without punctuation, spacing and LaTeX's spellings of one thing. Operators stay."""
+    plain = ALIKE_ANY.sub(lambda found: ALIKE[found[0]], unicodedata.normalize("NFKC", text))
+    plain = NOISE.sub(" ", THOUSANDS.sub("", plain)).lower()
+    return TOKEN.findall(SINGLE.sub(r" \1 ", plain))
+
+
+def hashed(text: str) -> int:
+    return xxh3_64_intdigest(text.encode())
+
+
+def key(words: list[str]) -> int:
+    """Hash of a text's tokens: equal for what differs only in case, punctuation and spacing."""
+    return hashed(" ".join(words))
+
+
+def numbers(words: list[str]) -> int:
+    """Hash of the numbers among the tokens, in any order."""
+    return key(sorted(word for word in words if word[-1].isdigit()))
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """A permutation of the 64-bit integers that spreads them (the finaliser of SplitMix64, Steele et al. 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def shingles(texts: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes of the distinct runs of SHINGLE tokens of each text, flat and in order; how many each text has).
+
+    A text of fewer tokens is one shingle.
+    """
+    padded = [words + [""] * (SHINGLE - len(words)) for words in texts]
+    lengths = np.array([len(words) for words in padded])
+    hashes = np.array([hashed(word) for words in padded for word in words], dtype=np.uint64)
+    rolled = mixed(hashes)
+    for ahead in range(1, SHINGLE):
+        rolled[:-ahead] = mixed(rolled[:-ahead] * np.uint64(31) + hashes[ahead:])
+    owner = np.repeat(np.arange(len(texts)), lengths)
+    place = np.arange(len(hashes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    whole = place <= lengths[owner] - SHINGLE
+    owner, rolled = owner[whole], rolled[whole]
+    order = np.lexsort((rolled, owner))
+    owner, rolled = owner[order], rolled[order]
+    first = np.ones(len(rolled), dtype=bool)
+    first[1:] = (owner[1:] != owner[:-1]) | (rolled[1:] != rolled[:-1])
+    return rolled[first], np.bincount(owner[first], minlength=len(texts))

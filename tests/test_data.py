@@ -1,0 +1,508 @@
+"""From a data set's own rows to items: adapters, copies, leaks, files. Everything is read from local files through `datasets`."""
+
+import hashlib
+import json
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from rankrl.cli import main
+from rankrl.data.items import Item, load_items
+from rankrl.data.mixture import build, split
+from rankrl.data.prompt import load_tokenizer, prompt_text, short_enough
+from rankrl.data.reading import read
+from rankrl.data.sources import SOURCES, Question, accepted, unfit
+from rankrl.data.text import bare, key, numbers, shingles, tokens
+from rankrl.recipe.load import find_scale, load_scale, read_yaml
+from rankrl.recipe.mixture import Origin
+from rankrl.recipe.scale import Data
+
+RAW_DAPO = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
+    "(without quotes) where $Answer is the answer to the problem.\n\nFind $x$ if $2x = 68$.\n\n"
+    'Remember to put your answer on its own line after "Answer:".'
+)
+MADE_SURE = "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.\n\n"
+SAMPLES = {  # source -> (a row in the hub's column layout, what becomes of it)
+    "gsm8k": (
+        {
+            "question": "Ann has 1,000 apples and 72 pears. Together?",
+            "answer": "1000+72=<<1000+72=1072>>1072\n#### 1,072",
+        },
+        Question("Ann has 1,000 apples and 72 pears. Together?", "1072"),
+    ),
+    "gsm8k_test": ({"question": "2 and 2?", "answer": "2+2=4\n#### 4"}, Question("2 and 2?", "4")),
+    "math": (
+        {"problem": "Halve 3.", "level": "Level 1", "type": "Algebra", "solution": "So $\\boxed{\\frac{3}{2}}$."},
+        Question("Halve 3.", "\\frac{3}{2}", "Level 1"),
+    ),
+    "math500": (
+        {
+            "problem": "Halve 3.",
+            "solution": "So $\\boxed{\\frac{3}{2}}$.",
+            "answer": "\\frac{3}{2}",
+            "subject": "Algebra",
+            "level": 1,
+            "unique_id": "test/algebra/1.json",
+        },
+        Question("Halve 3.", "\\frac{3}{2}", "1"),
+    ),
+    "openr1": (
+        {
+            "problem": "Solve $x^2=4$, $x>0$.",
+            "solution": "...",
+            "answer": "2",
+            "problem_type": "Algebra",
+            "question_type": "math-word-problem",
+            "source": "olympiads",
+            "uuid": "u",
+            "generations": ["<think>...</think>"],
+            "correctness_math_verify": [True],
+        },
+        Question("Solve $x^2=4$, $x>0$.", "2"),
+    ),
+    "dapo": (
+        {
+            "prompt": "Find $x$ if $2x = 68$.",
+            "solution": "34",
+            "data_source": "math_dapo",
+            "source_prompt": [{"content": RAW_DAPO, "role": "user"}],
+            "ability": "MATH",
+            "reward_model": {"ground_truth": "34", "style": "rule-lighteval/MATH_v2"},
+            "extra_info": {"index": "a"},
+        },
+        Question("Find $x$ if $2x = 68$.", "34"),
+    ),
+    "dapo_raw": (
+        {
+            "data_source": "math_dapo",
+            "prompt": [{"content": RAW_DAPO, "role": "user"}],
+            "ability": "MATH",
+            "reward_model": {"ground_truth": "34", "style": "rule-lighteval/MATH_v2"},
+            "extra_info": {"index": "a"},
+        },
+        Question("Find $x$ if $2x = 68$.", "34"),
+    ),
+    "nemotron": (
+        {
+            "uuid": "u",
+            "license": "cc-by-4.0",
+            "generator": "DeepSeek-R1-0528",
+            "version": "v1",
+            "category": "math",
+            "reasoning": "on",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": MADE_SURE + "3*3?",
+                },
+                {"role": "assistant", "content": "<think>\\boxed{8}? no</think> It is \\boxed{9}."},
+            ],
+        },
+        Question("3*3?", "9"),
+    ),
+    "openthoughts": (
+        {
+            "system": "Your role ...",
+            "conversations": [
+                {"from": "user", "value": "Return your final response within \\boxed{}. What is $7 - 2$?"},
+                {"from": "assistant", "value": "<|begin_of_solution|> \\boxed{5} <|end_of_solution|>"},
+            ],
+        },
+        Question("What is $7 - 2$?", "5"),
+    ),
+    "aime_past": (
+        {"ID": "1983-1", "Year": 1983, "Problem Number": 1, "Question": "Find $n$.", "Answer": "60", "Part": None},
+        Question("Find $n$.", "60", "1983"),
+    ),
+    "aime24": (
+        {"id": 60, "problem": "Find $m+n$.", "solution": "...", "answer": "204", "url": "https://x", "year": "2024"},
+        Question("Find $m+n$.", "204"),
+    ),
+    "aime25": ({"question": "Find all $b$.", "answer": 70}, Question("Find all $b$.", "70")),
+}
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows_of(name, path, **options):
+    return [row for batch in read(name, SOURCES[name], Origin(str(path), **options), None) for row in batch]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_is_read_in_its_own_layout(name, tmp_path):
+    row, question = SAMPLES[name]
+    path = write_rows(tmp_path / "train.jsonl", [row])
+    assert [accepted(found, SOURCES[name]) for found in rows_of(name, path)] == [question]
+
+
+def test_every_source_has_a_sample():
+    assert set(SAMPLES) == set(SOURCES) and len(SOURCES) == 12
+
+
+def test_directories_parquet_csv_and_snapshots_are_read_alike(tmp_path):
+    row, _ = SAMPLES["gsm8k"]
+    table = pa.Table.from_pylist([row, row])
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(table, tmp_path / "parquet" / "a.parquet")
+    pq.write_table(table, tmp_path / "parquet" / "b.parquet")
+    assert len(rows_of("gsm8k", tmp_path / "parquet")) == 4
+    assert len(rows_of("gsm8k", tmp_path / "parquet", rows=3)) == 3
+    snapshot = tmp_path / "snapshot"  # what `hf download` makes
+    for split_name, count in (("train", 2), ("test", 1)):
+        (snapshot / "main").mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.slice(0, count), snapshot / "main" / f"{split_name}-00000-of-00001.parquet")
+    files = [{"split": name, "path": f"main/{name}-*"} for name in ("train", "test")]
+    (snapshot / "README.md").write_text(
+        f"---\n{yaml.dump({'configs': [{'config_name': 'main', 'data_files': files}]})}---\n"
+    )
+    assert (len(rows_of("gsm8k", snapshot)), len(rows_of("gsm8k_test", snapshot))) == (2, 1)
+    aime = tmp_path / "AIME_Dataset_1983_2024.csv"
+    aime.write_text(
+        "ID,Year,Problem Number,Question,Answer,Part\n1983-1,1983,1,Find n.,60,\n2024-1,2024,1,Find m.,9,II\n"
+    )
+    found = [accepted(row, SOURCES["aime_past"]) for row in rows_of("aime_past", aime)]
+    assert found == [Question("Find n.", "60", "1983"), "held out"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "reason"),
+    [
+        ("", "1", "no prompt"),
+        ("Prove it.", "proof", "no answer"),
+        ("x?", "", "no answer"),
+        ("x?", "It is as it was before", "answer is prose"),
+        ("x?", "1" * 201, "answer is prose"),
+        ("Look: ![](https://cdn/x.jpg) area?", "3", "needs a figure"),
+        ("Which? (A) 1 (B) 2 (C) 3", "B", "multiple choice"),
+        ("Which? $\\textbf{(A)}\\ 1 \\textbf{(B)}\\ 2$", "\\text{(B)}", "multiple choice"),
+        ("Which letter comes first?", "A", None),
+        ("Which is it?", "\\text{Evelyn}", None),
+        ("x?", "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", None),
+    ],
+)
+def test_answers_that_cannot_be_verified_are_dropped(prompt, answer, reason):
+    assert unfit(Question(prompt, answer)) == reason
+
+
+def test_a_proof_of_openr1_is_dropped():
+    row = SAMPLES["openr1"][0] | {"question_type": "proof"}
+    assert accepted(row, SOURCES["openr1"]) == "proof"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("Find $x$, if  X = 1,000.", "find x if \\left x = 1000", True),
+        ("\\dfrac{1}{2} of $x^{2}$?", "\\frac12 of x^2", False),  # 12 is another number than 1 2
+        ("\\dfrac{1}{2} of $x^{2}$?", "\\tfrac{1}{2} of x^2", True),
+        ("x + 2", "x - 2", False),
+        ("x^{a+b}", "x^a+b", False),
+        ("n!", "n", False),
+        ("3.5 m", "35 m", False),
+        ("f'(x)", "f(x)", False),
+    ],
+)
+def test_what_counts_as_the_same_text(a, b, same):
+    assert (key(tokens(a)) == key(tokens(b))) is same
+
+
+def test_shingles_and_numbers():
+    flat, count = shingles([list("abcabc"), ["a"], list("abc")])
+    assert count.tolist() == [3, 1, 1]  # abc, bca, cab; one short text; abc
+    assert flat[4] in flat[:3] and flat[3] not in flat[:3]
+    assert numbers(tokens("3 cats, 1.5 dogs")) == numbers(tokens("1.5 cats or 3")) != numbers(tokens("1 cat, 3.5 dogs"))
+    assert bare(RAW_DAPO) == "Find $x$ if $2x = 68$."
+
+
+def test_shares_are_whole():
+    assert split(10, {"a": 1, "b": 1, "c": 1}) == {"a": 4, "b": 3, "c": 3}
+    assert split(24000, {"a": 2, "b": 6, "c": 1}) == {"a": 5333, "b": 16000, "c": 2667}
+
+
+def words(count):
+    rng = random.Random(0)
+    return ["".join(rng.choices("abcdefghilmnoprstu", k=7)) for _ in range(count)]
+
+
+WORDS = words(3000)
+
+
+def story(i, words=40):
+    """A problem of 40 words with three numbers of its own."""
+    rng = random.Random(i)
+    text = rng.choices(WORDS, k=words)
+    for place in (5, 15, 25):
+        text[place] = str(rng.randint(10, 99999))
+    return " ".join(text)
+
+
+def reworded(text, place=32):
+    """One word of it replaced: 35 of 41 shingles in common."""
+    text = text.split()
+    text[place] = "quite"
+    return " ".join(text)
+
+
+def gsm(prompt, answer):
+    return {"question": prompt, "answer": f"...\n#### {answer}"}
+
+
+def planted():
+    """Rows of four sources, with copies of each kind."""
+    gsm8k = [gsm(story(i), i) for i in range(100)]
+    gsm8k += [gsm(story(i).upper() + "?", i) for i in range(10)]  # exact duplicates
+    gsm8k += [gsm(reworded(story(i)), i) for i in range(10, 17)]  # near-copies
+    gsm8k += [gsm(reworded(story(i)), i + 1) for i in range(20, 23)]  # another answer: another question
+    gsm8k += [gsm(story(30), 31)]  # two answers
+    gsm8k += [gsm("No answer here?", "")]
+    math = [{"problem": story(i), "solution": f"\\boxed{{{i}}}", "level": "Level 2"} for i in range(1000, 1100)]
+    math += [{"problem": story(i), "solution": f"\\boxed{{{i}}}", "level": "Level 2"} for i in range(5)]  # in gsm8k
+    math += [
+        {"problem": story(i), "solution": f"\\boxed{{{i}}}", "level": "Level 2"} for i in range(2000, 2004)
+    ]  # leaks
+    math += [
+        {"problem": reworded(story(i)), "solution": "\\boxed{1}", "level": ""} for i in range(2004, 2010)
+    ]  # near leaks
+    math += [
+        {"problem": f"Read this first, slowly: {story(2010)} Why so?", "solution": "\\boxed{1}", "level": ""}
+    ]  # quoted
+    math += [{"problem": story(3000, 400), "solution": "\\boxed{1}", "level": ""}]  # long
+    math500 = [{"problem": story(i), "answer": str(i), "level": 3} for i in range(2000, 2020)]
+    return {"gsm8k": gsm8k, "math": math, "math500": math500}
+
+
+def mixture_scale(tmp_path, rows, **data):
+    """nano's model with a mixture of local files."""
+    origin = {name: {"path": str(write_rows(tmp_path / f"{name}.jsonl", found))} for name, found in rows.items()}
+    mixture = {"train": {"gsm8k": 3, "math": 1}, "evaluation": {"math500": 20, "gsm8k": 10}, "origin": origin}
+    config = read_yaml(find_scale("nano"), "scale") | {
+        "name": "small",
+        "lengths": {"prompt_tokens": 600, "response_tokens": 8},
+    }
+    config["data"] = {
+        "train": str(tmp_path / "out" / "train.parquet"),
+        "evaluation": str(tmp_path / "out" / "eval.parquet"),
+        "train_items": 100,
+        "eval_items": 30,
+        "mixture": mixture,
+    } | data
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def files(directory):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in directory.iterdir()}
+
+
+def test_a_mixture_counts_what_it_drops(tmp_path, capsys):
+    path = mixture_scale(tmp_path, planted())
+    assert main(["data", str(path), "--to", str(tmp_path / "out")]) == 0
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    shown = capsys.readouterr().out
+    assert "100 training and 30 evaluation items" in shown and "| gsm8k | duplicate | 11 |" in shown
+    found = {name: (s["rows"], s["dropped"], s["train"], s["eval"]) for name, s in card["sources"].items()}
+    assert found["math500"] == (20, {}, 0, 20)
+    held_out = {"near-copy of an evaluation item": 1}  # of the three with another answer, one stands in evaluation
+    dropped = {"duplicate": 11, "near-copy": 7, "no answer": 1, "two answers": 1} | held_out
+    assert found["gsm8k"] == (122, dropped, 75, 10)
+    dropped = found["math"][1]
+    too_long = dropped.pop("prompt too long", 0)
+    assert dropped == {"copy of an evaluation item": 4, "duplicate": 5, "near-copy of an evaluation item": 7}
+    assert (too_long in (0, 1), found["math"][2:]) == (True, (25, 0))
+    train, evaluation = load_items(load_scale(str(path)).data)
+    assert (len(train), len(evaluation)) == (100, 30)
+    assert {item.source for item in train} == {"gsm8k", "math"}
+    leaked = {story(i) for i in range(2000, 2020)} | {reworded(story(i)) for i in range(2000, 2020)}
+    assert not leaked & {item.prompt for item in train} and len(leaked & {item.prompt for item in evaluation}) == 20
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_shuffled_rows_give_the_same_bytes(tmp_path):
+    rows = planted()
+    build(load_scale(str(mixture_scale(tmp_path / "a", rows))), tmp_path / "a" / "out", short_enough)
+    for found in rows.values():
+        random.Random(1).shuffle(found)
+    build(load_scale(str(mixture_scale(tmp_path / "b", rows))), tmp_path / "b" / "out", short_enough)
+    first, second = files(tmp_path / "a" / "out"), files(tmp_path / "b" / "out")
+    assert first == second and sorted(first) == ["README.md", "card.json", "eval.parquet", "train.parquet"]
+
+
+def test_another_seed_draws_others_and_what_lacks_is_shared(tmp_path):
+    scale = load_scale(str(mixture_scale(tmp_path, planted())))
+    words = load_scale(
+        str(tmp_path / "small.yaml"), {"data": {"mixture": {"seed": 1, "train": {"math": 30}}, "train_items": 140}}
+    )
+    build(scale, tmp_path / "one", short_enough)
+    build(words, tmp_path / "two", short_enough)
+    assert files(tmp_path / "one")["eval.parquet"] != files(tmp_path / "two")["eval.parquet"]
+    card = json.loads((tmp_path / "two" / "card.json").read_text())["sources"]
+    assert (card["gsm8k"]["train"], card["math"]["train"]) == (40, 100)  # math has no 127
+    assert card["math"]["dropped"]["prompt too long"] == 1
+
+
+def broken(tmp_path):
+    """case -> (overrides, what is said)."""
+    other = write_rows(tmp_path / "other.jsonl", [{"problem": "x"}])
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "damaged.parquet").write_text("no parquet")
+    (tmp_path / "nothing").mkdir()
+    odd = write_rows(tmp_path / "odd.jsonl", [{"ID": "1", "Year": "MM", "Question": "x", "Answer": "1"}])
+    origin = "data.mixture.origin.gsm8k"
+    at = f"scale.{origin}.path="
+    return {
+        "missing": ([at + "no.jsonl"], f"{origin}.path: got 'no.jsonl', allowed: an existing file or directory"),
+        "column": ([at + str(other)], f"{origin}: columns: got ['problem'], allowed: with answer, question"),
+        "empty": ([at + str(tmp_path / "empty.jsonl")], f"{origin}: "),
+        "damaged": ([at + str(tmp_path / "damaged.parquet")], "is not readable"),
+        "no files": ([at + str(tmp_path / "nothing")], "files of one kind: .jsonl, .json, .parquet, .csv"),
+        "layout": (
+            ["scale.data.mixture.train.aime_past=1", f"scale.data.mixture.origin.aime_past.path={odd}"],
+            "a row is not as expected",
+        ),
+        "too few": (
+            ["scale.data.train_items=500"],
+            "data.train_items: got 500, allowed: at most the 191 that are left",
+        ),
+        "too few to evaluate": (
+            ["scale.data.mixture.evaluation.math500=21", "scale.data.eval_items=31"],
+            "data.mixture.evaluation.math500: got 21, allowed: at most the 20 that are left",
+        ),
+        "sum": (
+            ["scale.data.eval_items=31"],
+            "data.eval_items: got 31, allowed: 30, the sum of data.mixture.evaluation",
+        ),
+        "source": (["scale.data.mixture.train.mathx=1"], "data.mixture: got 'mathx', allowed: gsm8k"),
+        "weight": (["scale.data.mixture.train.math=0"], "data.mixture.train.math: got 0.0, allowed: a weight above 0"),
+        "unused": (["scale.data.mixture.origin.dapo.path=x"], "data.mixture.origin.dapo"),
+        "model": (["scale.model.path=no/model"], "model.path: the tokenizer of no/model is not to be had"),
+        "chat": (["scale.data.template=chat"], "has no chat template"),
+        "thinking": (["scale.data.thinking=true"], "data.thinking: got True, allowed: null"),
+    }
+
+
+CASES = [
+    *(
+        "missing",
+        "column",
+        "empty",
+        "damaged",
+        "no files",
+        "layout",
+        "too few",
+        "too few to evaluate",
+        "sum",
+        "source",
+        "weight",
+    ),
+    *("unused", "model", "chat", "thinking"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trouble_is_one_line(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = mixture_scale(tmp_path, planted())
+    words, says = broken(tmp_path)[case]
+    assert main(["data", str(path), "--to", str(tmp_path / "out"), *words]) == 2
+    told = capsys.readouterr().err
+    assert says in told and told.count("\n") == 1 and "Traceback" not in told
+    assert not (tmp_path / "out").exists() and not [e for e in tmp_path.iterdir() if e.name.startswith(".out")]
+
+
+def test_an_unreachable_hub_says_how_to_go_on_without(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    rows = planted()
+    del rows["gsm8k"]
+    path = mixture_scale(tmp_path, rows)
+    assert main(["data", str(path), "--to", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "hf download --repo-type dataset openai/gsm8k" in told and "scale.data.mixture.origin.gsm8k.path=DIR" in told
+    (tmp_path / "out").mkdir()
+    assert main(["data", str(path), "--to", str(tmp_path / "out")]) == 2
+    assert "does not exist yet" in capsys.readouterr().err
+    assert main(["data", "nano", "--to", str(tmp_path / "new")]) == 2
+    assert "scale nano has none" in capsys.readouterr().err
+
+
+def test_items_are_read_from_parquet(tmp_path):
+    columns = {"prompt": ["1+1", "2+2"], "answer": ["2", "4"], "level": ["", ""]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"prompt": ["3+3"], "answer": ["6"], "item_id": ["x"], "source": ["s"]}), tmp_path / "b.parquet"
+    )
+    train, evaluation = load_items(Data(str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet"), 2, 1))
+    assert train == [Item("train-a-1", "a", "1+1", "2"), Item("train-a-2", "a", "2+2", "4")]
+    assert evaluation == [Item("x", "s", "3+3", "6")]
+    pq.write_table(pa.table({"prompt": ["3+3"]}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"prompt": ["3+3"], "answer": pa.array([None], pa.string())}), tmp_path / "d.parquet")
+    (tmp_path / "e.parquet").write_text("no")
+    for name, says in (
+        ("c", "columns answer"),
+        ("d", "line 1"),
+        ("e", "no readable Parquet"),
+        ("f", "rankrl data SCALE --to"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load_items(Data(str(tmp_path / f"{name}.parquet"), str(tmp_path / "b.parquet"), 1, 1))
+
+
+QWEN = ("qwen3-8b", "qwen3-30b-a3b", "qwen3-235b-a22b")
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_qwen3_scales_are_complete(name):
+    scale = load_scale(name)
+    data, mixture = scale.data, scale.data.mixture
+    assert mixture == load_scale("qwen3-8b").data.mixture
+    assert (data.train, data.evaluation) == (f"data/{name}/train.parquet", f"data/{name}/eval.parquet")
+    assert (data.train_items, data.eval_items, data.template, data.thinking) == (24000, 1330, "chat", True)
+    assert sum(mixture.evaluation.values()) == 1330 and set(mixture.sources) <= set(SOURCES)
+    assert mixture.sources[:4] == ["math500", "gsm8k_test", "aime24", "aime25"]
+    assert split(24000, mixture.train)["math"] == 6000
+    assert data.instruction == "Please reason step by step, and put your final answer within \\boxed{}."
+    sampling = scale.sampling
+    assert (sampling.temperature, sampling.eval_temperature, sampling.eval_samples) == (1.0, 0.6, 4)
+
+
+def test_instruction_and_thinking_reach_the_template():
+    tokenizer = load_tokenizer(load_scale("nano").model)
+    assert prompt_text(tokenizer, Data("nano", "nano", 1, 1), "1+1") == "1+1"
+    assert (
+        prompt_text(tokenizer, Data("nano", "nano", 1, 1, "Q: {} A:", "In \\boxed{}."), "1+1")
+        == "Q: 1+1\n\nIn \\boxed{}. A:"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if enable_thinking is defined and not enable_thinking %}<no think>{% endif %}"
+    )
+    shown = [
+        prompt_text(tokenizer, Data("nano", "nano", 1, 1, "chat", "Box.", on), "1+1") for on in (None, True, False)
+    ]
+    assert shown == ["<user>1+1\n\nBox."] * 2 + ["<user>1+1\n\nBox.<no think>"]
+
+
+def test_near_copies_of_a_copy_that_goes_stay(tmp_path):
+    """a ~ b ~ c with a and c unlike: b goes, c stays."""
+    from rankrl.data import dedup
+    from rankrl.data.spool import Columns, Shingles
+
+    sets = np.array([[1, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 6]], dtype=np.uint64) << np.uint64(50)
+    (tmp_path / "s.bin").write_bytes(sets.tobytes())
+    zero = np.zeros(3, dtype=np.uint64)
+    rows = Columns(zero, zero, np.arange(3, dtype=np.uint64), zero, zero, np.full(3, 4))
+    found = Shingles(tmp_path / "s.bin", rows.shingles)
+    often = dedup.frequencies(found, np.arange(3))
+    assert dedup.near(rows, found, np.arange(3), np.arange(3), often, 0.6).tolist() == [1]
+    assert dedup.near(rows, found, np.arange(3), np.array([1, 0, 2]), often, 0.6).tolist() == [0, 2]
+    assert dedup.near(rows, found, np.arange(3), np.arange(3), often, 0.61).tolist() == []
