@@ -3,7 +3,8 @@
     python bench/mixture.py [ROWS]      half are written as GSM8K's rows, half as MATH's
 
 Planted: exact copies (other case and spacing), near-copies (a word or two replaced), evaluation items and near-copies of them (a
-word or a number replaced), and decoys, which must stay: problems of a template that differ in one number, and near-copies with another answer.
+word or a number replaced), and decoys, which must stay: problems of a template that differ in one number, and near-copies with
+another answer.
 """
 
 from __future__ import annotations

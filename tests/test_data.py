@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import resource
 
 import numpy as np
 import pyarrow as pa
@@ -506,3 +507,16 @@ def test_near_copies_of_a_copy_that_goes_stay(tmp_path):
     assert dedup.near(rows, found, np.arange(3), np.arange(3), often, 0.6).tolist() == [1]
     assert dedup.near(rows, found, np.arange(3), np.array([1, 0, 2]), often, 0.6).tolist() == [0, 2]
     assert dedup.near(rows, found, np.arange(3), np.arange(3), often, 0.61).tolist() == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys):
+    path = mixture_scale(tmp_path, planted())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        code = main(["data", str(path), "--to", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr().err
+    assert code == 1 and told.startswith("rankrl: ") and told.count("\n") == 1
+    assert not (tmp_path / "out").exists() and not [e for e in tmp_path.iterdir() if e.name.startswith(".out")]

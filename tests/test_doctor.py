@@ -52,7 +52,8 @@ def test_8b_names_gpu_model_and_data(capsys, tmp_path, monkeypatch):
     assert "FAIL" in lines["attention"] and "flash-attn==2.8.3" in lines["attention"]
     assert "Qwen/Qwen3-8B is not in" in lines["weights"] and "16.4 GB" in lines["weights"]
     assert lines["model"].startswith("ok") and "8,190,735,360 parameters" in lines["model"]
-    assert "FAIL" in lines["data"] and "data/qwen3-8b/train.jsonl" in lines["data"]
+    assert "FAIL" in lines["data"] and "data/qwen3-8b/train.parquet" in lines["data"]
+    assert "-> rankrl data qwen3-8b --to data/qwen3-8b" in lines["data"]
     assert lines["DeepSpeed"].startswith("ok") and "stage 3" in lines["DeepSpeed"]
     assert "memory, policy worker  63.5 GB of 80 GB" in shown
 

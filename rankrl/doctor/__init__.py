@@ -20,6 +20,13 @@ def usual_run(scale: Scale) -> Run:
     return plan(Experiment("doctor", {"": recipe}, scale))[0]
 
 
+def _build_data(scale: Scale) -> str:
+    """What gives a scale its data."""
+    if scale.data.mixture is None:
+        return "scale.data.train=FILE scale.data.evaluation=FILE"
+    return f"rankrl data {scale.name} --to {Path(scale.data.train).parent}"
+
+
 def doctor(scale: Scale, runs: Path) -> int:
     """Prints a line for each check as it is done, then the estimates. Returns 1 if anything fails."""
     from rankrl.doctor import base, machine
@@ -34,7 +41,7 @@ def doctor(scale: Scale, runs: Path) -> int:
         say("attention", machine.INSTALL, machine.attention, scale),
         say("weights", "fetch the model anew", base.weights, scale.model),
         say("model", correct, base.model, scale.model),
-        say("data", "scale.data.train=FILE scale.data.evaluation=FILE", base.data, scale.data),
+        say("data", _build_data(scale), base.data, scale.data),
         say("shm", "mount /dev/shm", machine.shared_memory),
         say("network", "free the port, or start the loopback interface", machine.network, scale),
         say("Slurm", "ask whoever runs the cluster", machine.slurm, scale),
