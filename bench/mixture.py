@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
+
 from rankrl.data.mixture import build
 from rankrl.recipe.load import load_scale
 
@@ -40,14 +42,16 @@ def words(seed: int, count: int) -> list[str]:
 
 WORDS = words(0, 20_000)
 CUMULATED = list(accumulate(1 / (rank + 10) for rank in range(len(WORDS))))  # few words are most of a text
+DRAWN = random.Random(1).choices(WORDS, cum_weights=CUMULATED, k=1 << 20)
 
 
 def problem(number: int) -> list[str]:
     """20 to 100 words, three of them numbers."""
-    rng = random.Random(number)
-    text = rng.choices(WORDS, cum_weights=CUMULATED, k=rng.randint(20, 100))
-    for place in rng.sample(range(len(text)), 3):
-        text[place] = str(rng.randint(2, 9999))
+    rng = np.random.default_rng(number)
+    text = [DRAWN[i] for i in rng.integers(len(DRAWN), size=rng.integers(20, 101)).tolist()]
+    third = len(text) // 3
+    for part, value in enumerate(rng.integers(2, 10_000, size=3).tolist()):
+        text[part * third + value % third] = str(value)
     return text
 
 
@@ -120,6 +124,7 @@ def main(rows: int) -> None:
             {"data": {"mixture": None}},
             {
                 "data": {
+                    "train_items": min(24_000, rows // 4),
                     "eval_items": EVALUATION,
                     "mixture": {
                         "train": {"gsm8k": 1, "math": 1},

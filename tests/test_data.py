@@ -350,6 +350,22 @@ def test_another_seed_draws_others_and_what_lacks_is_shared(tmp_path):
     assert card["math"]["dropped"]["prompt too long"] == 1
 
 
+def test_batches_and_sources_without_an_answer_are_passed_over(tmp_path, capsys):
+    rows = planted()
+    rows["gsm8k"] = [gsm(f"What is {i}?", "") for i in range(2001)] + rows["gsm8k"]
+    rows["math"] = [{"problem": "x?", "solution": "none", "level": ""}]
+    path = mixture_scale(tmp_path, rows, train_items=50)
+    assert main(["data", str(path), "--to", str(tmp_path / "out")]) == 0
+    sources = json.loads((tmp_path / "out" / "card.json").read_text())["sources"]
+    assert sources["gsm8k"]["dropped"]["no answer"] == 2002 and sources["math"]["dropped"] == {"no answer": 1}
+    assert (sources["gsm8k"]["train"], sources["math"]["train"]) == (50, 0)
+    for name, row in (("gsm8k", gsm("x", "")), ("math500", {"problem": "x?", "answer": "", "level": ""})):
+        rows[name] = [row]
+    path = mixture_scale(tmp_path / "none", rows)
+    assert main(["data", str(path), "--to", str(tmp_path / "none" / "out")]) == 2
+    assert "data.mixture: got 'no question', allowed: sources with verifiable answers" in capsys.readouterr().err
+
+
 def broken(tmp_path):
     """case -> (overrides, what is said)."""
     other = write_rows(tmp_path / "other.jsonl", [{"problem": "x"}])

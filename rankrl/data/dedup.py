@@ -105,6 +105,8 @@ def _alike(sets: Shingles, a: np.ndarray, b: np.ndarray, share: float) -> np.nda
 
 def _proposed(rows: Columns, sets: Shingles, kept: np.ndarray, often: np.ndarray, share: float) -> Iterator[np.ndarray]:
     """Pairs of rows [pairs, 2] that share a prefix shingle, their numbers and their answer."""
+    if not len(kept):
+        return
     group = mixed(rows.numbers ^ mixed(rows.answer))
     keys, owners = [], []
     for some in chunks(kept):

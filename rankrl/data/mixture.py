@@ -103,7 +103,8 @@ def _questions(mixture: Mixture, ledgers: dict[str, Ledger]) -> Iterator[tuple[i
             found = [accepted(row, source) for row in batch]
             ledger.read += len(batch)
             ledger.dropped.update(reason for reason in found if isinstance(reason, str))
-            yield index, name, [question for question in found if isinstance(question, Question)]
+            if questions := [question for question in found if isinstance(question, Question)]:
+                yield index, name, questions
         print(
             f"{name}: {ledger.read:,} rows, {ledger.read - ledger.dropped.total():,} with a verifiable answer",
             flush=True,

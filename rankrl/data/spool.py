@@ -14,6 +14,7 @@ import numpy as np
 
 from rankrl.data.sources import Question
 from rankrl.data.text import hashed, key, mixed, numbers, shingles, tokens
+from rankrl.recipe.check import require
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Spool:
             self.table.execute(statement)
 
     def fill(self, batches: Iterable[tuple[int, str, list[Question]]]) -> Columns:
-        """Stores the questions of all (source index, source name, questions)."""
+        """Stores the questions of all (source index, source name, questions). Raises ValueError, one line, if there are none."""
         parts: list[list[np.ndarray]] = []
         rows = 0
         with self.shingle_path.open("wb") as file:
@@ -83,6 +84,7 @@ class Spool:
                 file.write(flat.tobytes())
                 parts.append([np.full(len(questions), index, np.int16), *_hashes(name, questions, words), count])
         self.table.commit()
+        require(rows > 0, "data.mixture", "no question", "sources with verifiable answers")
         return Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def questions(self, rows: np.ndarray, batch: int = 256) -> Iterator[tuple[int, Question]]:

@@ -25,7 +25,8 @@ ALIKE = {
 }
 ALIKE_ANY = re.compile("|".join(map(re.escape, ALIKE)))
 SINGLE = re.compile(r"\{\s*([a-z0-9.]+)\s*\}")
-TOKEN = re.compile(r"\d*\.?\d+|[a-z]+|[^\s.]")
+TOKEN = re.compile(r"[0-9]*\.?[0-9]+|[a-z]+|[^\s.]")
+DIGITS = frozenset("0123456789")
 INSTRUCTIONS = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
     "(without quotes) where $Answer is the answer to the problem.",
@@ -62,7 +63,7 @@ def key(words: list[str]) -> int:
 
 def numbers(words: list[str]) -> int:
     """Hash of the numbers among the tokens, in any order."""
-    return key(sorted(word for word in words if word[-1].isdigit()))
+    return key(sorted(word for word in words if word[-1] in DIGITS))
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
@@ -77,9 +78,10 @@ def shingles(texts: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
 
     A text of fewer tokens is one shingle.
     """
-    padded = [words + [""] * (SHINGLE - len(words)) for words in texts]
+    padded = [words + ["\0"] * (SHINGLE - len(words)) for words in texts]
     lengths = np.array([len(words) for words in padded])
-    hashes = np.array([hashed(word) for words in padded for word in words], dtype=np.uint64)
+    encoded = "\n".join("\n".join(words) for words in padded).encode().split(b"\n")  # a third of the time of one by one
+    hashes = np.array([xxh3_64_intdigest(word) for word in encoded], dtype=np.uint64)
     rolled = mixed(hashes)
     for ahead in range(1, SHINGLE):
         rolled[:-ahead] = mixed(rolled[:-ahead] * np.uint64(31) + hashes[ahead:])
