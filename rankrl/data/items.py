@@ -29,14 +29,15 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
 
     Raises ValueError, one line, for a missing file or column, too few items, or a prompt that stands in both.
     """
-    if (data.train == "nano") != (data.evaluation == "nano"):
-        raise ValueError(
-            f"data.evaluation: got {data.evaluation!r} with data.train={data.train!r}, allowed: nano for both or neither"
-        )
-    if data.train == "nano":
-        from rankrl.data import nano
+    from rankrl.data import nano
 
-        return nano.splits(data.train_items, data.eval_items)
+    if data.train != data.evaluation and {data.train, data.evaluation} & set(nano.TASKS):
+        raise ValueError(
+            f"data.evaluation: got {data.evaluation!r} with data.train={data.train!r}, allowed: the same task for both, or "
+            f"files ({', '.join(nano.TASKS)} are tasks)"
+        )
+    if data.train in nano.TASKS:
+        return nano.splits(data.train_items, data.eval_items, data.train)
     train = read_items(Path(data.train), "data.train")[: data.train_items]
     evaluation = read_items(Path(data.evaluation), "data.evaluation")[: data.eval_items]
     for key, items, count in (("train", train, data.train_items), ("eval", evaluation, data.eval_items)):

@@ -1,4 +1,5 @@
-"""The nano task: short arithmetic items of reasoning-gym with exact answers, asked for in `\\boxed{}`.
+"""Generated tasks: items of reasoning-gym with exact answers, asked for in `\\boxed{}`. `nano` is short arithmetic, `sums` the same
+for a chat model, `gsm_symbolic` grade-school word problems.
 
 Item i of a reasoning-gym data set draws from `Random(seed + i)`, so neighbouring seeds share items. One seed and two index ranges
 far apart are used instead, and evaluation prompts are removed from training (asserted by `splits`).
@@ -6,7 +7,9 @@ far apart are used instead, and evaluation prompts are removed from training (as
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from rankrl.data.items import Item
 
@@ -17,13 +20,35 @@ SOURCES = {
 TRAIN_START, EVAL_START = 0, 10**6  # index ranges, a million items apart
 
 
-def _draw(source: str, start: int, count: int) -> list[Item]:
+@dataclass(frozen=True)
+class Task:
+    """What is asked, and how."""
+
+    sources: dict[str, tuple[str, dict[str, Any]]]
+    """Name -> generator of reasoning-gym and its configuration."""
+    prompt: str
+    """Around the {question}, or around the bare {expression} of a sum."""
+
+
+NANO = Task(SOURCES, "{question}\n")
+TASKS = {
+    "nano": NANO,
+    "sums": Task({"sum2": SOURCES["sum2"]}, "What is {expression}? Answer as \\boxed{{number}}."),
+    "gsm_symbolic": Task({"gsm_symbolic": ("gsm_symbolic", {})}, "{question} Answer as \\boxed{{number}}."),
+}
+
+
+def _draw(task: Task, source: str, start: int, count: int) -> list[Item]:
     import reasoning_gym
 
-    task, config = SOURCES[source]
-    dataset = reasoning_gym.create_dataset(task, seed=start, size=count, **config)
+    generator, config = task.sources[source]
+    dataset = reasoning_gym.create_dataset(generator, seed=start, size=count, **config)
+    prompts = [
+        task.prompt.format(question=row["question"], expression=row["metadata"].get("expression")) for row in dataset
+    ]
     return [
-        Item(f"{source}-{start + i}", source, f"{row['question']}\n", row["answer"]) for i, row in enumerate(dataset)
+        Item(f"{source}-{start + i}", source, prompt, row["answer"])
+        for i, (prompt, row) in enumerate(zip(prompts, dataset, strict=True))
     ]
 
 
@@ -33,14 +58,14 @@ def _unique(items: list[Item], seen: set[str]) -> list[Item]:
 
 
 @cache
-def splits(train_items: int, eval_items: int) -> tuple[list[Item], list[Item]]:
-    """(train, evaluation) items, sources in turn, all prompts distinct and the two splits disjoint.
+def splits(train_items: int, eval_items: int, name: str = "nano") -> tuple[list[Item], list[Item]]:
+    """(train, evaluation) items of a task, sources in turn, all prompts distinct and the two splits disjoint.
 
     Raises ValueError if the generators cannot give that many distinct prompts.
     """
     seen: set[str] = set()
-    evaluation = _interleave(EVAL_START, eval_items, seen)
-    train = _interleave(TRAIN_START, train_items, seen)
+    evaluation = _interleave(TASKS[name], EVAL_START, eval_items, seen)
+    train = _interleave(TASKS[name], TRAIN_START, train_items, seen)
     assert not {i.prompt for i in evaluation} & {i.prompt for i in train}
     return train, evaluation
 
@@ -48,20 +73,20 @@ def splits(train_items: int, eval_items: int) -> tuple[list[Item], list[Item]]:
 def pools(draws: dict[str, int], eval_items: int) -> tuple[list[Item], list[Item]]:
     """(what `draws` items per source hold, evaluation items): what the base model was made from and what it never saw."""
     seen: set[str] = set()
-    evaluation = _interleave(EVAL_START, eval_items, seen)
+    evaluation = _interleave(NANO, EVAL_START, eval_items, seen)
     return [
-        item for source, count in draws.items() for item in _unique(_draw(source, TRAIN_START, count), seen)
+        item for source, count in draws.items() for item in _unique(_draw(NANO, source, TRAIN_START, count), seen)
     ], evaluation
 
 
-def _interleave(start: int, count: int, seen: set[str]) -> list[Item]:
-    per_source = -(-count // len(SOURCES))
+def _interleave(task: Task, start: int, count: int, seen: set[str]) -> list[Item]:
+    per_source = -(-count // len(task.sources))
     columns = []
-    for source in SOURCES:
-        items = _unique(_draw(source, start, 4 * per_source + 200), seen)[:per_source]
+    for source in task.sources:
+        items = _unique(_draw(task, source, start, 4 * per_source + 200), seen)[:per_source]
         if len(items) < per_source:
             raise ValueError(
-                f"data: the nano source {source!r} has only {len(items)} distinct prompts, {per_source} were asked for"
+                f"data: the source {source!r} has only {len(items)} distinct prompts, {per_source} were asked for"
             )
         columns.append(items)
     return [item for row in zip(*columns, strict=True) for item in row][:count]

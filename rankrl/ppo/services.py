@@ -10,6 +10,7 @@ import ray
 import torch
 
 from rankrl.adapter.table import serving_rank
+from rankrl.data.smollm2_base import converted
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.cluster import check_resources, start_ray
 from rankrl.ppo.critic import ValueWorker
@@ -19,7 +20,7 @@ from rankrl.ppo.placement import Seat, take_seats
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.shared import TrainerWorker
 from rankrl.ppo.strategy import AdapterStrategy
-from rankrl.recipe.architecture import EMBEDDED, check_config
+from rankrl.recipe.architecture import EMBEDDED, SMOLLM2, check_config
 from rankrl.recipe.plan import Run, deepspeed_config
 from rankrl.recipe.scale import Model, Scale
 
@@ -34,7 +35,9 @@ def resolve_model(model: Model) -> str:
     Raises ValueError for a missing model, or for one that wants to run code of its own.
     """
     path = EMBEDDED.get(model.path) or Path(model.path)
-    if not path.is_dir():
+    if model.path == SMOLLM2:
+        path = converted()
+    elif not path.is_dir():
         path = _fetch(model)
     config = path / "config.json"
     if not config.is_file():

