@@ -14,6 +14,7 @@ from rankrl.recipe.plan import deepspeed_config
 # adapted, linear modules, with experts by target_parameters, PEFT's all-linear: parameters per rank
 PER_RANK = {
     "nano": (7_936, 7_936, 7_936, 7_936),
+    "smollm2-135m": (305_280, 305_280, 305_280, 305_280),
     "qwen3-8b": (2_727_936, 2_727_936, 2_727_936, 2_727_936),
     "qwen3-30b-a3b": (835_584, 835_584, 40_157_184, 62_281_728),
     "qwen3-235b-a22b": (3_176_448, 3_176_448, 157_186_048, 243_828_480),
@@ -125,6 +126,7 @@ def test_offloading_without_sharding_is_refused(tmp_path):
 
 
 def test_files_of_models_are_in_the_package():
+    names = [*(f"Qwen/Qwen3-{size}" for size in ("8B", "30B-A3B", "235B-A22B")), "smollm2-135m"]
     assert {path.relative_to(ROOT).as_posix() for path in SHIPPED.rglob("*.json")} == {
-        f"rankrl/scales/models/Qwen/Qwen3-{size}.json" for size in ("8B", "30B-A3B", "235B-A22B")
+        f"rankrl/scales/models/{name}.json" for name in names
     }

