@@ -58,8 +58,8 @@ class Data:
     """Training and evaluation items."""
 
     train: str
-    """A generated task (`nano`, `sums` or `gsm_symbolic`), or a JSONL or Parquet file with the keys prompt and answer (item_id and source
-    are optional)."""
+    """A generated task (`nano`, `sums` or `gsm_symbolic`), or a JSONL or Parquet file with the keys prompt and answer (item_id and
+    source are optional)."""
     evaluation: str
     """The same task, or a file like `train`."""
     train_items: int
