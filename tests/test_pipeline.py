@@ -259,6 +259,10 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "tokens_total",
         "reward_mean",
         "accuracy",
+        "verdict_correct",
+        "verdict_wrong",
+        "verdict_unparsable",
+        "verdict_timeout",
         "kl_ref",
         "kl_step",
         "kl_coef",
@@ -292,7 +296,17 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
 
 def check_evaluations(directory, result):
     rows = pd.read_parquet(directory / "evals.parquet")
-    assert list(rows.columns) == ["step", "item_id", "source", "sample", "correct", "boxed", "response_tokens"]
+    assert list(rows.columns) == [
+        "step",
+        "item_id",
+        "source",
+        "sample",
+        "correct",
+        "verdict",
+        "boxed",
+        "response_tokens",
+    ]
+    assert (rows["correct"] == (rows["verdict"] == "correct")).all()
     assert rows.groupby("step").size().to_dict() == {0: 252 * 16, 2: 252 * 8, 3: 252 * 8}
     scores = rows.groupby("step")["correct"].mean()
     assert result["base_score"] == pytest.approx(scores[0])

@@ -163,8 +163,8 @@ def test_micro_batches_equal_upstreams():
 
     item = Item("sum2-0", "sum2", "2 + 2 =", "4")
     samples = [
-        Sample(item, 0, [5, 6], [7, 8, 9], [-0.1, -0.2, -0.3], False, Verdict(True, True)),
-        Sample(item, 1, [5, 6, 4], [3], [-0.5], True, Verdict(False, False)),
+        Sample(item, 0, [5, 6], [7, 8, 9], [-0.1, -0.2, -0.3], False, Verdict("correct", True)),
+        Sample(item, 1, [5, 6, 4], [3], [-0.5], True, Verdict("wrong", False)),
     ]
     generator = SamplesGenerator.__new__(SamplesGenerator)
     rows = [

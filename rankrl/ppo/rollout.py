@@ -14,7 +14,7 @@ from rankrl.data.items import Item, request_seed
 from rankrl.data.prompt import prompt_ids
 from rankrl.ppo.serving import Requests, Responses
 from rankrl.recipe.scale import Scale
-from rankrl.reward.grade import Verdict, grade
+from rankrl.reward.grade import OUTCOMES, Grader, Verdict
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Prompter:
 class Rollouts(SamplesGenerator):
     """Upstream's generator with batched, seeded requests. `adapter_id` None samples from the base."""
 
-    def __init__(self, strategy: Any, prompter: Prompter, engines: list[Any], scale: Scale):
+    def __init__(self, strategy: Any, prompter: Prompter, engines: list[Any], scale: Scale, grader: Grader):
         super().__init__(strategy, None, None, prompter.tokenizer, engines)
-        self.prompter, self.scale = prompter, scale
+        self.prompter, self.scale, self.grader = prompter, scale, grader
 
     def sample(
         self, adapter_id: int | None, items: list[Item], seeds: list[list[int]], temperature: float
@@ -80,18 +80,19 @@ class Rollouts(SamplesGenerator):
                 prompts, [seed for _, _, seed in chunk], temperature, self.scale.lengths.response_tokens
             )
             refs.append(engine.generate_batch.remote(adapter_id, requests))
-        return [
-            sample
-            for chunk, responses in zip(chunks, ray.get(refs), strict=True)
-            for sample in self._graded(chunk, responses)
+        return [  # the samples of an engine are graded while others still generate
+            sample for chunk, ref in zip(chunks, refs, strict=True) for sample in self._graded(chunk, ray.get(ref))
         ]
 
     def _graded(self, chunk: list[tuple[Item, int, int]], responses: Responses) -> list[Sample]:
         parts = responses.split()
         texts = self.tokenizer.batch_decode([ids for ids, _ in parts], skip_special_tokens=True)
+        verdicts = self.grader.grade(texts, [item.answer for item, _, _ in chunk])
         return [
-            Sample(item, k, self.prompter(item), ids, logprobs, bool(cut), grade(text, item.answer))
-            for (item, k, _), (ids, logprobs), cut, text in zip(chunk, parts, responses.truncated, texts, strict=True)
+            Sample(item, k, self.prompter(item), ids, logprobs, bool(cut), verdict)
+            for (item, k, _), (ids, logprobs), cut, verdict in zip(
+                chunk, parts, responses.truncated, verdicts, strict=True
+            )
         ]
 
     def rollout(
@@ -145,6 +146,11 @@ def experience(
 def score(samples: list[Sample]) -> float:
     """Share of correct samples."""
     return sum(sample.verdict.correct for sample in samples) / len(samples)
+
+
+def verdict_counts(samples: list[Sample]) -> dict[str, int]:
+    """Samples by outcome: verdict_correct, verdict_wrong, verdict_unparsable, verdict_timeout."""
+    return {f"verdict_{name}": sum(s.verdict.outcome == name for s in samples) for name in OUTCOMES}
 
 
 def tokens_by_position(experiences: list[Experience], field: str) -> torch.Tensor:

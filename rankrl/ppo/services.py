@@ -23,6 +23,7 @@ from rankrl.ppo.strategy import AdapterStrategy
 from rankrl.recipe.architecture import EMBEDDED, SMOLLM2, check_config
 from rankrl.recipe.plan import Run, deepspeed_config
 from rankrl.recipe.scale import Model, Scale
+from rankrl.reward.grade import Grader
 
 MAX_SEQUENCES = 1024
 """Requests that an engine decodes at once; vLLM's default is 256 on small devices, less than a few packed rollouts."""
@@ -95,6 +96,7 @@ class Services:
         asked = [group.async_run_method("shapes")[0] for group in (self.policy, self.critic)]
         self.policy_shapes, self.value_shapes = ray.get(asked)
         self.adapter_ids = itertools.count(1)
+        self.grader = Grader()
 
     def detach(self, name: str, adapter_id: int) -> None:
         """Forgets a run everywhere."""
@@ -107,6 +109,7 @@ class Services:
             group.stop()
         for engine in self.engines:
             ray.kill(engine)
+        self.grader.close()
         self.seats.leave()
 
 

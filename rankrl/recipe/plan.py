@@ -148,6 +148,7 @@ def plan(experiment: Experiment) -> list[Run]:
     runs = []
     for arm, recipe in experiment.arms.items():
         _check(recipe, scale)
+        _check_overlong(recipe, scale)
         for rank in recipe.ranks:
             knobs, sizes = derive(recipe, scale.reference, rank), _sizes(recipe, scale, rank)
             _check_init(recipe, scale, rank, max(max_rank for _, max_rank in sizes.values()))
@@ -263,6 +264,16 @@ def micro_batch(run: Run) -> int:
     place = run.scale.placement
     share = gcd(*(run.train_batch // workers for workers in (place.policy_workers, place.value_workers)))
     return max(m for m in range(1, min(place.micro_batch, share) + 1) if share % m == 0)
+
+
+def _check_overlong(recipe: Recipe, scale: Scale) -> None:
+    buffer, longest = recipe.reward.overlong_buffer_tokens, scale.lengths.response_tokens
+    require(
+        buffer is None or buffer <= longest,
+        "reward.overlong_buffer_tokens",
+        buffer,
+        f"at most lengths.response_tokens={longest}",
+    )
 
 
 def _check_no_effect(recipe: Recipe) -> None:

@@ -33,6 +33,11 @@ KL_SHAPES: dict[str, tuple[str, ...]] = {
     "early_anchor": ("anchor", "anchor_share"),
     "adaptive": ("horizon_steps",),
 }
+LENGTH_TERMS: dict[str, tuple[str, ...]] = {
+    "linear": ("length_penalty", "length_free"),
+    "overlong": ("length_penalty", "overlong_buffer_tokens"),
+    "none": (),
+}
 LR_SHAPES = ("constant", "linear", "cosine")
 
 
@@ -224,22 +229,36 @@ class Reward:
 
     boxed_bonus: float = 0.05
     """Added if the answer is boxed, subtracted if not."""
+    length: str = "linear"
+    """Length term: `linear` from `length_free` on; `overlong`, DAPO's, over the last `overlong_buffer_tokens`; `none`."""
     length_penalty: float = 0.02
-    """Weight of the length term: minus this at the longest response, 0 up to `length_free`."""
+    """Weight of the length term: minus this at the longest response."""
     length_free: float = 0.5
-    """Share of the longest response that costs nothing."""
+    """Share of the longest response that costs nothing, for `linear`."""
+    overlong_buffer_tokens: Optional[int] = None
+    """Last tokens of the longest response over which the penalty rises from 0, for `overlong`."""
 
     def check(self) -> None:
         require(self.boxed_bonus >= 0, "reward.boxed_bonus", self.boxed_bonus, "at least 0")
+        require(self.length in LENGTH_TERMS, "reward.length", self.length, ", ".join(LENGTH_TERMS))
         require(self.length_penalty >= 0, "reward.length_penalty", self.length_penalty, "at least 0")
         require(0 <= self.length_free < 1, "reward.length_free", self.length_free, "a share from 0 to below 1")
-        swing = 2 * self.boxed_bonus + self.length_penalty
+        for option in ("length_penalty", "length_free", "overlong_buffer_tokens"):
+            value, default = getattr(self, option), getattr(type(self), option)
+            unused = f"nothing: reward.length={self.length} has no such option"
+            require(option in LENGTH_TERMS[self.length] or value == default, f"reward.{option}", value, unused)
+        buffer = self.overlong_buffer_tokens
+        given = self.length != "overlong" or (buffer is not None and buffer >= 1)
+        require(
+            given, "reward.overlong_buffer_tokens", buffer, "an integer of at least 1: reward.length=overlong needs it"
+        )
+        swing = 2 * self.boxed_bonus + (0.0 if self.length == "none" else self.length_penalty)
         require(
             swing < 1,
             "reward.boxed_bonus",
             self.boxed_bonus,
             "2 * boxed_bonus + length_penalty below 1",
-            "or wrong and boxed beats right and unboxed",
+            "or wrong, boxed and short beats right, unboxed and long",
         )
 
 

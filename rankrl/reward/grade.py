@@ -1,57 +1,73 @@
-"""The verdict on an answer and the shaped reward. Nothing is executed and nothing can hang: strings and bounded decimals only."""
+"""The verdict on a response. `Grader.grade` is the one way to it: in training, in evaluations, on the command line.
+
+What strings and exact numbers decide is decided here, in microseconds; algebra goes to a pool of processes.
+"""
 
 from __future__ import annotations
 
-import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
-from rankrl.recipe.schema import Reward
+from rankrl.reward.compare import judge
 from rankrl.reward.extract import answer
+from rankrl.reward.pool import Pair, Pool
 
-NUMBER = re.compile(r"[+-]?(\d{1,30}(\.\d{1,30})?|\.\d{1,30})(/\d{1,30})?")
-LONGEST_ANSWER = 200
+GRADER = 2
+"""Version of the verdicts. Scores of different versions are not comparable: it is part of the key of cached base scores."""
+OUTCOMES = ("correct", "wrong", "unparsable", "timeout")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`correct` is the score; `boxed` is format."""
+    """`outcome` is one of OUTCOMES; `boxed` is format."""
 
-    correct: bool
+    outcome: str
     boxed: bool
 
-
-def number(text: str) -> Fraction | None:
-    """An integer, decimal or simple fraction of at most 30 digits a part, with or without thousands separators; else None."""
-    plain = re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", text.strip().strip("$").strip().replace("\u2212", "-"))
-    if len(plain) > LONGEST_ANSWER or not NUMBER.fullmatch(plain):
-        return None
-    top, _, bottom = plain.partition("/")
-    divisor = Fraction(bottom or 1)
-    return Fraction(top) / divisor if divisor else None
+    @property
+    def correct(self) -> bool:
+        """The score."""
+        return self.outcome == "correct"
 
 
-def equal(given: str, gold: str) -> bool:
-    """The same text, or the same number."""
-    if given.strip() == gold.strip():
-        return True
-    value, target = number(given), number(gold)
-    return value is not None and value == target
+class Grader:
+    """Grades from any thread. Its worker processes start with the first answer that needs algebra, and live until `close`."""
 
+    def __init__(self, workers: int = 2, deadline_s: float = 5.0, call_s: float = 60.0, remembered: int = 100_000):
+        self.pool, self.call_s, self.remembered = Pool(workers, deadline_s), call_s, remembered
+        self._known: OrderedDict[Pair, str] = OrderedDict()
+        self._lock = threading.Lock()
 
-def grade(response: str, gold: str) -> Verdict:
-    given, boxed = answer(response)
-    return Verdict(equal(given, gold), boxed)
+    def grade(self, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+        """A verdict for each response, in order. Takes `call_s` seconds at most, and a worker's deadline."""
+        answers = [answer(response) for response in responses]
+        outcomes = self.outcomes([(given, gold) for (given, _), gold in zip(answers, golds, strict=True)])
+        return [Verdict(outcome, boxed) for outcome, (_, boxed) in zip(outcomes, answers, strict=True)]
 
+    def outcomes(self, pairs: list[Pair]) -> list[str]:
+        """One of OUTCOMES for each (given, gold)."""
+        quick = {pair: self._remembered(pair) or judge(*pair) for pair in dict.fromkeys(pairs)}
+        hard = [pair for pair, outcome in quick.items() if outcome is None]
+        proved = self.pool.prove(hard, self.call_s) if hard else []
+        found = {**quick, **dict(zip(hard, proved, strict=True))}
+        self._remember(found)
+        return [found[pair] or "timeout" for pair in pairs]
 
-def shaped(verdict: Verdict, response_tokens: int, longest_tokens: int, weights: Reward) -> float:
-    """1[correct] +- boxed_bonus - length_penalty * (share of the length beyond `length_free`), the reward trained on.
+    def close(self) -> None:
+        self.pool.close()
 
-    With 2 boxed_bonus + length_penalty < 1 (checked when the recipe is loaded), right always beats wrong.
-    """
-    beyond = max(0.0, response_tokens / longest_tokens - weights.length_free) / (1 - weights.length_free)
-    return (
-        float(verdict.correct)
-        + weights.boxed_bonus * (1 if verdict.boxed else -1)
-        - weights.length_penalty * min(beyond, 1.0)
-    )
+    def _remembered(self, pair: Pair) -> str | None:
+        with self._lock:
+            return self._known.get(pair)
+
+    def _remember(self, found: dict[Pair, str | None]) -> None:
+        """The latest verdicts. Long answers are not worth the memory: they are refused at once."""
+        short = {pair: outcome for pair, outcome in found.items() if outcome and len(pair[0]) + len(pair[1]) < 1000}
+        with self._lock:
+            self._known.update(short)
+            for pair in short:
+                self._known.move_to_end(pair)
+            while len(self._known) > self.remembered:
+                self._known.popitem(last=False)

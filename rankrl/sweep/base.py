@@ -13,7 +13,7 @@ from rankrl.data.items import Item, revision
 from rankrl.ppo.records import eval_rows
 from rankrl.ppo.rollout import Rollouts, Sample
 from rankrl.recipe.scale import Scale
-from rankrl.reward.grade import Verdict
+from rankrl.reward.grade import GRADER, Verdict
 
 
 def base_samples(rollouts: Rollouts, items: list[Item], directory: Path, model_path: str) -> list[Sample]:
@@ -39,13 +39,13 @@ def _read(path: Path, items: list[Item]) -> list[Sample]:
     by_id = {item.item_id: item for item in items}
     rows = pd.read_parquet(path).itertuples()
     return [
-        Sample(by_id[r.item_id], r.sample, [], [0] * r.response_tokens, [], False, Verdict(r.correct, r.boxed))
+        Sample(by_id[r.item_id], r.sample, [], [0] * r.response_tokens, [], False, Verdict(r.verdict, r.boxed))
         for r in rows
     ]
 
 
 def cache_key(scale: Scale, model_path: str, items: str) -> str:
-    """What the base's score depends on: model, its precision and tokenizer, items, prompt, lengths and sampling."""
+    """What the base's score depends on: model, its precision and tokenizer, items, prompt, lengths, sampling and grader."""
     sampling = scale.sampling
     parts = [
         [(file.name, _fingerprint(file)) for file in sorted(Path(model_path).iterdir()) if file.is_file()],
@@ -57,6 +57,7 @@ def cache_key(scale: Scale, model_path: str, items: str) -> str:
         scale.lengths.response_tokens,
         sampling.eval_temperature,
         sampling.base_samples,
+        GRADER,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 

@@ -101,6 +101,8 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         self._closed = True
+        if self._services is not None:
+            self._services.grader.close()
         ray.shutdown()
 
     @property
@@ -136,9 +138,13 @@ class Bench:
             return self._base
 
     def _evaluate_base(self) -> list[Sample]:
-        services, nothing = self.services, SimpleNamespace(args=None)
-        rollouts = Rollouts(nothing, self.prompter, services.engines, self.scale)
-        return base_samples(rollouts, self.eval_items, self.directory, services.model_path)
+        services = self.services
+        return base_samples(self._rollouts(services), self.eval_items, self.directory, services.model_path)
+
+    def _rollouts(self, services: Services) -> Rollouts:
+        """Of the base."""
+        nothing = SimpleNamespace(args=None)
+        return Rollouts(nothing, self.prompter, services.engines, self.scale, services.grader)
 
     def start(self, run: Run, init: Init | None = None) -> Start | None:
         """What the adapter of `run` starts from, if its init needs the base: the same for all cells of a seed."""
@@ -148,7 +154,7 @@ class Bench:
         recipe, services = run.recipe, self.services
         rank = max(planned(recipe, self.scale, rank, run.seed)[1] for rank in recipe.ranks)
         with self._lock:
-            rollouts = Rollouts(SimpleNamespace(args=None), self.prompter, services.engines, self.scale)
+            rollouts = self._rollouts(services)
             directory = self.directory / run.sweep / "adapter"
             return cached_start(services, rollouts, self.train_items, init, rank, run.seed, directory)
 

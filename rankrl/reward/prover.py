@@ -1,0 +1,138 @@
+"""`python -m rankrl.reward.prover CPU_S MEMORY_BYTES`: the process that does algebra. A line in is a JSON list of [given, gold]
+pairs; for each pair a line goes out at once: correct, wrong or unparsable.
+
+It may hang or run out of memory: the pool kills it and starts another. It executes no text: parsing is a grammar (ANTLR), and an
+audit hook, which nothing can take away again, refuses to run strings as code, to write files, to start programs and to connect.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import resource
+import signal
+import sys
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from rankrl.reward.compare import judge
+
+REFUSED = (
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.remove",
+    "os.rename",
+    "socket.",
+    "shutil.",
+)
+DIGITS = 60
+PR_SET_PDEATHSIG = 1
+WARM = [
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    (r"\sin^2 x+\cos^2 x+\ln 4", r"1+2\ln 2"),
+    (r"|x|+\sqrt{2}", r"\sqrt{x^2}+2^{1/2}"),
+    (r"\sqrt{2}x=\tan y", r"2x=\sqrt{2}\tan y"),
+    (r"(\sqrt{2}+i)^3", r"-\sqrt{2}+5i"),
+]
+
+
+def guard(memory_bytes: int) -> None:
+    """Dies with the parent, ignores Ctrl-C (the parent decides), stays within its memory."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook: raises RuntimeError before the forbidden happens."""
+    text = event == "exec" and arguments[0].co_filename.startswith("<") and "frozen" not in arguments[0].co_filename
+    writing = event == "open" and isinstance(arguments[1], str) and arguments[1].strip("rbtU") != ""
+    if text or writing or event.startswith(REFUSED):
+        raise RuntimeError(f"refused: {event}")
+
+
+@lru_cache(maxsize=4096)
+def parsed(text: str) -> Any:
+    """A sympy expression by math-verify's parser. Raises whatever the parser raises."""
+    import sympy
+    from latex2sympy2_extended import latex2sympy
+
+    real = None if re.search(r"(?<![\\A-Za-z])i(?![A-Za-z])", text) else True
+    expression = latex2sympy(text, is_real=real, convert_degrees=False, normalization_config=None)
+    return expression.xreplace({letter: sympy.I for letter in expression.free_symbols if letter.name == "i"})
+
+
+def number(_: Any, text: str) -> Any:
+    """In place of the parser's own way, which evaluates the text of a number as Python code, and rounds it."""
+    from sympy import Rational
+
+    return Rational(*Fraction(text.replace(",", "")).as_integer_ratio())
+
+
+def install_numbers() -> None:
+    from latex2sympy2_extended import latex2sympy2
+
+    latex2sympy2._Latex2Sympy.parse_number = number
+
+
+def is_zero(difference: Any) -> bool:
+    """To DIGITS digits, at a point of its letters."""
+    point = {s: (17 + 31 * i) / (i + 2) for i, s in enumerate(sorted(difference.free_symbols, key=str))}
+    value = difference.subs({s: _rational(v) for s, v in point.items()}).doit().evalf(DIGITS)
+    return bool(value.is_number and value.is_finite is not False and abs(value) < _tiny())
+
+
+def _rational(value: float) -> Any:
+    from sympy import Rational
+
+    return Rational(value).limit_denominator(1000)
+
+
+def _tiny() -> Any:
+    from sympy import Float
+
+    return Float(10) ** -(DIGITS - 20)
+
+
+def algebra(given: str, gold: str, same_ratio: bool) -> bool:
+    """Equal, or equal up to a constant factor: by value to 40 digits and by math-verify."""
+    from math_verify import verify
+    from sympy import simplify
+
+    try:
+        ours, theirs = parsed(given), parsed(gold)
+        if same_ratio:
+            ratio = simplify(ours / theirs)
+            return bool(not ratio.free_symbols and ratio.is_finite and not ratio.is_zero)
+        return is_zero(ours - theirs) and bool(verify(theirs, ours, timeout_seconds=None))
+    except MemoryError:
+        os._exit(1)
+    except Exception:  # of a parser and an algebra system that raise anything
+        return False
+
+
+def main() -> None:
+    cpu_s, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    guard(memory_bytes)
+    install_numbers()
+    for given, gold in WARM:  # imports what is imported lazily
+        judge(given, gold, algebra)
+    sys.addaudithook(refuse)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        for given, gold in json.loads(line):
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            limit = int(used.ru_utime + used.ru_stime) + cpu_s + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+            print(judge(given, gold, algebra) or "wrong", flush=True)
+
+
+if __name__ == "__main__":
+    main()
