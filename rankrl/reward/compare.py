@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from rankrl.reward.estimate import agree, estimate, factor
-from rankrl.reward.number import Quantity, quantity
+from rankrl.reward.number import Quantity, number, quantity
 from rankrl.reward.structure import Node, read
 from rankrl.reward.tidy import squeezed, tidy, words
 
@@ -37,14 +38,25 @@ def judge(given: str, gold: str, prove: Prove = undecided) -> str | None:
     """`correct`, `wrong` or `unparsable`; None if `prove` cannot tell. Never raises."""
     if outside(given) or outside(gold):
         return "unparsable"
+    if given.strip() == gold.strip():
+        return "correct"
+    value, target = number(given), number(gold)
+    if value is not None and target is not None:
+        return "correct" if value == target else "wrong"
     try:
-        left, right = read(tidy(given)), read(tidy(gold))
+        left, right = structure(given), structure(gold)
         same = equal(left, right, prove)
         if same is None:
             return None
         return "correct" if same else "unparsable" if legible(right) and not legible(left) else "wrong"
     except (ValueError, RecursionError, IndexError):
         return "unparsable"
+
+
+@lru_cache(maxsize=4096)
+def structure(answer: str) -> Node:
+    """Gold answers come back with every sample of their item."""
+    return read(tidy(answer))
 
 
 def legible(node: Node) -> bool:
