@@ -222,11 +222,10 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    if args.model != "base":
-        raise ValueError(f"MODEL: got {args.model!r}, allowed: base (the scale's frozen model)")
-    from rankrl.sweep.local import evaluate_base
+    from rankrl.recipe.load import scale_of_words
+    from rankrl.sweep.evaluate import evaluate
 
-    return evaluate_base(args.scale, Path(args.runs))
+    return evaluate(args.model, scale_of_words(args.overrides), Path(args.runs), args.json)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -264,9 +263,16 @@ def parser() -> argparse.ArgumentParser:
     status = command("status", _status, "where every run stands", recipe=False)
     status.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
     status.add_argument("--json", action="store_true", help="print JSON")
-    evaluation = command("eval", _eval, "print pass@1 and pass@k of a scale's base", recipe=False, runs=True)
-    evaluation.add_argument("model", metavar="MODEL", help="base")
-    evaluation.add_argument("scale", metavar="SCALE", help="scale name or file")
+    says = "pass@1 and pass@k of a base, a model, an adapter or a finished run, with intervals over items"
+    evaluation = command("eval", _eval, says, recipe=False, runs=True)
+    says = (
+        "base (the scale's), a model's directory or hub id, an adapter's directory, or the directory of a finished run"
+    )
+    evaluation.add_argument("model", metavar="MODEL|RUN_DIR", help=says)
+    evaluation.add_argument(
+        "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"
+    )
+    evaluation.add_argument("--json", action="store_true", help="print JSON")
     report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
     report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
     exported = command("export", _export, "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)

@@ -11,7 +11,7 @@ from rankrl.report.build import build
 from rankrl.report.compare import comparisons, reference_arm
 from rankrl.report.evaluation import Answers, by_source, evaluation, read_answers
 from rankrl.report.intervals import clopper_pearson, t_interval
-from rankrl.report.passk import pass_at_k, pass_table
+from rankrl.report.passk import pass_at_k
 from rankrl.report.read import curve, read_sweep
 from rankrl.report.stats import grouped, summarise, summary
 from rankrl.report.valid import result_problem
@@ -184,8 +184,6 @@ def test_pass_at_k_is_unbiased_and_literal():
     assert pass_at_k(4, 1, 2) == pytest.approx(0.5)
     assert pass_at_k(16, 0, 16) == 0
     assert pass_at_k(16, 1, 16) == 1
-    lines = pass_table([("a", "x", True), ("a", "x", False), ("b", "y", False), ("b", "y", False)])
-    assert lines[-1].split() == ["all", "2", "0.2500", "0.2500", "0.5000"]
 
 
 def test_every_kind_of_damage_is_named_and_none_is_fatal(tmp_path):

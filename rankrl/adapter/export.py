@@ -19,6 +19,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rankrl.adapter.peft_files import check_plain
 from rankrl.adapter.table import serving_rank
 from rankrl.recipe.schema import require
 from rankrl.report.read import read_result, read_sweep
@@ -93,9 +94,7 @@ def for_serving(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple
 
     Raises ValueError for kinds of adapter that other numbers than A, B and a scale describe.
     """
-    kinds = ("use_dora", "use_rslora", "modules_to_save", "lora_bias", "use_qalora", "alora_invocation_tokens")
-    foreign = [key for key in kinds if config.get(key)]
-    require(not foreign, "RUN_DIR", foreign, "plain LoRA", "vLLM serves nothing else")
+    check_plain(config, "RUN_DIR")
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     rank = max(tensors[f"{module}.lora_A.weight"].shape[0] for module in modules)
     served = {}
@@ -104,14 +103,14 @@ def for_serving(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple
         missing = rank - a.shape[0]
         served[f"{module}.lora_A.weight"] = np.pad(a, ((0, missing), (0, 0)))
         served[f"{module}.lora_B.weight"] = np.pad(
-            b * np.float32(_scale(config, module, a.shape[0])), ((0, 0), (0, missing))
+            b * np.float32(module_scale(config, module, a.shape[0])), ((0, 0), (0, missing))
         )
     targets = [module.removeprefix("base_model.model.") for module in modules]
     patterns: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
     return {**config, "r": rank, "lora_alpha": rank, **patterns, "target_modules": targets}, served
 
 
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+def module_scale(config: dict[str, Any], module: str, rank: int) -> float:
     """alpha / rank as PEFT applies it to a module."""
     patterns = config.get("alpha_pattern") or {}
     key = get_pattern_key(patterns.keys(), module.removeprefix("base_model.model."))

@@ -76,7 +76,7 @@ def _apart(place: Placement, groups: list[PlacementGroup]) -> Seats:
     workers = {"policy": place.policy_per_node, "value": place.critic_per_node}
     engines = [f"engine {i}" for i in range(place.engines)]
     on_one_node = {**workers, **dict.fromkeys(engines, place.tensor_parallel)}
-    seats: dict[str, list[Seat]] = {"value": []}
+    seats: dict[str, list[Seat]] = {"policy": [], "value": []}
     for name in sorted(on_one_node, key=lambda name: -on_one_node[name]):
         if name in engines:
             seats[name] = _reserve([1] * place.tensor_parallel, "STRICT_PACK", place, groups)

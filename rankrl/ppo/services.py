@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,7 +19,7 @@ from rankrl.ppo.placement import Seat, take_seats
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.shared import TrainerWorker
 from rankrl.ppo.strategy import AdapterStrategy
-from rankrl.recipe.architecture import EMBEDDED, SMOLLM2, check_config
+from rankrl.data.base_model import local_directory
 from rankrl.recipe.plan import Run, deepspeed_config
 from rankrl.recipe.scale import Model, Scale
 from rankrl.reward.grade import Grader
@@ -33,37 +32,15 @@ MAX_BATCHED_TOKENS = 8192  # in one engine step
 def resolve_model(model: Model) -> str:
     """Local directory of the base, fetched from the hub if need be.
 
-    Raises ValueError for a missing model, or for one that wants to run code of its own.
+    Raises ValueError for a missing model, for one that wants to run code of its own, or for a precision that engines cannot serve.
     """
-    path = EMBEDDED.get(model.path) or Path(model.path)
-    if model.path == SMOLLM2:
-        path = converted()
-    elif not path.is_dir():
-        path = _fetch(model)
-    config = path / "config.json"
-    if not config.is_file():
-        raise ValueError(
-            f"model.path: got {model.path!r}, allowed: a Hugging Face model directory; {path} has no config.json"
-        )
-    check_config(model, config)
+    path = local_directory(model)
     if model.dtype == "float32" and torch.cuda.is_available():
         raise ValueError(
             "model.dtype: got float32, allowed: bfloat16 on a GPU, because vLLM's LoRA kernels take nothing wider "
             "(scale.model.dtype=bfloat16)"
         )
     return str(path)
-
-
-def _fetch(model: Model) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model.path, revision=model.revision))
-    except Exception as error:
-        raise ValueError(
-            f"model.path: got {model.path!r}, allowed: an existing directory, or a hub id that this machine can reach "
-            f"({type(error).__name__})"
-        ) from error
 
 
 class Services:
@@ -122,6 +99,18 @@ def start_engines(seats: list[list[Seat]], scale: Scale, model_path: str, max_ra
         )
         for index, engine in enumerate(seats)
     ]
+
+
+def engines_alone(scale: Scale, model_path: str, max_rank: int) -> list[Any]:
+    """The engines of a scale without its trainers, ready to serve one adapter of up to `max_rank`.
+
+    Raises ValueError if the cluster has no room for them.
+    """
+    place = scale.placement.engines_only
+    check_resources(place.gpus)
+    engines = start_engines(take_seats(place).engines, scale, model_path, max_rank, 1)
+    ray.get([engine.ready.remote() for engine in engines])
+    return engines
 
 
 def engine_arguments(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 from rankrl.recipe.mixture import Mixture
@@ -149,6 +149,11 @@ class Placement:
     def gpus(self) -> int:
         """GPUs of a run; without GPUs, Ray counts as many pretended ones."""
         return self.policy_workers if self.colocated else self.processes
+
+    @property
+    def engines_only(self) -> Placement:
+        """Engines without trainers, each GPU of theirs whole: for evaluation."""
+        return replace(self, policy_per_node=0, critic_per_node=0, colocated=False)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,24 @@
-"""pass@k: the unbiased estimate of Chen et al. (2107.03374), by source."""
+"""pass@k: the unbiased estimate of Chen et al. (2107.03374), overall and by source, with intervals clustered by item."""
 
 from __future__ import annotations
 
-from math import comb, sqrt
-from statistics import mean, stdev
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import comb
+from statistics import fmean
+from typing import Any
+
+from rankrl.report.intervals import t_interval
+
+
+@dataclass
+class Marks:
+    """The samples of one item."""
+
+    source: str
+    correct: list[bool] = field(default_factory=list)
+    boxed: list[bool] = field(default_factory=list)
+    truncated: list[bool] = field(default_factory=list)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -11,16 +26,63 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1 - comb(n - correct, k) / comb(n, k)
 
 
-def pass_table(samples: list[tuple[str, str, bool]]) -> list[str]:
-    """Lines of text from (item_id, source, correct): pass@1 with its standard error over items, pass@k at an item's samples."""
-    items: dict[str, tuple[str, list[bool]]] = {}
-    for item_id, source, correct in samples:
-        items.setdefault(item_id, (source, []))[1].append(correct)
-    n = len(next(iter(items.values()))[1])
-    lines = [f"{'source':<10} {'items':>6} {'pass@1':>8} {'+-':>7} {'pass@' + str(n):>8}"]
-    for source in [*sorted({source for source, _ in items.values()}), "all"]:
-        counts = [sum(marks) for at, marks in items.values() if source in (at, "all")]
-        ones, many = [pass_at_k(n, c, 1) for c in counts], [pass_at_k(n, c, n) for c in counts]
-        error = stdev(ones) / sqrt(len(ones)) if len(ones) > 1 else 0.0
-        lines.append(f"{source:<10} {len(ones):>6} {mean(ones):>8.4f} {error:>7.4f} {mean(many):>8.4f}")
+def item_interval(values: list[float]) -> list[float] | None:
+    """95 % interval of the mean of one value per item, within [0, 1]; None for one item, or where all items are alike.
+
+    The item is the unit, because samples of one item are not independent: mean +- t(0.975, G - 1) SE over G items with
+    SE^2 = sum_g (v_g - mean)^2 / (G (G - 1)). For shares of equally many samples an item this is the cluster-robust variance of
+    the mean of all samples, sum_g (sum_i e_gi)^2 / N^2 times G / (G - 1) (Liang and Zeger 1986; Miller, 2411.00640).
+    """
+    interval = t_interval(values) if len(set(values)) > 1 else None
+    return interval and [max(0.0, interval[0]), min(1.0, interval[1])]
+
+
+def pass_rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per source and, last, for all items, from samples with item_id, source, correct, boxed and truncated.
+
+    pass_at_k has k = 1, 2, 4, ... up to the samples of an item, each with its mean over items and its interval. All are fractions.
+    """
+    items: dict[str, Marks] = {}
+    for sample in samples:
+        marks = items.setdefault(sample["item_id"], Marks(sample["source"]))
+        for name in ("correct", "boxed", "truncated"):
+            getattr(marks, name).append(bool(sample[name]))
+    sources = sorted({marks.source for marks in items.values()})
+    parts = {source: [marks for marks in items.values() if marks.source == source] for source in sources}
+    return [_row(source, part) for source, part in [*parts.items(), ("all", list(items.values()))]]
+
+
+def _row(source: str, items: list[Marks]) -> dict[str, Any]:
+    fewest = min(len(marks.correct) for marks in items)
+    return {
+        "source": source,
+        "items": len(items),
+        "samples": sum(len(marks.correct) for marks in items),
+        "pass_at_k": {1 << i: _estimate(items, 1 << i) for i in range(fewest.bit_length())},
+        "boxed_frac": fmean(mark for marks in items for mark in marks.boxed),
+        "truncated_frac": fmean(mark for marks in items for mark in marks.truncated),
+    }
+
+
+def _estimate(items: list[Marks], k: int) -> dict[str, Any]:
+    values = [pass_at_k(len(marks.correct), sum(marks.correct), k) for marks in items]
+    return {"mean": fmean(values), "ci95": item_interval(values)}
+
+
+def pass_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of text from `pass_rows`, intervals in brackets."""
+    ks = list(rows[-1]["pass_at_k"])
+    wide = max(len("source"), *(len(row["source"]) for row in rows))
+    head = "".join(f"  {f'pass@{k}':<20}" for k in ks)
+    lines = [f"{'source':<{wide}}  {'items':>6}{head}  {'boxed':>5}  truncated"]
+    for row in rows:
+        cells = "".join(f"  {_text(row['pass_at_k'].get(k)):<20}" for k in ks)
+        shares = f"  {row['boxed_frac']:>5.3f}  {row['truncated_frac']:>9.3f}"
+        lines.append(f"{row['source']:<{wide}}  {row['items']:>6,}{cells}{shares}")
     return lines
+
+
+def _text(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate['mean']:.3f}" + (" [{:.3f}, {:.3f}]".format(*estimate["ci95"]) if estimate["ci95"] else "")

@@ -6,40 +6,54 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from rankrl.data.items import Item, revision
-from rankrl.ppo.records import eval_rows
-from rankrl.ppo.rollout import Rollouts, Sample
 from rankrl.recipe.scale import Scale
 from rankrl.reward.grade import GRADER, Verdict
+
+if TYPE_CHECKING:  # a cached score is read without the training stack
+    from rankrl.ppo.rollout import Rollouts, Sample
 
 
 def base_samples(rollouts: Rollouts, items: list[Item], directory: Path, model_path: str) -> list[Sample]:
     """From the cache if it has them, else from the engines. A cache file that cannot be read is made anew."""
-    scale = rollouts.scale
-    path = directory / "base" / f"{scale.name}-{cache_key(scale, model_path, revision(items))}.parquet"
+    path = cache_file(rollouts.scale, items, directory, model_path)
     try:
         return _read(path, items)
     except Exception:  # absent, cut short, or of other items
-        samples = rollouts.evaluate(None, items, scale.sampling.base_samples)
+        samples = rollouts.evaluate(None, items, rollouts.scale.sampling.base_samples)
         _write(path, samples)
         return samples
+
+
+def cache_file(scale: Scale, items: list[Item], directory: Path, model_path: str) -> Path:
+    return directory / "base" / f"{scale.name}-{cache_key(scale, model_path, revision(items))}.parquet"
+
+
+def sample_rows(samples: list[Sample]) -> pd.DataFrame:
+    """A row per sample, as in a run's evals.parquet, and whether it was cut."""
+    from rankrl.ppo.records import eval_rows
+
+    return pd.DataFrame(eval_rows(0, samples)).assign(truncated=[sample.truncated for sample in samples])
 
 
 def _write(path: Path, samples: list[Sample]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two tasks may evaluate the base at once
-    pd.DataFrame(eval_rows(0, samples)).to_parquet(part)
+    sample_rows(samples).to_parquet(part)
     part.replace(path)
 
 
 def _read(path: Path, items: list[Item]) -> list[Sample]:
+    from rankrl.ppo.rollout import Sample
+
     by_id = {item.item_id: item for item in items}
     rows = pd.read_parquet(path).itertuples()
     return [
-        Sample(by_id[r.item_id], r.sample, [], [0] * r.response_tokens, [], False, Verdict(r.verdict, r.boxed))
+        Sample(by_id[r.item_id], r.sample, [], [0] * r.response_tokens, [], r.truncated, Verdict(r.verdict, r.boxed))
         for r in rows
     ]
 

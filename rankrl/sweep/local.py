@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
-from rankrl.recipe.plan import Run, plan
+from rankrl.recipe.plan import Run
 from rankrl.recipe.scale import Execution
 from rankrl.report.ledger import ENDED, write_plan
 from rankrl.report.read import read_result
@@ -117,20 +117,3 @@ def default_parallel_runs(runs: list[Run]) -> int:
     if Path("/dev/nvidiactl").exists():
         return fitting_runs(runs, MOST_PARALLEL, gpu_room_bytes(runs[0].scale))
     return fitting_runs(runs, 4 * (os.cpu_count() or 1), psutil.virtual_memory().available / 2)
-
-
-def evaluate_base(scale_name: str, directory: Path) -> int:
-    """Prints the base's pass@1 and pass@k at a scale, by source."""
-    from rankrl.recipe.load import Experiment, load_scale
-    from rankrl.recipe.schema import Recipe
-
-    scale = load_scale(scale_name)
-    runs = plan(Experiment("base", {"": Recipe(ranks=(1,), batch_sizes=(16,), seeds=(0,), steps=1)}, scale))
-    prepare_process(scale.placement.gpus)
-    from rankrl.report.passk import pass_table
-    from rankrl.sweep.worker import Bench
-
-    with Bench(runs, directory) as bench:
-        for line in pass_table([(s.item.item_id, s.item.source, s.verdict.correct) for s in bench.base_samples()]):
-            print(line)
-    return 0

@@ -1,0 +1,202 @@
+"""`rankrl eval`: a base, another model, an adapter or a finished run, sampled and graded as in training, on engines alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import yaml
+
+from rankrl.adapter.peft_files import CONFIG, check_fits, read_config
+from rankrl.adapter.table import serving_rank
+from rankrl.data.items import Item, load_items
+from rankrl.recipe.allocation import module_shapes
+from rankrl.recipe.architecture import EMBEDDED, local_directory
+from rankrl.recipe.check import require
+from rankrl.recipe.scale import Model, Scale
+from rankrl.report.passk import pass_rows, pass_table
+from rankrl.report.read import read_result
+from rankrl.sweep.base import base_samples, cache_file, sample_rows
+from rankrl.sweep.identity import LOADER, flat
+
+if TYPE_CHECKING:
+    from rankrl.ppo.rollout import Prompter
+    from rankrl.ppo.serving import Payload
+
+ADAPTER_ID = 1
+COMPARABLE = ("model.dtype", "data.evaluation", "data.eval_items", "data.template", "lengths.", "sampling.eval_")
+"""What a score depends on beside the adapter."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: the base of `scale`, or an adapter on it."""
+
+    scale: Scale
+    adapter: Path | None = None
+    rank: int = 1
+    """Largest rank of a module of the adapter."""
+
+    @property
+    def samples(self) -> int:
+        """Of each item: as in a run, more for a base, which is sampled once, than for an adapter."""
+        sampling = self.scale.sampling
+        return sampling.eval_samples if self.adapter else sampling.base_samples
+
+
+def find_subject(word: str, scale: Scale) -> Subject:
+    """What a user's word names: `base`, a run's directory, an adapter's, a model's, or a hub id. Starts and loads nothing.
+
+    Raises ValueError, one line, for a word that names none of them, or an adapter of another base than the scale's.
+    """
+    path = Path(word)
+    if word == "base":
+        return Subject(scale)
+    if (path / "run.yaml").is_file() or (path / "result.json").is_file():
+        return _of_run(path, scale)
+    if (path / CONFIG).is_file():
+        return _of_adapter(path, scale, "MODEL")
+    hub_id = not path.exists() and word.count("/") < 2 and not word.startswith((".", "/", "~"))
+    known = word.startswith("embedded:") or (path / "config.json").is_file() or hub_id
+    allowed = f"base, or a directory with result.json (a finished run), {CONFIG} or config.json, or a hub id"
+    require(known, "MODEL", word, allowed, "no such directory" if not path.exists() else "it has none of these files")
+    return Subject(replace(scale, model=replace(scale.model, path=word, revision=None)))
+
+
+def _of_run(run: Path, scale: Scale) -> Subject:
+    result = read_result(run)
+    status = result.get("status") if isinstance(result, dict) else None
+    require(status == "finished", "RUN_DIR", str(run), "a finished run", f"it is {status or 'not finished'}")
+    try:
+        recorded = yaml.load((run / "run.yaml").read_text(), Loader=LOADER)["scale"]  # a safe loader
+        was = Model(**recorded["model"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"RUN_DIR: {run / 'run.yaml'} is missing or damaged ({type(error).__name__})") from error
+    same = _same(was.path, scale.model.path) and was.revision == scale.model.revision
+    trained_on = f"{was.path}" + (f" at {was.revision}" if was.revision else "")
+    require(same, "SCALE", scale.name, f"a scale whose base is {trained_on}", f"{run} was trained on it")
+    for line in differences(recorded, scale):
+        print(f"note: {line}", file=sys.stderr)
+    return _of_adapter(run / "adapter", scale, "RUN_DIR")
+
+
+def differences(recorded: dict[str, Any], scale: Scale) -> list[str]:
+    """In which settings, that scores depend on, the evaluation is not the run's own."""
+    was, now = flat(recorded), flat(asdict(scale))
+    keys = [key for key in now if key.startswith(COMPARABLE) and was.get(key) != now[key]]
+    return [f"the run's own evaluation had {key}={was.get(key)!r}, this one has {now[key]!r}" for key in keys]
+
+
+def _of_adapter(directory: Path, scale: Scale, key: str) -> Subject:
+    base = read_config(directory, key).get("base_model_name_or_path")
+    same = base is None or _same(base, scale.model.path)
+    require(same, key, str(directory), f"an adapter of {scale.model.path}, the base of this scale", f"it is {base}'s")
+    rank = check_fits(directory, module_shapes(scale), scale.model.path, key)
+    serving_rank(rank)
+    return Subject(scale, directory, rank)
+
+
+def _same(a: str, b: str) -> bool:
+    """Whether two names of models are the same name, or name the same directory."""
+    first, second = (EMBEDDED.get(name, Path(name)).resolve() for name in (a, b))
+    return a == b or first == second
+
+
+def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
+    """Prints pass@k, overall and by source. What a base said is cached under `directory`, for runs as well.
+
+    Raises ValueError, one line, before anything is started where words, model, adapter or data are wrong.
+    """
+    subject = find_subject(word, scale)
+    model_path = str(local_directory(subject.scale.model))  # a missing one is an error at once
+    items = load_items(scale.data)[1]
+    rows = None if subject.adapter else _cached(cache_file(subject.scale, items, directory, model_path))
+    if rows is None:
+        rows = _sampled(subject, items, directory, model_path)
+    results = pass_rows(rows.to_dict("records"))
+    if as_json:
+        words = {"model": word, "scale": scale.name, "samples_per_item": subject.samples}
+        print(json.dumps({**words, "temperature": scale.sampling.eval_temperature, "results": results}))
+        return 0
+    print("\n".join(pass_table(results)))
+    print(f"{subject.samples} samples an item, 95 % intervals over items in brackets")
+    return 0
+
+
+def _cached(path: Path) -> pd.DataFrame | None:
+    """What a base has said before."""
+    try:
+        rows = pd.read_parquet(path)
+    except (OSError, ValueError):  # absent, or cut short
+        return None
+    return rows if "truncated" in rows else None
+
+
+def _sampled(subject: Subject, items: list[Item], directory: Path, model_path: str) -> pd.DataFrame:
+    """Starts Ray and the engines of the scale, and nothing else. Raises ValueError, one line, if an engine fails."""
+    from rankrl.sweep.local import prepare_process
+
+    prepare_process(subject.scale.placement.engines_only.gpus)
+    import ray
+
+    from rankrl.ppo.services import engines_alone, resolve_model
+
+    resolve_model(subject.scale.model)  # refuses a precision that this machine cannot serve
+    prompter = tokenized(subject.scale, items, model_path)
+    try:
+        engines = engines_alone(subject.scale, model_path, subject.rank)
+        return sample(subject, engines, prompter, items, directory, model_path)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise ValueError(f"MODEL: the engine failed: {' '.join(str(cause).split())[-500:]}") from error
+    finally:
+        ray.shutdown()
+
+
+def tokenized(scale: Scale, items: list[Item], model_path: str) -> Prompter:
+    """Raises ValueError for a prompt that is too long."""
+    from openrlhf.utils.utils import get_tokenizer
+
+    from rankrl.ppo.rollout import Prompter
+
+    prompter = Prompter(get_tokenizer(model_path, None), scale)
+    for item in items:
+        prompter(item)
+    return prompter
+
+
+def sample(
+    subject: Subject, engines: list[Any], prompter: Prompter, items: list[Item], directory: Path, model_path: str
+) -> pd.DataFrame:
+    """A row per sample, with the requests and seeds of a run's evaluations."""
+    import ray
+
+    from rankrl.ppo.rollout import Rollouts
+
+    rollouts = Rollouts(SimpleNamespace(args=None), prompter, engines, subject.scale)
+    if subject.adapter is None:
+        return sample_rows(base_samples(rollouts, items, directory, model_path))
+    payload = adapter_payload(subject.adapter, subject.scale.model.dtype)
+    ray.get([engine.load_adapter.remote(ADAPTER_ID, payload) for engine in engines])
+    return sample_rows(rollouts.evaluate(ADAPTER_ID, items, subject.samples))
+
+
+def adapter_payload(directory: Path, dtype: str) -> Payload:
+    """An adapter on disk as training sends it: factors in fp32, scales folded, then in the engine's precision."""
+    from safetensors.torch import load_file
+
+    from rankrl.adapter.export import module_scale
+    from rankrl.adapter.peft_files import PREFIX, WEIGHTS
+    from rankrl.ppo.serving import pack
+
+    config, tensors = read_config(directory, "MODEL"), load_file(directory / WEIGHTS)
+    names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    pairs = {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
+    factors = {name.removeprefix(PREFIX): (a.float(), b.float()) for name, (a, b) in pairs.items()}
+    scales = {name: module_scale(config, name, len(a)) for name, (a, _) in factors.items()}
+    return pack(factors, scales, dtype)
