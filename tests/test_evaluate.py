@@ -193,11 +193,13 @@ def test_an_evaluation_samples_what_the_run_has_sampled(trained, tmp_path):
     bench, run = trained
     recorded, result = pd.read_parquet(run / "evals.parquet"), json.loads((run / "result.json").read_text())
     base, subject = (find_subject(word, bench.scale) for word in ("base", str(run)))
+    columns = ["item_id", "source", "sample", "correct", "boxed", "response_tokens"]
+    start, end = (recorded[(recorded["step"] == step) & (recorded["sample"] < 2)][columns] for step in (0, 3))
+    assert start.to_dict("records") != end.to_dict("records")  # the adapter does something
     engines = engines_alone(bench.scale, bench.services.model_path, subject.rank)
     words = (engines, bench.prompter, bench.eval_items, tmp_path, bench.services.model_path)
     for who, step, rows in ((base, 0, 24 * 4), (subject, 3, 24 * 2)):
         seen, expected = sample(who, *words), recorded[recorded["step"] == step]
-        columns = ["item_id", "source", "sample", "correct", "boxed", "response_tokens"]
         assert len(seen) == rows
         assert seen[columns].to_dict("records") == expected[columns].to_dict("records")
         score = result["final_score"] if step else result["base_score"]

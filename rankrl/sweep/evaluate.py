@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from rankrl.ppo.serving import Payload
 
 ADAPTER_ID = 1
-COMPARABLE = ("model.dtype", "data.evaluation", "data.eval_items", "data.template", "lengths.", "sampling.eval_")
+COMPARABLE = ("model.dtype", "data.evaluation", "data.eval_items", "data.template", "data.instruction", "data.thinking",
+              "lengths.response_tokens", "sampling.eval_temperature", "sampling.eval_samples")  # fmt: skip
 """What a score depends on beside the adapter."""
 
 
@@ -88,7 +89,7 @@ def _of_run(run: Path, scale: Scale) -> Subject:
 def differences(recorded: dict[str, Any], scale: Scale) -> list[str]:
     """In which settings, that scores depend on, the evaluation is not the run's own."""
     was, now = flat(recorded), flat(asdict(scale))
-    keys = [key for key in now if key.startswith(COMPARABLE) and was.get(key) != now[key]]
+    keys = [key for key in now if key in COMPARABLE and was.get(key) != now[key]]
     return [f"the run's own evaluation had {key}={was.get(key)!r}, this one has {now[key]!r}" for key in keys]
 
 
@@ -146,9 +147,9 @@ def _sampled(subject: Subject, items: list[Item], directory: Path, model_path: s
 
     from rankrl.ppo.services import engines_alone, resolve_model
 
-    resolve_model(subject.scale.model)  # refuses a precision that this machine cannot serve
-    prompter = tokenized(subject.scale, items, model_path)
     try:
+        resolve_model(subject.scale.model)  # refuses a precision that this machine cannot serve
+        prompter = tokenized(subject.scale, items, model_path)
         engines = engines_alone(subject.scale, model_path, subject.rank)
         return sample(subject, engines, prompter, items, directory, model_path)
     except ray.exceptions.RayError as error:
