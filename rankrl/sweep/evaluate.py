@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,7 +119,8 @@ def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
     items = load_items(scale.data)[1]
     rows = None if subject.adapter else _cached(cache_file(subject.scale, items, directory, model_path))
     if rows is None:
-        rows = _sampled(subject, items, directory, model_path)
+        with redirect_stdout(sys.stderr):  # libraries log there; the answer alone goes to stdout
+            rows = _sampled(subject, items, directory, model_path)
     results = pass_rows(rows.to_dict("records"))
     if as_json:
         words = {"model": word, "scale": scale.name, "samples_per_item": subject.samples}
