@@ -57,7 +57,9 @@ def test_every_run_has_all_columns_of_hparams(stack, tmp_path):
     (run,) = runs_of("demo", "ranks=[1]", "seeds=[3]")
     record = Record(tmp_path, run)
     record.start(run.resolved(), 0)
-    record.finish(dict.fromkeys((name.partition("/")[2] for name in OUTCOMES), 0.25) | {"status": "finished", "steps": 7})
+    record.finish(
+        dict.fromkeys((name.partition("/")[2] for name in OUTCOMES), 0.25) | {"status": "finished", "steps": 7}
+    )
     (events,) = (tmp_path / "tb").iterdir()
     start, metrics, outcomes = {}, [], {}
     for event in LegacyEventFileLoader(str(events)).Load():

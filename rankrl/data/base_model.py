@@ -15,10 +15,7 @@ def local_directory(model: Model) -> Path:
 
     Raises ValueError, one line, for a missing model, or one that `check_config` refuses.
     """
-    if model.path == SMOLLM2:
-        path = converted()
-    else:
-        path = EMBEDDED.get(model.path) or Path(model.path)
+    path = converted() if model.path == SMOLLM2 else EMBEDDED.get(model.path) or Path(model.path)
     if not path.is_dir():
         path = _fetch(model)
     allowed = f"a Hugging Face model directory; {path} has no config.json"

@@ -9,7 +9,7 @@ import ray
 import torch
 
 from rankrl.adapter.table import serving_rank
-from rankrl.data.smollm2_base import converted
+from rankrl.data.base_model import local_directory
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.cluster import check_resources, start_ray
 from rankrl.ppo.critic import ValueWorker
@@ -19,7 +19,6 @@ from rankrl.ppo.placement import Seat, take_seats
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.shared import TrainerWorker
 from rankrl.ppo.strategy import AdapterStrategy
-from rankrl.data.base_model import local_directory
 from rankrl.recipe.plan import Run, deepspeed_config
 from rankrl.recipe.scale import Model, Scale
 from rankrl.reward.grade import Grader

@@ -21,7 +21,6 @@ from rankrl.report.page_sections import NOTES, section
 from rankrl.report.page_table import table
 from rankrl.report.read import SweepRecords
 
-
 BOARD = "http://localhost:6006"
 FIRST_WORDS = 7
 """Sentences of the answer that stand open; further ones unfold."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +15,10 @@ import yaml
 
 from rankrl.adapter.peft_files import CONFIG, check_fits, read_config
 from rankrl.adapter.table import serving_rank
+from rankrl.data.base_model import local_directory
 from rankrl.data.items import Item, load_items
 from rankrl.recipe.allocation import module_shapes
-from rankrl.recipe.architecture import EMBEDDED, local_directory
+from rankrl.recipe.architecture import EMBEDDED
 from rankrl.recipe.check import require
 from rankrl.recipe.scale import Model, Scale
 from rankrl.report.passk import pass_rows, pass_table
@@ -180,13 +181,15 @@ def sample(
     import ray
 
     from rankrl.ppo.rollout import Rollouts
+    from rankrl.reward.grade import Grader
 
-    rollouts = Rollouts(SimpleNamespace(args=None), prompter, engines, subject.scale)
-    if subject.adapter is None:
-        return sample_rows(base_samples(rollouts, items, directory, model_path))
-    payload = adapter_payload(subject.adapter, subject.scale.model.dtype)
-    ray.get([engine.load_adapter.remote(ADAPTER_ID, payload) for engine in engines])
-    return sample_rows(rollouts.evaluate(ADAPTER_ID, items, subject.samples))
+    with closing(Grader()) as grader:
+        rollouts = Rollouts(SimpleNamespace(args=None), prompter, engines, subject.scale, grader)
+        if subject.adapter is None:
+            return sample_rows(base_samples(rollouts, items, directory, model_path))
+        payload = adapter_payload(subject.adapter, subject.scale.model.dtype)
+        ray.get([engine.load_adapter.remote(ADAPTER_ID, payload) for engine in engines])
+        return sample_rows(rollouts.evaluate(ADAPTER_ID, items, subject.samples))
 
 
 def adapter_payload(directory: Path, dtype: str) -> Payload:
