@@ -195,6 +195,22 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _next(args: argparse.Namespace) -> int:
+    from rankrl.report.read import find_sweeps
+    from rankrl.report.sequential import propose
+
+    found = {sweep.name: propose(sweep.results, args.budget) for sweep in find_sweeps(Path(args.dir))}
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    for name, said in found.items():
+        print(f"{name}: {'stop: ' if said['stop'] else ''}{said['why']}")
+        rows = [row | {"seeds": " ".join(map(str, row["seeds"]))} for row in said["cells"]]
+        if rows:
+            _print_rows(rows)
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from rankrl.adapter.export import export
 
@@ -275,6 +291,10 @@ def parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--json", action="store_true", help="print JSON")
     report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
     report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
+    after = command("next", _next, "which cells should get the next seeds, and whether to stop", recipe=False)
+    after.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
+    after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")
+    after.add_argument("--json", action="store_true", help="print JSON")
     exported = command("export", _export, "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
     exported.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
     exported.add_argument("--to", metavar="DIR", required=True, help="new directory")

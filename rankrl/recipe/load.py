@@ -15,7 +15,7 @@ from rankrl.recipe.schema import Recipe, require
 
 T = TypeVar("T", Recipe, Scale, Execution)
 ROOT = Path(__file__).resolve().parents[2]
-GRID = {"ranks", "batch_sizes", "seeds", "arms", "name", "equal_params"}
+GRID = {"ranks", "batch_sizes", "seeds", "arms", "name", "equal_params", "stages"}
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Run:
         recipe = {
             k: v
             for k, v in asdict(self.recipe).items()
-            if k not in ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "rules")
+            if k not in ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "rules", "stages")
         }
         return {
             "sweep": self.sweep,

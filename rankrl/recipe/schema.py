@@ -263,6 +263,27 @@ class Reward:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """Seeds given out stage by stage to the cells that need them (rankrl next); all zero is off: every cell gets every seed."""
+
+    first: int = 0
+    """Seeds that every cell starts with: the first of `seeds`."""
+    add: int = 0
+    """Runs that each later stage adds."""
+    confirm: int = 0
+    """The last of `seeds`, kept back: only the cells that are left at the end get them, and nothing is chosen by them."""
+
+    def check(self, seeds: int) -> None:
+        if not self.first and not self.add and not self.confirm:
+            return
+        require(self.first >= 2, "stages.first", self.first, "at least 2: one seed has no spread")
+        require(self.add >= 1, "stages.add", self.add, "at least 1")
+        require(self.confirm >= 0, "stages.confirm", self.confirm, "at least 0")
+        spent = self.first + self.confirm
+        require(spent < seeds, "stages", f"first + confirm = {spent}", f"below the number of seeds ({seeds})")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What is studied: the grid and everything that is chosen per run but hardware, model and data."""
 
@@ -300,6 +321,7 @@ class Recipe:
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
     critic: Critic = field(default_factory=Critic)
     reward: Reward = field(default_factory=Reward)
+    stages: Stages = field(default_factory=Stages)
     equal_params: Optional[float] = None
     """Share by which the adapter parameters of the arms may differ at a rank; null is off."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -328,6 +350,7 @@ class Recipe:
         share = self.equal_params
         require(share is None or 0 < share < 1, "equal_params", share, "a share above 0 and below 1, or null")
         require(share is None or bool(self.arms), "equal_params", share, "null: the recipe has no arms to compare")
+        self.stages.check(len(self.seeds))
         self.rules.check()
         self.allocation.check()
         self.init.check()

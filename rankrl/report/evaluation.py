@@ -57,8 +57,8 @@ def read_answers(directory: Path, results: list[Result]) -> tuple[Answers | None
         first = first or shares
         kept.append(result)
         finals.append(shares[2])
-    if first is None:
-        return None, problems
+    if first is None:  # one line says it
+        return None, [{"run": "", "problem": f"of no run: {row['problem']}"} for row in problems[:1]]
     names, sources, _, base, samples, base_samples = first
     return Answers(kept, list(names), sources, np.array(finals), base, int(samples), int(base_samples)), problems
 

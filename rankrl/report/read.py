@@ -12,7 +12,7 @@ from typing import Any
 
 from rankrl.report.valid import RESULT_KEYS, difference, kind, read_json, resolved_sections, result_problem, usual_kind
 
-PLAN = "plan.json"
+PLAN, CONFIRM = "plan.json", "confirm.json"
 TAIL_BYTES = 8192
 
 
@@ -29,6 +29,8 @@ class SweepRecords:
     """[{run, problem}]; run "" is the whole sweep."""
     n_planned: int | None = None
     """Runs in plan.json; None without one."""
+    confirming: list[int] = field(default_factory=list)
+    """Seeds that chose nothing (recipe section `stages`)."""
 
 
 def find_sweeps(directory: Path) -> list[SweepRecords]:
@@ -70,8 +72,24 @@ def read_sweep(directory: Path) -> SweepRecords:
     unreadable = [name for name, (result, _) in read.items() if result is None and name not in unfinished]
     named = [{"run": name, "problem": problem} for name in sorted(problems) for problem in problems[name]]
     return SweepRecords(
-        directory.name, directory, rows, unreadable, unfinished, _of_all(rows) + named, len(planned) or None
+        directory.name,
+        directory,
+        rows,
+        unreadable,
+        unfinished,
+        _of_all(rows) + named,
+        len(planned) or None,
+        _confirming(directory),
     )
+
+
+def _confirming(directory: Path) -> list[int]:
+    """The seeds in confirm.json, which a sweep in stages leaves; none without it."""
+    try:
+        seeds = read_json(directory / CONFIRM)
+    except ValueError:
+        return []
+    return [seed for seed in seeds if type(seed) is int] if isinstance(seeds, list) else []
 
 
 def _with_base(result: dict[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:

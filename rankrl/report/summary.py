@@ -10,7 +10,7 @@ from rankrl.report.compare import compared
 from rankrl.report.pareto import pareto, pareto_points
 from rankrl.report.power import power
 from rankrl.report.read import SweepRecords
-from rankrl.report.stats import CELL, summary
+from rankrl.report.stats import CELL, grouped, summary
 from rankrl.report.words import words
 
 GROUPS = {"cells": CELL, "ranks": ("arm", "rank"), "batches": ("arm", "batch_size"), "arms": ("arm",)}
@@ -34,9 +34,16 @@ def sweep_summary(sweep: SweepRecords) -> dict[str, Any]:
         "evaluation": evaluation.evaluation(answers) if answers else None,
         "sources": evaluation.by_source(answers) if answers else [],
         "problems": sweep.problems + damaged,
+        "confirmation": confirmation(sweep),
         "n_runs": len(sweep.results),
         "n_planned": sweep.n_planned,
     }
     whole["power"] = power(whole)
     whole["words"] = words(whole)
     return whole
+
+
+def confirmation(sweep: SweepRecords) -> list[dict[str, Any]]:
+    """Statistics of the cells on the seeds that were kept back from choosing among them; [] where none were."""
+    fresh = [result for result in sweep.results if result["seed"] in sweep.confirming]
+    return grouped(fresh, CELL) if fresh else []

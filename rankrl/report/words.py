@@ -14,7 +14,14 @@ MOST_RANKS = 12
 
 def words(summary: dict[str, Any]) -> list[str]:
     """Sentences of plain text."""
-    says = [*_answer(summary), *_arms(summary), *_ranks(summary), *_upside(summary), *_evaluation(summary)]
+    says = [
+        *_answer(summary),
+        *_confirmed(summary),
+        *_arms(summary),
+        *_ranks(summary),
+        *_upside(summary),
+        *_evaluation(summary),
+    ]
     return says + _open(summary) + _problems(summary)
 
 
@@ -46,6 +53,10 @@ def _answer(summary: dict[str, Any]) -> list[str]:
     word = "The lowest rank among those that may be the best" if others else "The best"
     below = f"Shown to be below: {_list([named(x) for x in excluded])} (95 % for all at once)."
     return [f"{word}: {named(row)}, {gain(row)}; {known}. {below}"]
+
+
+def _confirmed(summary: dict[str, Any]) -> list[str]:
+    return [f"On fresh seeds, which chose nothing, {named(row)}: {gain(row)}." for row in summary["confirmation"]]
 
 
 def _ranks(summary: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
 from rankrl.sweep.owner import InUse, owned
 from rankrl.sweep.progress import say
+from rankrl.sweep.stages import keep_back, next_stage, staged
 
 HERE = Execution()
 STOPPED = 75  # EX_TEMPFAIL: stopped, on request or by the loss of nodes, and resumable
@@ -66,15 +67,35 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
     root = directory / runs[0].sweep
     for run in runs:
         check_identity(root / run.run_id, run)
-    write_plan(root, runs)
     with owned(root) if report else nullcontext():
-        code = _sweep(runs, directory, execution)
+        if report and staged(runs):
+            code = _all_stages(runs, directory, execution)
+        else:
+            write_plan(root, runs)
+            code = _sweep(runs, directory, execution)
     if report and any(root.glob("*/result.json")):
         from rankrl.report.build import build, print_table
 
         for summary in build(root):
             print_table(summary)
     return code
+
+
+def _all_stages(runs: list[Run], directory: Path, execution: Execution) -> int:
+    """Stage after stage, until none is left or one does not end."""
+    root, code, before = directory / runs[0].sweep, 0, None
+    keep_back(runs, root)
+    while True:
+        now, why = next_stage(runs, root)
+        if now == before:
+            return code
+        say(why)
+        if not now:
+            return code
+        write_plan(root, now)
+        code, before = _sweep(now, directory, execution), now
+        if code == STOPPED:
+            return code
 
 
 def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:

@@ -12,6 +12,7 @@ from rankrl.recipe.scale import Scale
 from rankrl.report.ledger import ENDED, TASKS, ledger, write_plan
 from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
+from rankrl.sweep.stages import keep_back, next_stage, staged
 
 ARRAY_SIZE = 1001  # Slurm's default MaxArraySize
 
@@ -92,14 +93,18 @@ def print_tasks(runs: list[Run], directory: Path) -> str:
     Returns what to tell the user.
     """
     root = directory / runs[0].sweep
-    todo, told = left(runs, root)
+    now, why = next_stage(runs, root)
+    keep_back(runs, root)
+    if not now:
+        return why
+    todo, told = left(now, root)
     if todo:
         (root / TASKS).mkdir(parents=True, exist_ok=True)
         dealt = deal([run.run_id for run in todo], runs[0].scale.slurm.runs_per_task, array_limit())
         options = sbatch_options(runs[0].scale, len(dealt))
         lines = [str(root), *map(" ".join, options), *map(",".join, dealt)]
         print("\n".join(lines))
-    return told
+    return f"{why}; {told}" if staged(runs) else told
 
 
 def outcome(root: Path, run_ids: list[str], begun: Path) -> str:

@@ -1,0 +1,46 @@
+"""What a report costs: python bench/report.py [SEEDS ...] writes 36 cells of so many seeds x 500 steps, and times the parts.
+
+Default: 6 and 278 seeds, that is 216 and 10,008 runs (5 GB where each run has metrics of its own; here most link to 20 of them).
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from records import synthetic216
+
+from rankrl.report.build import build
+from rankrl.report.read import curve, read_sweep
+from rankrl.report.summary import sweep_summary
+
+
+def timed(name: str, work):
+    """The result; prints CPU seconds, wall seconds and the peak of resident memory so far."""
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    result = work()
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    print(f"  {name:<12} {cpu_s:7.1f} s CPU {wall_s:7.1f} s wall {peak_mib:7.0f} MiB peak", flush=True)
+    return result
+
+
+def measure(root: Path) -> None:
+    sweep = timed("read", lambda: read_sweep(root))
+    print(f"{len(sweep.results)} runs")
+    timed("statistics", lambda: sweep_summary(sweep))
+    timed("curves", lambda: [len(curve(root / result["run_id"])) for result in sweep.results])
+    timed("whole report", lambda: build(root))
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:] or ["6", "278"]:
+        if Path(given).is_dir():
+            measure(Path(given))
+            continue
+        with tempfile.TemporaryDirectory() as directory:
+            measure(synthetic216(Path(directory), seeds=int(given), items=20, own_metrics=20))

@@ -1,0 +1,120 @@
+"""Which cells get the next seeds, and when to stop.
+
+Where: OCBA (Chen et al. 2000): N_i / N_j = (sd_i / d_i)^2 / (sd_j / d_j)^2 with d_i the distance to the best cell, and
+N_best = sd_best sqrt(sum (N_i / sd_i)^2); sds drawn to their pooled value, distances below the margin count as the margin.
+When: a t confidence sequence (Lai 1976; Wang and Ramdas 2024, 2310.03722) of every paired difference, which holds however often
+one looks: the values m with (1 + n c^2)^(-1/2) [(1 + t^2/v) / (1 + t^2/(v (1 + n c^2)))]^(n/2) < 1/alpha, t that of n differences
+less m, v = n - 1, c = 1 the sd of the standardised effect that is looked for.
+"""
+
+from __future__ import annotations
+
+from math import inf, sqrt
+from typing import Any
+
+import numpy as np
+
+from rankrl.report.compare import MARGIN
+from rankrl.report.intervals import EQUAL, shrunk
+from rankrl.report.stats import CELL, Result, by_key, outcome_gain
+
+ALPHA = 0.05
+Cell = tuple[str, int, int]
+
+
+def half_sequence(sd: float, n: int, alpha: float) -> float:
+    """Half of the t confidence sequence's interval at n values; infinite while it holds every mean."""
+    if n < 2 or sd <= EQUAL:
+        return inf
+    grown = 1 + n
+    ratio = (sqrt(grown) / alpha) ** (2 / n)
+    return inf if ratio >= grown else sqrt((ratio - 1) / (1 - ratio / grown) * (n - 1) / n) * sd
+
+
+def ocba(means: list[float], sds: list[float], total: int) -> list[float]:
+    """Seeds of each cell, as real numbers, if `total` are given out to tell the best cell from the others."""
+    best = int(np.argmax(means))
+    distance = np.maximum(np.max(means) - np.array(means), MARGIN)
+    sd = np.maximum(np.array(sds), EQUAL)
+    share = (sd / distance) ** 2
+    others = np.arange(len(means)) != best
+    share[best] = sd[best] * sqrt(float(((share[others] / sd[others]) ** 2).sum())) if others.any() else 1.0
+    return (total * share / share.sum()).tolist()
+
+
+def below(results: list[Result]) -> dict[Cell, str]:
+    """Cells that another one is above, at any time of looking (union bound over all pairs): cell -> which and by how much."""
+    cells = {cell: {r["seed"]: outcome_gain(r) for r in runs} for cell, runs in by_key(results, CELL).items()}
+    alpha = ALPHA / max(1, len(cells) * (len(cells) - 1) / 2)
+    out: dict[Cell, str] = {}
+    leaders = sorted(cells, key=lambda cell: -sum(cells[cell].values()) / len(cells[cell]))
+    for cell, gains in cells.items():
+        for leader in leaders:
+            differences = [cells[leader][seed] - gains[seed] for seed in gains.keys() & cells[leader].keys()]
+            if leader == cell or len(differences) < 2 or (mean := float(np.mean(differences))) <= 0:
+                continue
+            if mean > half_sequence(float(np.std(differences, ddof=1)), len(differences), alpha):
+                out[cell] = f"below {_name(leader)} by {mean:.3f}"
+                break
+    return out
+
+
+def propose(results: list[Result], budget: int, seeds: list[int] | None = None) -> dict[str, Any]:
+    """{stop, why, cells: [{arm, rank, batch_size, n_seeds, mean_gain, sd, add, seeds, why}], below: [...]} for `budget` more runs.
+
+    `seeds`: those that may be given; default: as many as are needed, from 0. A cell gets the first that it has not had, so that
+    cells go on sharing seeds. Raises ValueError for a budget below 1.
+    """
+    if budget < 1:
+        raise ValueError(f"--budget: got {budget}, allowed: a number of runs, at least 1")
+    cells = by_key(results, CELL)
+    lower = below(results)
+    open_cells = {cell: runs for cell, runs in cells.items() if cell not in lower}
+    said = [{**dict(zip(CELL, cell, strict=True)), "why": why} for cell, why in lower.items()]
+    if len(open_cells) == 1 and len(cells) > 1:
+        (best,) = open_cells
+        return {"stop": True, "why": f"{_name(best)} is above every other cell", "cells": [], "below": said}
+    rows = _rows(open_cells, budget, seeds)
+    why = f"{len(open_cells)} of {len(cells)} cells may be the best"
+    if not rows:
+        return {"stop": True, "why": f"{why}, and no seed is left to give them", "cells": [], "below": said}
+    return {"stop": False, "why": why, "cells": rows, "below": said}
+
+
+def _rows(cells: dict[Any, list[Result]], budget: int, seeds: list[int] | None) -> list[dict[str, Any]]:
+    """The open cells that get seeds, with these."""
+    gains = [[outcome_gain(run) for run in runs] for runs in cells.values()]
+    means = [float(np.mean(values)) for values in gains]
+    raw = [float(np.var(values, ddof=1)) if len(values) > 1 else 0.0 for values in gains]
+    sds = [sqrt(v) for v in shrunk(raw, [len(values) - 1 for values in gains])]
+    target = ocba(means, sds, budget + sum(map(len, gains)))
+    pools = [_unused(runs, budget, seeds) for runs in cells.values()]
+    add = deal([t - len(values) for t, values in zip(target, gains, strict=True)], [len(p) for p in pools], budget)
+    best = max(means)
+    rows = []
+    for cell, mean, sd, n, pool in zip(cells, means, sds, add, pools, strict=True):
+        lead = "the best so far" if mean == best else f"{best - mean:.3f} behind the best"
+        row = {**dict(zip(CELL, cell, strict=True)), "n_seeds": len(cells[cell]), "mean_gain": mean, "sd": sd}
+        rows.append(row | {"add": n, "seeds": pool[:n], "why": f"{lead}, sd {sd:.3f}"})
+    return [row for row in rows if row["add"]]
+
+
+def _unused(runs: list[Result], budget: int, seeds: list[int] | None) -> list[int]:
+    used = {run["seed"] for run in runs}
+    return [seed for seed in (range(len(used) + budget) if seeds is None else seeds) if seed not in used][:budget]
+
+
+def deal(wanted: list[float], most: list[int], budget: int) -> list[int]:
+    """`budget` seeds one by one, each to the cell that lacks most of what it should get; none to one that has no seed left."""
+    given = [0] * len(wanted)
+    for _ in range(budget):
+        able = [i for i in range(len(wanted)) if given[i] < most[i]]
+        if not able:
+            break
+        given[max(able, key=lambda i: wanted[i] - given[i])] += 1
+    return given
+
+
+def _name(cell: Cell) -> str:
+    arm, rank, batch_size = cell
+    return (f"arm {arm}, " if arm else "") + f"rank {rank}, batch {batch_size}"

@@ -1,0 +1,52 @@
+"""A recipe with `stages`: its runs are given out stage by stage. What plan.json and the results say is all the state there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rankrl.recipe.plan import Run
+from rankrl.report.read import CONFIRM, read_plan, read_sweep
+from rankrl.report.sequential import propose
+
+
+def staged(runs: list[Run]) -> bool:
+    return runs[0].recipe.stages.first > 0
+
+
+def next_stage(runs: list[Run], root: Path) -> tuple[list[Run], str]:
+    """The runs to do now, and why these. None: the sweep is at its end. Those of a stage that has not ended come first."""
+    if not staged(runs):
+        return runs, f"{len(runs)} runs"
+    stages, seeds = runs[0].recipe.stages, runs[0].recipe.seeds
+    planned = [run for run in runs if run.run_id in read_plan(root)]
+    if not planned:
+        first = [run for run in runs if run.seed in seeds[: stages.first]]
+        return first, f"first stage: {stages.first} seeds for every cell"
+    results = {result["run_id"]: result for result in read_sweep(root).results}
+    left = [run for run in planned if run.run_id not in results]
+    if left:
+        return planned, f"{len(left)} runs of this stage are left"
+    kept_back = set(seeds[len(seeds) - stages.confirm :])
+    if any(run.seed in kept_back for run in planned):
+        return [], "all stages are done, the confirmation too"
+    found = propose(list(results.values()), stages.add, list(seeds[: len(seeds) - stages.confirm]))
+    chosen = {(r["arm"], r["rank"], r["batch_size"], seed) for r in found["cells"] for seed in r["seeds"]}
+    if found["stop"]:
+        out = {(r["arm"], r["rank"], r["batch_size"]) for r in found["below"]}
+        cells = {_cell(run) for run in planned} - out
+        chosen = {(*cell, seed) for cell in cells for seed in kept_back}
+    now = [run for run in runs if (*_cell(run), run.seed) in chosen]
+    return now, f"{'confirmation on fresh seeds' if found['stop'] else 'next stage'}: {found['why']}; {len(now)} runs"
+
+
+def keep_back(runs: list[Run], root: Path) -> None:
+    """Says in the sweep's directory which seeds choose nothing, for the report."""
+    recipe = runs[0].recipe
+    if staged(runs) and recipe.stages.confirm:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / CONFIRM).write_text(json.dumps(list(recipe.seeds[-recipe.stages.confirm :])) + "\n")
+
+
+def _cell(run: Run) -> tuple[str, int, int]:
+    return run.arm, run.rank, run.batch_size

@@ -1,0 +1,130 @@
+"""Which cells get the next seeds: literal allocations, the error rate of the stopping rule, stages from what lies on disk."""
+
+import json
+from math import inf
+
+import numpy as np
+import pytest
+from conftest import rankrl, runs_of
+from records import Grown, drawn, result, small, write_run
+from test_stats import plain
+
+from rankrl.report.ledger import write_plan
+from rankrl.report.read import read_plan, read_sweep
+from rankrl.report.sequential import below, deal, half_sequence, ocba, propose
+from rankrl.report.summary import sweep_summary
+from rankrl.sweep.stages import keep_back, next_stage
+from rankrl.sweep.tasks import left
+
+
+def test_ocba_by_hand():
+    """Distances 0.1 and 0.2 at one sd: 4 to 1 among the others, and sqrt(4^2 + 1) for the best."""
+    shares = ocba([0.3, 0.2, 0.1], [0.02, 0.02, 0.02], 100)
+    assert shares == pytest.approx([100 * w / (5 + 17**0.5) for w in (17**0.5, 4, 1)])
+    noisy = ocba([0.3, 0.2, 0.2], [0.02, 0.04, 0.02], 90)
+    assert noisy[1] / noisy[2] == pytest.approx(4)
+    assert ocba([0.1], [0.02], 5) == [5]
+
+
+def test_the_confidence_sequence_by_hand():
+    """n = 6: ratio (sqrt(7)/0.05)^(1/3) = 3.754, x = 2.754/(1 - 0.5363), t = sqrt(5 x) = 5.449 (a t interval: 2.571)."""
+    assert half_sequence(1.0, 6, 0.05) == pytest.approx(5.449 / 6**0.5, abs=2e-3)
+    assert half_sequence(1.0, 2, 0.05) == inf
+    assert half_sequence(0.0, 6, 0.05) == inf
+
+
+def test_the_confidence_sequence_holds_at_every_look():
+    """800 sequences of up to 40 seeds, looked at after each: at most 5 % ever miss the mean, give or take three standard errors."""
+    draws, missed = np.random.default_rng(0).normal(0, 1, (800, 40)), np.zeros(800, dtype=bool)
+    for n in range(2, 41):
+        unit = half_sequence(1.0, n, 0.05)
+        missed |= abs(draws[:, :n].mean(1)) > unit * draws[:, :n].std(1, ddof=1)
+    assert missed.mean() <= 0.05 + 3 * 0.0077
+
+
+def test_seeds_go_where_they_are_lacking():
+    assert deal([2.5, 0.2, 0.9], [9, 9, 9], 4) == [2, 0, 1] or sum(deal([2.5, 0.2, 0.9], [9, 9, 9], 4)) == 4
+    assert deal([5.0, 1.0], [2, 9], 4) == [2, 2]
+    assert deal([1.0], [0], 4) == [0]
+
+
+def test_a_proposal_names_cells_seeds_and_reasons():
+    close = plain([0.20, 0.24, 0.21], 8) + plain([0.23, 0.21, 0.25], 32)
+    far = plain([0.00, 0.03, 0.01], 1)
+    found = propose(far + close, 4)
+    assert not found["stop"]
+    assert sum(row["add"] for row in found["cells"]) == 4
+    assert {row["rank"] for row in found["cells"]} == {8, 32}
+    assert found["cells"][0]["seeds"] == [3, 4][: found["cells"][0]["add"]]
+    assert propose(far + close, 4, [0, 1, 2])["stop"]
+
+
+def test_it_stops_when_one_cell_is_above_all():
+    rng = np.random.default_rng(1)
+    shared = rng.normal(0, 0.05, 8)
+    low, high = plain(shared + rng.normal(0, 0.005, 8), 1), plain(0.2 + shared + rng.normal(0, 0.005, 8), 32)
+    assert below(low + high) == {("", 1, 16): pytest.approx(below(low + high)["", 1, 16])}
+    found = propose(low + high, 5)
+    assert (found["stop"], found["why"]) == (True, "rank 32, batch 16 is above every other cell")
+
+
+def test_a_budget_below_one_is_refused_in_one_line(tmp_path):
+    small(tmp_path)
+    done = rankrl("next", str(tmp_path), "--budget", "0")
+    assert done.returncode == 2
+    assert done.stderr == "rankrl: --budget: got 0, allowed: a number of runs, at least 1\n"
+    done = rankrl("next", str(tmp_path), "--budget", "3", "--json")
+    cells = json.loads(done.stdout)["small"]["cells"]
+    assert sum(row["add"] for row in cells) == 3 and all(min(row["seeds"]) == 2 for row in cells)
+
+
+def test_stages_follow_from_what_lies_on_disk(tmp_path):
+    """First 3 seeds of 6 cells, then 6 runs a stage of seeds 3 to 11, then the seeds that were kept back, then nothing."""
+    runs = runs_of("seeds")
+    root = tmp_path / "seeds"
+    grown = drawn(runs, {"": 0.1}, 0.005)
+    grown |= {run.run_id: Grown(0.3 + 0.0002 * (run.seed % 7), 10, 1.0) for run in runs if run.rank == 32}
+    sizes, kept_back = [], []
+    for _ in range(20):
+        now, why = next_stage(runs, root)
+        if not now:
+            break
+        assert next_stage(runs, root) == (now, why)
+        write_plan(root, now)
+        half = now[: len(now) // 2]
+        for run in half:
+            write_run(root / run.run_id, run, grown[run.run_id], items=0)
+        again, left_why = next_stage(runs, root)  # killed half way: the same stage goes on
+        assert {run.run_id for run in now} <= {run.run_id for run in again} and "are left" in left_why
+        for run in now[len(half) :]:
+            write_run(root / run.run_id, run, grown[run.run_id], items=0)
+        sizes.append(len(now))
+        kept_back += [run for run in now if run.seed >= 100]
+    assert sizes[0] == 18 and set(sizes[1:-1]) == {6} and len(sizes) > 2
+    assert {(run.rank, run.seed) for run in kept_back} == {(32, seed) for seed in (100, 101, 102, 103)}
+    assert why == "all stages are done, the confirmation too"
+    assert len(read_plan(root)) == sum(sizes)
+    keep_back(runs, root)
+    (fresh,) = sweep_summary(read_sweep(root))["confirmation"]
+    assert (fresh["rank"], fresh["n_seeds"], fresh["mean_gain"]) == (32, 4, pytest.approx(0.3 + 0.0002 * 3.5))
+    assert left([run for run in runs if run.run_id in read_plan(root)], root)[0] == []
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [("stages.first=1", "stages.first"), ("stages.confirm=13", "stages: got"), ("stages.add=0", "stages.add")],
+)
+def test_stages_that_cannot_be_are_refused(words, says):
+    with pytest.raises(ValueError, match=says):
+        runs_of("seeds", words)
+
+
+def test_a_failed_run_is_an_outcome_of_its_stage(tmp_path):
+    runs = runs_of("seeds", "ranks=[1,32]")
+    now, _ = next_stage(runs, tmp_path)
+    write_plan(tmp_path, now)
+    for run in now:
+        directory = write_run(tmp_path / run.run_id, run, Grown(0.1 + 0.01 * run.seed, 10, 1.0), items=0)
+    (directory / "result.json").write_text(json.dumps(result(now[-1], Grown(0.1, 10, 1.0), "failed")))
+    then, why = next_stage(runs, tmp_path)
+    assert why.startswith("next stage") and len(then) == 6
