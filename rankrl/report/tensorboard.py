@@ -34,8 +34,8 @@ def aggregate(sweep: SweepRecords) -> Path | None:
         return None
     try:
         return _write(bands, sweep.directory / DIRECTORY)
-    except ModuleNotFoundError as error:
-        print(f"report: no margin charts for TensorBoard ({error.name} is not installed here)")
+    except ModuleNotFoundError:
+        print("report: no margin charts for TensorBoard, which is not installed here")
         return None
 
 
