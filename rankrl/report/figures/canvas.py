@@ -1,6 +1,6 @@
 """What all figures share: the look, the axes of rank and batch size, n in words, and the way to disk.
 
-Colours are Okabe and Ito's, told apart by marker as well; ranks are viridis. In an SVG all ink (text, axes, edges) is
+Colours are those of Okabe and Ito, told apart by marker as well; ranks are viridis. In an SVG all ink (text, axes, edges) is
 `currentColor`, dark or light as the reader's device asks, on no background; a PNG is dark on white.
 """
 
@@ -16,15 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 INK = "#23282d"
-COLOURS = [
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#B37A00",
-    "#56B4E9",
-    INK,
-]  # orange darkened: contrast 3 on white
+COLOURS = ["#1F86C9", "#D55E00", "#009E73", "#CC79A7", "#B37A00", "#56B4E9", INK]
+"""Contrast of at least 3 on white and on #111 (sky blue: 2.3 on white): the first blue lightened, orange darkened."""
 MARKERS = "osD^vP*"
 LINES = ["-", "--", "-.", ":"]
 FEW_ARMS = 3

@@ -66,6 +66,6 @@ def dots(axes: Any, results: list[Row], x: str, value: Callable[[Row], float]) -
         name = f"{arm}: " if arm else ""
         axes.scatter(
             [run[x] * shift * 0.87 for run in drawn], [value(run) for run in drawn],
-            s=20, alpha=0.55, color=COLOURS[i % 7], marker=MARKERS[i % 7], linewidths=0, zorder=2,
+            s=20, alpha=0.7, color=COLOURS[i % 7], marker=MARKERS[i % 7], linewidths=0, zorder=2,
             label=f"{name}runs (n = {len(ours)})",
         )  # fmt: skip
