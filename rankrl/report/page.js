@@ -82,7 +82,7 @@ function live(holder) {
     };
     head.replaceChildren(button);
   });
-  if (rows.length > 5) {
+  if (rows.length > 12) {
     const input = element("input", { type: "search", placeholder: holder.id === "runs-table" ? "rank=1 gain<0" : "", spellcheck: false });
     input.oninput = () => { Object.assign(state, { query: input.value, shown: VISIBLE_ROWS }); show(); };
     const label = element("label", {}, "Filter", input);

@@ -83,7 +83,7 @@ def _answer(summary: dict[str, Any]) -> str:
     words = [escape(text) for text in summary["words"]]
     more = _list(words[1:FIRST_WORDS])
     if words[FIRST_WORDS:]:
-        more += f"<details><summary>{len(words) - FIRST_WORDS} more findings</summary>{_list(words[FIRST_WORDS:])}</details>"
+        more += f"<details><summary>More findings ({len(words) - FIRST_WORDS})</summary>{_list(words[FIRST_WORDS:])}</details>"
     problems = len(summary["problems"])
     warning = (
         f'<p class="warning"><a href="#problems">{problems} problem{"s" * (problems > 1)}</a> with the records.</p>'

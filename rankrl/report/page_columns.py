@@ -49,7 +49,7 @@ def percents(ends: list[float]) -> str:
 
 
 def millions(value: float) -> str:
-    return f"{value / 1e6:,.3f}" if value < 1e8 else f"{value / 1e6:,.0f}"
+    return f"{value / 1e6:,.3f}" if value < 1e7 else f"{value / 1e6:,.1f}"
 
 
 def chance(value: float) -> str:

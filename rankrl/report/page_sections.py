@@ -44,8 +44,8 @@ NOTES = {
         "to show a difference of the margin with 80 % power."
     ),
     "pareto_points": (
-        "A cell is on the front if its gain is above that of every cell that costs as many tokens or fewer. Risk- "
-        "averse: the lower end of the interval takes the place of the mean. Bootstrap: share of resamples of the "
+        "A cell is on the front if its gain is above that of every cell that costs as many tokens or fewer. "
+        "Risk-averse: the lower end of the interval takes the place of the mean. Bootstrap: share of resamples of the "
         "seeds in which the cell is on the front."
     ),
     "budget": (
@@ -69,6 +69,7 @@ NOTES = {
     ),
 }
 MEAN = ("mean_gain", "blocked_ci95")
+MOST_NAMED = 9
 EVALUATION = {
     "runs": Column("runs", columns.number),
     "items": Column("items", columns.number),
@@ -130,19 +131,24 @@ def against_reference(summary: dict[str, Any]) -> str:
     """Ranks against the reference rank, and which may be the best."""
     rows = summary["against_reference"]
     caption = f"One row per rank, against rank {rows[0]['reference_rank']}" if rows else ""
-    shown = table("against-table", rows, columns.AGAINST_REFERENCE, caption, ("mean_difference", "family_ci95"))
+    shape = columns.AGAINST_REFERENCE
+    if len({row["reference_rank"] for row in rows}) == 1:  # which the caption says
+        shape = {key: column for key, column in shape.items() if key != "reference_rank"}
+    shown = table("against-table", rows, shape, caption, ("mean_difference", "family_ci95"))
     best = _best(summary["best_set"], "Ranks") + _best(summary["best_cells"], "Cells") if shown else ""
     return section("against", "Against the reference rank", shown, best, note=NOTES["against_reference"])
 
 
 def _best(found: dict[str, Any], what: str) -> str:
-    """The set that holds the best one."""
+    """The set that holds the best one; a long one unfolds."""
     members, excluded = found["members"], found["excluded"]
     if not members or not excluded:
         return f"<p>{what}: none is told apart from the best.</p>" if members else ""
-    names = "; ".join(named(row) for row in members)
-    which = f"{len(members)} of {len(members) + len(excluded)}"
-    return f"<p>{what} not distinguishable from the best at {found['level']:.0%} ({which}): {escape(names)}.</p>"
+    said = f"{what} not distinguishable from the best at {100 * found['level']:.0f} %"
+    said += f", {len(members)} of {len(members) + len(excluded)}"
+    names = escape("; ".join(named(row) for row in members))
+    long = len(members) > MOST_NAMED
+    return f"<details><summary>{said}</summary><p>{names}.</p></details>" if long else f"<p>{said}: {names}.</p>"
 
 
 def budget(summary: dict[str, Any]) -> str:
