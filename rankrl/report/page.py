@@ -8,18 +8,20 @@ import re
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from rankrl.report import page_sections as sections
 from rankrl.report import page_settings
-from rankrl.report.figures.draw import Figure
 from rankrl.report.ledger import Entry, counts, rows
 from rankrl.report.page_columns import LEDGER, PROBLEMS, RANK, RUNS, Column, interval, number, percents, signed
 from rankrl.report.page_data import curve_scripts
 from rankrl.report.page_sections import NOTES, section
 from rankrl.report.page_table import table
 from rankrl.report.read import SweepRecords
+
+if TYPE_CHECKING:
+    from rankrl.report.figures.draw import Figure
 
 BOARD = "http://localhost:6006"
 FIRST_WORDS = 7
@@ -80,7 +82,7 @@ def _heading(part: str) -> list[tuple[str, str]]:
 
 def _answer(summary: dict[str, Any]) -> str:
     """The words, the key numbers, and what stands in their way."""
-    words = [escape(text) for text in summary["words"]]
+    words = [escape(text).replace(" %", "&nbsp;%") for text in summary["words"]]
     more = _list(words[1:FIRST_WORDS])
     if words[FIRST_WORDS:]:
         more += f"<details><summary>More findings ({len(words) - FIRST_WORDS})</summary>{_list(words[FIRST_WORDS:])}</details>"
