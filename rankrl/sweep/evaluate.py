@@ -156,8 +156,8 @@ def _sampled(subject: Subject, items: list[Item], directory: Path, model_path: s
         engines = engines_alone(subject.scale, model_path, subject.rank)
         return sample(subject, engines, prompter, items, directory, model_path)
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise ValueError(f"MODEL: the engine failed: {' '.join(str(cause).split())[-500:]}") from error
+        said = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]  # below the remote traceback
+        raise ValueError(f"MODEL: the engine failed: {said[:500]}") from error
     finally:
         ray.shutdown()
 
