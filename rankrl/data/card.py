@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rankrl.data.pool import Drawn, Ledger
 from rankrl.data.sources import SOURCES
 from rankrl.recipe.check import require
 from rankrl.recipe.scale import Scale
-
-if TYPE_CHECKING:
-    from rankrl.data.mixture import Drawn, Ledger
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("item_id", "source", "prompt", "answer", "level")])
 

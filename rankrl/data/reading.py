@@ -60,9 +60,10 @@ def _parts(key: str, source: Source, origin: Origin) -> list[dict[str, Any]]:
 
 
 def _batches(key: str, source: Source, part: dict[str, Any]) -> Iterator[list[Row]]:
-    from datasets import disable_progress_bars, load_dataset
+    from datasets import disable_progress_bars, load_dataset, logging
 
     disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # what it logs as an error it also raises
     try:
         stream = load_dataset(**part, streaming=True).with_format("arrow")
         for table in stream.iter(batch_size=BATCH_ROWS):
