@@ -33,6 +33,8 @@ def build(scale: Scale, to: Path, fits_of: Callable[[Scale], Fits]) -> str:
     mixture = scale.data.mixture
     if mixture is None:
         raise ValueError(f"data.mixture: scale {scale.name} has none, allowed: a section with train and evaluation")
+    whole, wanted = sum(mixture.evaluation.values()), scale.data.eval_items
+    require(whole == wanted, "data.eval_items", wanted, f"{whole}, the sum of data.mixture.evaluation")
     require(not to.exists(), "--to", str(to), "a directory that does not exist yet", "move the old one away")
     fits = fits_of(scale)  # before anything is read: a model that is not there is noticed at once
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -82,10 +82,6 @@ class Data:
         require(fine, "data.template", self.template, "chat, null, or a text with {}")
         fine = self.thinking is None or self.template == "chat"
         require(fine, "data.thinking", self.thinking, "null", "it is a switch of chat templates: template=chat")
-        drawn = sum(self.mixture.evaluation.values()) if self.mixture else self.eval_items
-        require(
-            drawn == self.eval_items, "data.eval_items", self.eval_items, f"{drawn}, the sum of data.mixture.evaluation"
-        )
 
 
 @dataclass(frozen=True)
