@@ -106,6 +106,9 @@ def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
         return int(any(result["status"] != "finished" for result in results.values() if result))
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(todo), len(todo))
     say(f"{parallel_runs} at a time")
+    from rankrl.data.base_model import local_directory
+
+    local_directory(runs[0].scale.model)  # a missing one is an error at once, not after Ray has started
     prepare_process(runs[0].scale.placement.gpus)
     from rankrl.sweep.pool import train_all
     from rankrl.sweep.worker import Bench, ClusterLost
