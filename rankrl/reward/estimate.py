@@ -202,14 +202,14 @@ class Expression:
         return value
 
     def name(self, name: str) -> Value:
-        """A constant, or the value of a letter at this point: positive at the first two, of either sign at the third."""
+        """A constant, or the value of a letter at this point: positive at the first two, negative at the third."""
         if name in CONSTANTS and self.peek() != "_" and not (self.formal and name == r"\pi"):
             return CONSTANTS[name]
         self.letters += 1
         if self.peek() == "_":
             name += self.subscript()
         share = Fraction(zlib.crc32(f"{name} {self.point}".encode()), 2**32)
-        return Fraction(1, 2) + share if self.point < 2 else Fraction(5, 2) * share - Fraction(7, 4)
+        return Fraction(1, 2) + share if self.point < 2 else -Fraction(1, 4) - share
 
     def subscript(self) -> str:
         start, depth = self.at, 0
@@ -279,7 +279,8 @@ def estimate(text: str) -> Estimate | None:
         formal = [Expression(found, point, True).value() for point in POINTS] if r"\pi" in found else near
     except (Unreadable, ArithmeticError, ValueError):
         return None
-    exact = tuple(value for value in formal if isinstance(value, Fraction))
+    rational = "|" not in found  # else equal on one side of 0 does not mean equal
+    exact = tuple(value for value in formal if isinstance(value, Fraction) and rational)
     return Estimate(exact if len(exact) == len(POINTS) else None, tuple(complex(value) for value in near))
 
 
