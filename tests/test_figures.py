@@ -20,10 +20,22 @@ from rankrl.report.summary import sweep_summary
 from rankrl.report.tensorboard import aggregate
 
 LABELS = {
-    "rank_bands": ["n = 6 runs per rank", "signal: mean gain", "reliability: share", "LoRA rank", "low ranks"],
-    "gain_by_rank": ["runs (n = 18)", "n = 6 runs per rank", "gain over the base", "(fraction correct)", "LoRA rank"],
+    "rank_bands": [
+        "n = 6 runs of 3 seeds per rank",
+        "signal: mean gain",
+        "reliability: share",
+        "LoRA rank",
+        "low ranks",
+    ],
+    "gain_by_rank": [
+        "runs (n = 18)",
+        "n = 6 runs of 3 seeds per rank",
+        "gain over the base",
+        "(fraction correct)",
+        "LoRA rank",
+    ],
     "batch_families": [
-        "n = 9 runs per batch",
+        "n = 9 runs of 3 seeds per batch",
         "batch size (prompts per PPO step)",
         "training tokens per run (million)",
     ],
@@ -159,7 +171,15 @@ def test_a_large_sweep_is_thinned_and_counted(tmp_path):
         {"arm": "", "rank": 2 ** (i % 9), "gain": 0.1, "tokens_total": 1e6, "base_score": 0.2} for i in range(10_000)
     ]
     rows = [
-        {"arm": "", "rank": 2**i, "n_seeds": 1111, "mean_gain": 0.1, "blocked_ci95": None, "mean_tokens": 1e6}
+        {
+            "arm": "",
+            "rank": 2**i,
+            "n_seeds": 1111,
+            "n_blocks": 1111,
+            "mean_gain": 0.1,
+            "blocked_ci95": None,
+            "mean_tokens": 1e6,
+        }
         for i in range(9)
     ]
     with look():

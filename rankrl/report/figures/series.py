@@ -42,8 +42,7 @@ def lines(axes: Any, rows: list[Row], x: str, point: Point) -> None:
     for i, (arm, shift) in enumerate(zip(arms, shifts(len(arms)), strict=True)):
         ours = [row for row in rows if row["arm"] == arm]
         points = [point(row) for row in ours]
-        n = n_text((row["n_seeds"] for row in ours), f"runs per {x.removesuffix('_size')}")
-        label = f"{arm}{': ' if arm else ''}mean, 95 % interval ({n})"
+        label = f"{arm}{': ' if arm else ''}mean, 95 % interval ({_runs(ours)} per {x.removesuffix('_size')})"
         at = [row[x] * shift for row in ours]
         axes.errorbar(
             at,
@@ -55,6 +54,12 @@ def lines(axes: Any, rows: list[Row], x: str, point: Point) -> None:
             zorder=3,
             **style(i),
         )
+
+
+def _runs(rows: list[Row]) -> str:
+    """`n = 6 runs`, or `n = 24 runs of 6 seeds`, where the interval is over seeds."""
+    runs, seeds = [row["n_seeds"] for row in rows], [row["n_blocks"] for row in rows]
+    return n_text(runs, "runs") + (f" of {n_text(seeds, 'seeds').removeprefix('n = ')}" if runs != seeds else "")
 
 
 def dots(axes: Any, results: list[Row], x: str, value: Callable[[Row], float]) -> None:
