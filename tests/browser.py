@@ -47,7 +47,7 @@ class Browser:
         body = None if method == "GET" else json.dumps(content or {}).encode()
         request = Request(self.url + path, body, {"Content-Type": "application/json"}, method=method)
         try:
-            with urlopen(request, timeout=60) as answer:
+            with urlopen(request, timeout=120) as answer:
                 return json.load(answer)["value"]
         except HTTPError as error:
             raise RuntimeError(json.load(error)["value"]["message"]) from error
@@ -101,7 +101,7 @@ class Browser:
 
     def printed(self) -> bytes:
         """The page as PDF."""
-        return base64.b64decode(self.ask("POST", "/print", {"background": True}))
+        return base64.b64decode(self.devtools("Page.printToPDF", printBackground=True)["data"])
 
     def screenshot(self, to: Path, whole: bool = False) -> None:
         shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
