@@ -22,14 +22,16 @@ demo: $(READY)
 board: $(READY)
 	$(VENV)/bin/tensorboard --logdir $(RUNS)
 
-test: $(READY)
-	$(VENV)/bin/python -m pytest
+test: quick
+	$(VENV)/bin/python -m pytest -m pipeline --durations=12
 
 quick: $(READY)
-	$(VENV)/bin/python -m pytest -m "not pipeline"
+	$(VENV)/bin/python -m pytest -m "not pipeline" -n 2
 
 bench: $(READY)
 	$(VENV)/bin/python bench/bench.py
+	$(VENV)/bin/python bench/grader.py
+	$(VENV)/bin/python bench/report.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

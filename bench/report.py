@@ -6,12 +6,14 @@ Default: 6 and 278 seeds, that is 216 and 10,008 runs (5 GB where each run has m
 from __future__ import annotations
 
 import resource
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from browser import browser
 from records import synthetic216
 
 from rankrl.report.build import build
@@ -35,6 +37,17 @@ def measure(root: Path) -> None:
     timed("statistics", lambda: sweep_summary(sweep))
     timed("curves", lambda: [len(curve(root / result["run_id"])) for result in sweep.results])
     timed("whole report", lambda: build(root))
+    print(f"  page opened in {opening_s(root / 'report' / 'index.html'):.2f} s (Chromium, median of 5)\n", flush=True)
+
+
+def opening_s(page: Path) -> float:
+    """Seconds from the start of the navigation to the end of the load event, the first opening left out."""
+    with tempfile.TemporaryDirectory() as directory, browser(Path(directory)) as window:
+        seen_ms = []
+        for _ in range(6):
+            window.open(page)
+            seen_ms.append(window.run("return performance.getEntriesByType('navigation')[0].loadEventEnd"))
+        return statistics.median(seen_ms[1:]) / 1000
 
 
 if __name__ == "__main__":
