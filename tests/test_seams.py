@@ -1,5 +1,6 @@
 """The seams of OpenRLHF, PEFT and vLLM that rankrl stands on, so that an upgrade fails loudly. No Ray cluster."""
 
+import importlib.util
 import inspect
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,16 @@ def test_versions_are_the_pinned_ones(monkeypatch):
     monkeypatch.setattr(upstream, "version", lambda name: "0.12.0")
     with pytest.raises(RuntimeError, match=r"openrlhf 0\.12\.0 is installed"):
         upstream.check_version()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_upstream_is_imported_without_flash_attn():
+    """And nobody believes afterwards that flash-attn is there."""
+    from openrlhf.models import ring_attn_utils
+    from transformers.utils import is_flash_attn_2_available
+
+    assert ring_attn_utils.pad_input is None and ring_attn_utils.all_gather is None
+    assert importlib.util.find_spec("flash_attn") is None and not is_flash_attn_2_available()
 
 
 def test_upstream_parser_ends_with_train(monkeypatch):

@@ -112,19 +112,16 @@ def precision(scale: Scale) -> Check:
 
 
 def attention(scale: Scale) -> Check:
-    """flash-attn: asked for by the scale, and imported by OpenRLHF on any GPU."""
-    import torch
-
+    """flash-attn, where the scale asks for it."""
     kernel = scale.model.attention
-    if kernel != "flash_attention_2" and not torch.cuda.is_available():
+    if kernel != "flash_attention_2":
         return Check("ok", "attention", f"{kernel}; flash-attn is not needed")
     try:
         version = importlib.import_module("flash_attn").__version__
     except ImportError as error:
-        why = "OpenRLHF imports it on GPUs" if torch.cuda.is_available() else f"{scale.name} asks for {kernel}"
         wanted = requirements("openrlhf", "").get("flash-attn", "")
-        fix = f"pip install --no-build-isolation flash-attn{wanted} where CUDA is"
-        return Check("FAIL", "attention", f"flash-attn: {error}; {why}", fix)
+        fix = f"scale.model.attention=sdpa, or pip install --no-build-isolation flash-attn{wanted} where CUDA is"
+        return Check("FAIL", "attention", f"flash-attn: {error}; {scale.name} asks for {kernel}", fix)
     return Check("ok", "attention", f"{kernel}, flash-attn {version}")
 
 

@@ -1,0 +1,3 @@
+from rankrl.ppo.flash import make_optional
+
+make_optional()

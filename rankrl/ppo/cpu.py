@@ -1,15 +1,13 @@
 """The CPU accelerator: what OpenRLHF asks of CUDA, answered on a machine without a GPU. GPU runs never load this file.
 
-`install()` runs in the driver and, as Ray's worker set-up hook, in every worker. It replaces device calls, the device name of the
-process mesh, and the import of flash-attn, whose kernels the sdpa attention of the CPU scales does not need.
+`install()` runs in the driver and, as Ray's worker set-up hook, in every worker. It replaces device calls and the device name
+of the process mesh.
 """
 
 from __future__ import annotations
 
-import importlib.machinery
 import os
 import sys
-import types
 
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -18,7 +16,6 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-FLASH_ATTN = ("flash_attn", "flash_attn.bert_padding", "flash_attn.utils", "flash_attn.utils.distributed")
 
 
 class _CpuDevice(str):
@@ -36,7 +33,6 @@ def install() -> None:
     torch.cuda.current_device = lambda: _CpuDevice("cpu")  # type: ignore[assignment,return-value]
     for name in ("set_device", "synchronize", "empty_cache"):
         setattr(torch.cuda, name, lambda *args, **kwargs: None)
-    _import_without_flash_attn()
     import openrlhf.utils.deepspeed.deepspeed as strategy
 
     # DeepSpeed would compile this at start-up, half a minute and more, and never use it
@@ -50,22 +46,3 @@ def group_adapters() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "rankrl.ppo.cpu_lora.GroupedAdapters")  # type: ignore[method-assign]
-
-
-def _import_without_flash_attn() -> None:
-    """Imports the upstream modules that import flash-attn at their top while stand-ins lie there, then removes the stand-ins."""
-    if "openrlhf.models.ring_attn_utils" in sys.modules:
-        return
-    for name in FLASH_ATTN:
-        module = types.ModuleType(name)
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        module.__path__ = []  # type: ignore[attr-defined]
-        sys.modules[name] = module
-    padding = sys.modules["flash_attn.bert_padding"]
-    for name in ("index_first_axis", "pad_input", "rearrange", "unpad_input"):
-        setattr(padding, name, None)
-    sys.modules["flash_attn.utils.distributed"].all_gather = None  # type: ignore[attr-defined]
-    import openrlhf.utils.deepspeed.deepspeed  # noqa: F401
-
-    for name in FLASH_ATTN:  # or transformers believes that flash-attn is installed
-        del sys.modules[name]
