@@ -164,7 +164,7 @@ def _costs(summary: dict[str, Any]) -> Iterator[Drawing]:
 
 
 def _steps(sweep: SweepRecords) -> Iterator[Drawing]:
-    curves = {run["run_id"]: curve(sweep.directory / run["run_id"]) for run in sweep.results}
+    curves = {run["run_id"]: steps.drawn(curve(sweep.directory / run["run_id"])) for run in sweep.results}
     many = f" (at most {steps.MOST_LINES} in a panel and colour)" if len(curves) > steps.MOST_LINES else ""
     yield (
         "learning_curves",

@@ -44,6 +44,11 @@ KNOBS = {
 }
 
 
+def drawn(curve: Curve) -> Curve:
+    """What figures need of a curve: all of it, for 10,000 runs, would fill memory."""
+    return [{key: line[key] for key in ("step", "accuracy", "kl_ref") if key in line} for line in curve]
+
+
 def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
     """Training accuracy against PPO step; a panel for each rank (each arm, if many): runs thin, their mean thick."""
     if not any(points(curve, "accuracy") for curve in curves.values()):
