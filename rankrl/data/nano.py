@@ -17,6 +17,7 @@ SOURCES = {
     "sum2": ("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
     "sum3": ("chain_sum", {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}),
 }
+ONE_DIGIT = {"sum1": ("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})}
 TRAIN_START, EVAL_START = 0, 10**6  # index ranges, a million items apart
 
 
@@ -28,12 +29,14 @@ class Task:
     """Name -> generator of reasoning-gym and its configuration."""
     prompt: str
     """Around the {question}, or around the bare {expression} of a sum."""
+    few: bool = False
+    """So few distinct prompts that those drawn beyond the number asked for are left to the other split."""
 
 
 NANO = Task(SOURCES, "{question}\n")
 TASKS = {
     "nano": NANO,
-    "sums": Task({"sum2": SOURCES["sum2"]}, "What is {expression}? Answer as \\boxed{{number}}."),
+    "sums": Task(ONE_DIGIT, "What is {expression}? Answer as \\boxed{{number}}.", few=True),
     "gsm_symbolic": Task({"gsm_symbolic": ("gsm_symbolic", {})}, "{question} Answer as \\boxed{{number}}."),
 }
 
@@ -83,7 +86,9 @@ def _interleave(task: Task, start: int, count: int, seen: set[str]) -> list[Item
     per_source = -(-count // len(task.sources))
     columns = []
     for source in task.sources:
-        items = _unique(_draw(task, source, start, 4 * per_source + 200), seen)[:per_source]
+        drawn = _draw(task, source, start, 4 * per_source + 200)
+        items = _unique(drawn, set(seen) if task.few else seen)[:per_source]
+        seen.update(item.prompt for item in items)
         if len(items) < per_source:
             raise ValueError(
                 f"data: the source {source!r} has only {len(items)} distinct prompts, {per_source} were asked for"
