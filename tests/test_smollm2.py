@@ -13,7 +13,11 @@ from rankrl.data.items import load_items
 from rankrl.recipe.architecture import EMBEDDED, SMOLLM2
 from rankrl.recipe.load import load_scale
 
-SHOWN = {"What is 7 + 5?": "7 + 5 = \\boxed{12}", "What is 9 - 4?": "9 - 4 = \\boxed{5}", "What is 3 - 8?": "3 - 8 = \\boxed{-5}"}
+SHOWN = {
+    "What is 7 + 5?": "7 + 5 = \\boxed{12}",
+    "What is 9 - 4?": "9 - 4 = \\boxed{5}",
+    "What is 3 - 8?": "3 - 8 = \\boxed{-5}",
+}
 PROMPT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     + "".join(
@@ -26,11 +30,10 @@ PROMPT = (
 
 def test_items_of_the_two_splits_are_far_apart_and_disjoint():
     train, evaluation = load_items(load_scale("smollm2-135m").data)
-    assert (len(train), len(evaluation)) == (1024, 64)
-    assert (train[0].item_id, train[0].prompt) == ("sum2-0", "What is 15 - 43? Answer as \\boxed{number}.")
-    assert (evaluation[1].item_id, evaluation[1].answer) == ("sum2-1000001", "72")
-    assert not {item.prompt for item in train} & {item.prompt for item in evaluation}
-    assert len({item.prompt for item in train}) == 1024
+    assert (len(train), len(evaluation)) == (112, 64)
+    assert (train[0].item_id, train[0].prompt) == ("sum1-0", "What is 0 - 4? Answer as \\boxed{number}.")
+    assert (evaluation[2].item_id, evaluation[2].answer) == ("sum1-1000002", "-3")
+    assert len({item.prompt for item in train} | {item.prompt for item in evaluation}) == 176  # of 200 that there are
 
 
 def test_word_problems_are_a_source():
@@ -96,17 +99,19 @@ def test_prompts_are_turns_of_its_chat_template(base):
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     scale = load_scale("smollm2-135m")
-    item = load_items(scale.data)[1][1]
+    item = load_items(scale.data)[1][2]
     ids = Prompter(tokenizer, scale)(item)
     assert tokenizer.decode(ids) == PROMPT
     asked = "{} Answer as \\boxed{{number}}."
     pairs = [(asked.format(question), said) for question, said in SHOWN.items()]
     turns = [
-        {"role": role, "content": content} for pair in pairs for role, content in zip(("user", "assistant"), pair, strict=True)
+        {"role": role, "content": content}
+        for pair in pairs
+        for role, content in zip(("user", "assistant"), pair, strict=True)
     ] + [{"role": "user", "content": item.prompt}]
     assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == PROMPT
     assert tokenizer.convert_ids_to_tokens(tokenizer("84 - 12")["input_ids"]) == ["8", "4", "Ġ-", "Ġ", "1", "2"]
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(ids)) == (2, 2, 116)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(ids)) == (2, 2, 162)
 
 
 @pytest.mark.pipeline

@@ -49,9 +49,9 @@ def _answer(summary: dict[str, Any]) -> list[str]:
     lowest = min(members, key=lambda member: (member["rank"], -rows[member["arm"], member["rank"]]["mean_gain"]))
     row = rows[lowest["arm"], lowest["rank"]]
     others = [named(member) for member in members if member != lowest]
-    known = f"not distinguishable from {_list(others)}" if others else "above every other one"
+    known = f"not distinguishable from {_list(others, 4)}" if others else "above every other one"
     word = "The lowest rank among those that may be the best" if others else "The best"
-    below = f"Shown to be below: {_list([named(x) for x in excluded])} (95 % for all at once)."
+    below = f"Shown to be below: {_list([named(x) for x in excluded], 4)} (95 % for all at once)."
     return [f"{word}: {named(row)}, {gain(row)}; {known}. {below}"]
 
 
@@ -135,8 +135,8 @@ def _seeds(more: int) -> str:
     return "1 more seed" if more == 1 else f"{more} more seeds"
 
 
-def _list(names: list[str]) -> str:
-    shown = names if len(names) <= 8 else [*names[:7], f"{len(names) - 7} others"]
+def _list(names: list[str], most: int = 8) -> str:
+    shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
     comma = "; " if any("," in name for name in shown) else ", "
     return shown[0] if len(shown) == 1 else f"{comma.join(shown[:-1])} and {shown[-1]}"
 
