@@ -22,11 +22,12 @@ demo: $(READY)
 board: $(READY)
 	$(VENV)/bin/tensorboard --logdir $(RUNS)
 
-test: quick
+test: $(READY)
+	$(VENV)/bin/python -m pytest -m "not pipeline" -n 2
 	$(VENV)/bin/python -m pytest -m pipeline --durations=12
 
 quick: $(READY)
-	$(VENV)/bin/python -m pytest -m "not pipeline" -n 2
+	$(VENV)/bin/python -m pytest -m "not pipeline and not slow" -n 2
 
 bench: $(READY)
 	$(VENV)/bin/python bench/bench.py

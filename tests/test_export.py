@@ -96,6 +96,7 @@ def prompt_ids(path):
 
 
 @pytest.mark.parametrize("part", [".", "peft"])
+@pytest.mark.slow
 def test_stock_peft_gives_the_trainers_logits(trained, exported, part):
     import torch
     from peft import PeftModel
@@ -111,6 +112,7 @@ def test_stock_peft_gives_the_trainers_logits(trained, exported, part):
         assert torch.allclose(logits(loaded, ids), logits(model, ids), atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_serving_copy_has_one_rank_and_scale_1(trained, exported):
     config = json.loads((exported / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (5, 5, {}, {})
@@ -154,6 +156,7 @@ def test_stock_vllm_gives_the_trainers_logits(trained, exported, tmp_path):
         assert np.allclose(logprobs, ours.max(-1).values, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_one_line(trained, exported, tmp_path):
     directory, *_ = trained
     for words, told in (

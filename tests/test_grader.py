@@ -185,6 +185,7 @@ def warm():
     grader.close()
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_costs_one_verdict(warm):
     """A power of sums that sympy multiplies out for minutes; and a process that is stopped."""
     pairs = [*SURDS[1:3], POWER, *SURDS[3:5]]
@@ -207,6 +208,7 @@ def test_a_worker_that_is_killed_in_mid_grading_costs_one_verdict(warm):
     assert warm.replaced == 1
 
 
+@pytest.mark.slow
 def test_a_worker_out_of_memory_costs_one_verdict():
     grader = Grader(workers=1, deadline_s=200)
     assert grader.outcomes(SURDS[:1]) == ["correct"]

@@ -135,6 +135,7 @@ def test_status_of_nothing_is_refused(tmp_path):
     assert shown.returncode == 2 and "allowed: a directory with a sweep" in shown.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_with_nothing_left_gives_no_tasks(tmp_path):
     words = ["recipes/low_rank.yaml", "ranks=[1]", "seeds=[0,1]", "steps=50", "--runs", str(tmp_path)]
     first = rankrl("tasks", *words)
@@ -167,7 +168,7 @@ def other_node(directory: Path, job: str | None = None) -> Path:
 
 def test_a_holder_on_another_node_counts_while_it_beats(tmp_path, monkeypatch):
     """On a file system that keeps locks per node."""
-    monkeypatch.setattr(owner, "BEAT_S", 0.1)
+    monkeypatch.setattr(owner, "BEAT_S", 0.5)
     path, left = other_node(tmp_path), threading.Event()
     threading.Thread(target=owner._beat, args=(path, left)).start()
     with pytest.raises(ValueError, match="in use by process 1 on elsewhere"), owner.owned(tmp_path, "r1"):
@@ -182,7 +183,7 @@ def test_a_holder_that_has_long_been_silent_is_not_waited_for(tmp_path, monkeypa
     """Even an earlier attempt of this very task may live on, where Slurm has lost sight of its node: only silence tells."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
-    monkeypatch.setattr(owner, "BEAT_S", 0.2)
+    monkeypatch.setattr(owner, "BEAT_S", 0.5)
     path, left = other_node(tmp_path, job="7"), threading.Event()
     threading.Thread(target=owner._beat, args=(path, left)).start()
     with pytest.raises(owner.InUse, match="Slurm job 7"), owner.owned(tmp_path, "r1"):
@@ -244,6 +245,7 @@ def stubs(directory: Path, **bodies: str) -> str:
     return f"{directory}:{Path(sys.executable).parent}:/usr/bin:/bin"
 
 
+@pytest.mark.slow
 def test_which_attempts_are_requeued(tmp_path):
     """Three in a row that came to nothing are the last; preempted and cancelled ones are left to Slurm, and do not count."""
     root, clone = tmp_path / "sweep", tmp_path / "clone"  # a clone without a .venv, so that the stubs come first

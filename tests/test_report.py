@@ -186,6 +186,7 @@ def test_pass_at_k_is_unbiased_and_literal():
     assert pass_at_k(16, 1, 16) == 1
 
 
+@pytest.mark.slow
 def test_every_kind_of_damage_is_named_and_none_is_fatal(tmp_path):
     sweep = read_sweep(broken(tmp_path))
     said = {row["run"]: row["problem"] for row in sweep.problems}
