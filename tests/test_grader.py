@@ -133,6 +133,7 @@ def prove_here(pairs: list[tuple[str, str]]) -> str:
 import sys
 from rankrl.reward import prover
 prover.install_numbers()
+prover.install_monomials()
 for given, gold in prover.WARM:
     assert prover.judge(given, gold, prover.algebra) == "correct", (given, gold)
 sys.addaudithook(prover.refuse)

@@ -14,7 +14,7 @@ from rankrl.reward.compare import judge
 from rankrl.reward.extract import answer
 from rankrl.reward.pool import Pair, Pool
 
-GRADER = 2
+GRADER = 3
 """Version of the verdicts. Scores of different versions are not comparable: it is part of the key of cached base scores."""
 OUTCOMES = ("correct", "wrong", "unparsable", "timeout")
 

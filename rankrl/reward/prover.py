@@ -89,6 +89,18 @@ def install_numbers() -> None:
     latex2sympy2._Latex2Sympy.parse_number = number
 
 
+def install_monomials() -> None:
+    """In place of sympy's, which are written as Python text for each number of letters and run as such: `refuse` would stop that,
+    simplifying would fail, and equal answers would be called wrong.
+    """
+    from sympy.polys import monomials
+
+    for name in ("mul", "pow", "ldiv", "div", "lcm", "gcd"):
+        plain = getattr(monomials, f"monomial_{name}")
+        setattr(monomials.MonomialOps, name, lambda _, plain=plain: plain)
+    monomials.MonomialOps.mulpow = lambda _: lambda a, b, n: tuple(x + y * n for x, y in zip(a, b, strict=True))
+
+
 def at_point(expression: Any, point: int) -> Any:
     """Its value to DIGITS digits where its letters have fixed rational values."""
     from sympy import Rational
@@ -123,6 +135,7 @@ def main() -> None:
     cpu_s, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
     guard(memory_bytes)
     install_numbers()
+    install_monomials()
     for given, gold in WARM:  # imports what is imported lazily
         judge(given, gold, algebra)
     sys.addaudithook(refuse)
