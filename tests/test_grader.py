@@ -127,6 +127,10 @@ def test_nothing_a_model_writes_hangs_crashes_runs_or_passes(gold, tmp_path):
     assert not canary.exists()
 
 
+def test_half_a_surrogate_pair_reaches_a_worker(grader):
+    assert grader.outcomes([("\\sqrt{8},\ud800", "2\\sqrt{2},\\sqrt{8}")]) == ["unparsable"]
+
+
 def prove_here(pairs: list[tuple[str, str]]) -> str:
     """Verdicts of `pairs` in a process of its own with the audit hook, then attempts that the hook must refuse."""
     return f"""

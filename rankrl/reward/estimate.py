@@ -104,9 +104,11 @@ class Expression:
                 return value
 
     def starts_factor(self, token: str) -> bool:
-        """Whether a factor follows without a sign. A number does not: `x 2` and `2 3` are not read."""
+        """Whether a factor follows without a sign. A number does not: `x 2`, `2 3`, and `2{3}` that looks like 23, are not read."""
         if token == r"\frac" and self.tokens[self.at - 1][0].isdigit() and self.simple_fraction():
             raise Unreadable("a mixed number inside an expression")
+        if token == "{" and next((t for t in self.tokens[self.at :] if t != "{"), "}")[0] in "0123456789.":
+            return False
         known = token in FUNCTIONS or token in ("(", "[", "{", r"\frac", r"\sqrt", r"\binom")
         return known or is_name(token)
 

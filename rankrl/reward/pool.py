@@ -42,7 +42,7 @@ class Worker:
     def verdicts(self, pairs: list[Pair]) -> Iterator[str | None]:
         """One verdict for each pair as it comes; None, and the end, when the worker is late or gone."""
         try:
-            self._send(json.dumps(pairs, ensure_ascii=False).encode() + b"\n")
+            self._send(json.dumps(pairs, ensure_ascii=False).encode(errors="replace") + b"\n")
         except OSError:
             yield None
             return
