@@ -188,6 +188,8 @@ def test_a_proof_of_openr1_is_dropped():
         ("Find $x$, if  X = 1,000.", "find x if \\left x = 1000", True),
         ("\\dfrac{1}{2} of $x^{2}$?", "\\frac12 of x^2", False),  # 12 is another number than 1 2
         ("\\dfrac{1}{2} of $x^{2}$?", "\\tfrac{1}{2} of x^2", True),
+        ("$x \\leqslant 3$", "x \\le 3", True),
+        ("$x \\leqslant 3$", "x \\geqslant 3", False),
         ("x + 2", "x - 2", False),
         ("x^{a+b}", "x^a+b", False),
         ("n!", "n", False),

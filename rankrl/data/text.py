@@ -17,6 +17,8 @@ NOISE = re.compile(r"\\(?:(?:left|right|displaystyle|q?quad)(?![a-z])|[,!;:()\[\
 ALIKE = {
     "\\dfrac": "\\frac",
     "\\tfrac": "\\frac",
+    "\\leqslant": "\\le",
+    "\\geqslant": "\\ge",
     "\\leq": "\\le",
     "\\geq": "\\ge",
     "\u2019": "'",
