@@ -14,9 +14,10 @@ from conftest import ROOT, rankrl, runs_of
 from safetensors.numpy import save_file
 
 from rankrl.cli import main
+from rankrl.data.items import Item
 from rankrl.recipe.load import load_scale, scale_of_words
 from rankrl.report.passk import item_interval, pass_rows, pass_table
-from rankrl.sweep.evaluate import differences, find_subject
+from rankrl.sweep.evaluate import _cached, differences, find_subject
 
 SMALL = ("scale.data.eval_items=24", "scale.sampling.eval_samples=2", "scale.sampling.base_samples=4")
 
@@ -138,6 +139,13 @@ def test_a_run_of_another_base_is_refused(capsys, tmp_path):
     said = refused(capsys, run, "qwen3-8b")
     assert "SCALE: got 'qwen3-8b', allowed: a scale whose base is embedded:nano" in said
     assert find_subject(str(run), load_scale("nano")).rank == 2
+
+
+def test_cached_rows_take_their_sources_from_the_items(tmp_path):
+    path = tmp_path / "base.parquet"
+    pd.DataFrame({"item_id": ["a"], "source": ["old"], "truncated": [False]}).to_parquet(path)
+    rows = _cached(path, [Item("a", "new", "1 + 1", "2")])
+    assert rows is not None and rows["source"].tolist() == ["new"]
 
 
 def test_settings_that_a_score_depends_on_are_compared_with_the_runs_own():

@@ -118,7 +118,7 @@ def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
     subject = find_subject(word, scale)
     model_path = str(local_directory(subject.scale.model))  # a missing one is an error at once
     items = load_items(scale.data)[1]
-    rows = None if subject.adapter else _cached(cache_file(subject.scale, items, directory, model_path))
+    rows = None if subject.adapter else _cached(cache_file(subject.scale, items, directory, model_path), items)
     if rows is None:
         with redirect_stdout(sys.stderr):  # libraries log there; the answer alone goes to stdout
             rows = _sampled(subject, items, directory, model_path)
@@ -132,13 +132,15 @@ def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
     return 0
 
 
-def _cached(path: Path) -> pd.DataFrame | None:
-    """What a base has said before."""
+def _cached(path: Path, items: list[Item]) -> pd.DataFrame | None:
+    """What a base has said before. Sources are no part of the key: they are those of `items`."""
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError):  # absent, or cut short
         return None
-    return rows if "truncated" in rows else None
+    if "truncated" not in rows:
+        return None
+    return rows.assign(source=rows["item_id"].map({item.item_id: item.source for item in items}))
 
 
 def _sampled(subject: Subject, items: list[Item], directory: Path, model_path: str) -> pd.DataFrame:
