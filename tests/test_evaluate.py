@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, rankrl, runs_of
+from records import record
 from safetensors.numpy import save_file
 
 from rankrl.cli import main
@@ -91,7 +92,7 @@ def write_run(directory, status="finished"):
     write_adapter(directory / "adapter")
     (directory / "run.yaml").write_text(yaml.safe_dump(run.resolved()))
     if status:
-        (directory / "result.json").write_text(json.dumps({"status": status}))
+        (directory / "result.json").write_text(json.dumps(record(status)))
     return directory
 
 

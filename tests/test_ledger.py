@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, rankrl, runs_of
+from records import record
 
 from rankrl.recipe.load import load_scale
 from rankrl.report.ledger import attempts_file, ledger, living_owner, write_plan
@@ -76,7 +77,7 @@ def write_run(directory: Path, steps: int = 0, attempts: int = 1, **result) -> P
     )
     attempts_file(directory).write_text("{}\n" * attempts)
     if result:
-        (directory / "result.json").write_text(json.dumps({"steps": steps, **result}))
+        (directory / "result.json").write_text(json.dumps(record(**result, steps=steps)))
     return directory
 
 
@@ -231,7 +232,7 @@ def test_what_an_attempt_came_to(tmp_path, runs, word):
         file = tmp_path / run_id / ("result.json" if status else "checkpoint/state.pt")
         if when:
             file.parent.mkdir(parents=True)
-            file.write_text(json.dumps({"status": status}))
+            file.write_text(json.dumps(record(status or "failed")))
             os.utime(file, (1001, 1001) if when == "new" else (999, 999))
     done = rankrl("outcome", str(tmp_path), ",".join(runs), str(begun))
     assert done.stdout == word + "\n", done.stderr
@@ -263,7 +264,7 @@ def test_which_attempts_are_requeued(tmp_path):
     node = {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "vn1", "SAID": str(tmp_path / "said"), "PATH": path}
     run = root / "r1-b16-s0"
     saves = f"sleep 0.01; mkdir -p {run}/checkpoint; touch {run}/checkpoint/state.pt"
-    finishes = f'sleep 0.01; mkdir -p {run}; echo \'{{"status": "finished"}}\' >{run}/result.json'
+    finishes = f"sleep 0.01; mkdir -p {run}; echo '{json.dumps(record('finished'))}' >{run}/result.json"
 
     def requeued(code: int, does: str = ":", state: str = "RUNNING") -> bool:
         Path(node["SAID"]).write_text("")

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import rankrl
 from records import broken, small
@@ -12,8 +14,9 @@ from rankrl.report.compare import comparisons, reference_arm
 from rankrl.report.evaluation import Answers, by_source, evaluation, read_answers
 from rankrl.report.intervals import clopper_pearson, t_interval
 from rankrl.report.passk import pass_at_k
-from rankrl.report.read import curve, read_sweep
+from rankrl.report.read import curve, find_sweeps, read_sweep
 from rankrl.report.stats import grouped, summarise, summary
+from rankrl.report.summary import sweep_summary
 from rankrl.report.valid import result_problem
 
 
@@ -269,3 +272,29 @@ def test_items_and_seeds_are_told_apart():
     assert found["base_error"] == pytest.approx(((0.1875 + 0.24) / 2 / 3 / 2) ** 0.5)
     assert found["seed_sd"] == pytest.approx((0.03125 - 0.1875 / 6) ** 0.5, abs=1e-9)
     assert [(row["source"], round(row["mean_gain"], 3)) for row in by_source(answers)] == [("x", 0.5), ("y", 0.1)]
+
+
+@pytest.mark.parametrize("kept", ["metrics.jsonl", ""])
+def test_a_run_without_run_yaml_and_result_is_named(tmp_path, kept):
+    root = small(tmp_path)
+    (root / "plan.json").unlink()
+    for file in (root / "r8-b16-s1").iterdir():
+        if file.name != kept:
+            file.unlink()
+    said = [row["problem"] for row in read_sweep(root).problems if row["run"] == "r8-b16-s1"]
+    assert said == ["partial: begun, and no result.json yet"]
+
+
+def test_extreme_records_end_no_report(tmp_path):
+    root = small(tmp_path)
+    nested = pa.table({"step": [0, 30], "item_id": [["a"], ["a"]], "source": ["x", "x"], "correct": [True, True]})
+    pq.write_table(nested, root / "r1-b16-s0" / "evals.parquet")
+    for name, change in (("r1-b16-s1", {"wall_s": 1.7e308}), ("r8-b16-s0", {"wall_s": 5e-324})):
+        path = root / name / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change | {"error": {"no": "text"}}))
+    (sweep,) = find_sweeps(tmp_path)
+    said = {row["run"]: row["problem"] for row in sweep_summary(sweep)["problems"]}
+    assert said["r1-b16-s0"].startswith("evals.parquet: ")
+    assert said["r1-b16-s1"] == "result.json: wall_s is 1.7e+308, no duration"
+    assert "r8-b16-s0" not in said
+    assert rankrl("status", str(root)).returncode == 0

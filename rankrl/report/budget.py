@@ -12,6 +12,8 @@ from rankrl.report.intervals import t_quantile
 from rankrl.report.stats import CELL, Result, by_key, outcome_gain, size_of
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SHORTEST_S = 1e-3
+"""Of a run: below, its time was not measured."""
 LARGE_SCALES = ("qwen3-8b", "qwen3-30b-a3b", "qwen3-235b-a22b")
 
 
@@ -33,7 +35,7 @@ def budget(results: list[Result]) -> list[dict[str, Any]]:
 
     Measured seconds are those of the runs as they ran: beside others, and on whatever machine.
     """
-    families = by_key([result for result in results if result["wall_s"] > 0], ("arm", "rank"))
+    families = by_key([result for result in results if result["wall_s"] > SHORTEST_S], ("arm", "rank"))
     if not families:
         return []
     whole = max(sum(run["wall_s"] for run in runs) for runs in families.values())

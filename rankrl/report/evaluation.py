@@ -48,7 +48,8 @@ def read_answers(directory: Path, results: list[Result]) -> tuple[Answers | None
             ValueError,
             KeyError,
             TypeError,
-        ) as error:  # pyarrow's own errors are ValueErrors, KeyErrors or OSErrors
+            NotImplementedError,
+        ) as error:  # pyarrow's own errors are among these
             said = " ".join(str(error).split())[:120]
             problems.append(
                 {"run": result["run_id"], "problem": f"evals.parquet: {said}; its gain counts all the same"}

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,12 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str]
     if result and result["status"] != "failed":
         return Entry(run_id, result["status"], result.get("steps", 0), steps, attempts, None, result.get("error", ""))
     last = last_line(directory / "metrics.jsonl")
-    step = last.get("step", 0)
+    step = _number(last.get("step")) or 0
     owner = living_owner(root / f".{run_id}.lock", live)
     if owner:
         where = owner["host"] + (f", job {owner['job']}" if owner["job"] else "")
-        left_s = (steps - step) * last["step_s"] if "step_s" in last else None
+        step_s = _number(last.get("step_s"))
+        left_s = None if step_s is None else (steps - step) * step_s
         return Entry(run_id, "running", step, steps, attempts, left_s, where)
     if task:
         before = f"; failed before: {result.get('error', '')}" if result else ""
@@ -98,6 +100,11 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str]
             run_id, "stopped", step, steps, attempts, None, "resumes at its checkpoint" if saved else "starts again"
         )
     return Entry(run_id, "planned", 0, steps, 0, None, "")
+
+
+def _number(value: Any) -> Any:
+    """What is one; None for anything else that a damaged line may hold."""
+    return value if type(value) in (int, float) and isfinite(value) else None
 
 
 def living_owner(path: Path, live: set[str] | None = None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ Only a sweep that mixes runs of different recipes, scales or steps is refused: i
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from rankrl.report.valid import RESULT_KEYS, difference, kind, read_json, resolved_sections, result_problem, usual_kind
 
 PLAN, CONFIRM = "plan.json", "confirm.json"
+RUN_ID = re.compile(r"^([^.].*-)?r\d+-b\d+-s\d+$")
 TAIL_BYTES = 8192
 
 
@@ -49,8 +51,9 @@ def find_sweeps(directory: Path) -> list[SweepRecords]:
 
 
 def _runs(directory: Path) -> list[Path]:
-    """Run directories: those with a resolved run or a result."""
-    return sorted({path.parent for name in ("run.yaml", "result.json") for path in directory.glob(f"*/{name}")})
+    """Run directories: those with a resolved run or a result, and those that are called like a run."""
+    told = {path.parent for name in ("run.yaml", "result.json") for path in directory.glob(f"*/{name}")}
+    return sorted(told | {path for path in directory.glob("*r*-b*-s*") if RUN_ID.search(path.name) and path.is_dir()})
 
 
 def read_sweep(directory: Path) -> SweepRecords:
@@ -114,8 +117,12 @@ def _read_run(run: Path) -> tuple[dict[str, Any] | None, str]:
     if content["run_id"] != run.name:
         copied = (run.parent / content["run_id"] / "result.json").exists()
         return None, f"{'duplicate' if copied else 'foreign'}: its result.json is that of {content['run_id']}"
-    told = content.get("error") or ""
-    return {key: content[key] for key in RESULT_KEYS} | {"error": told if isinstance(told, str) else repr(told)}, ""
+    return {key: content[key] for key in RESULT_KEYS} | {"error": _error(content)}, ""
+
+
+def _error(result: dict[str, Any]) -> str:
+    told = result.get("error") or ""
+    return told if isinstance(told, str) else repr(told)
 
 
 def _foreign(directory: Path, results: dict[str, dict[str, Any]], planned: set[str]) -> dict[str, str]:
@@ -241,9 +248,11 @@ def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
-    """result.json of a run directory; None if there is none or it is unreadable."""
+    """result.json of a run directory; None if there is none, or one that the report refuses: the sweep does such a run again."""
     try:
         result = read_json(directory / "result.json")
     except ValueError:
         return None
-    return result if isinstance(result, dict) and isinstance(result.get("status"), str) else None
+    if result_problem(result):
+        return None
+    return result | {"error": _error(result)}

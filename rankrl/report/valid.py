@@ -18,6 +18,8 @@ RESULT_KEYS = (
 )  # fmt: skip
 LARGEST_FILE_BYTES = 1 << 20
 """Of result.json and run.yaml; real ones have a few thousand."""
+LONGEST_S = 1e10
+"""Of a run: three centuries."""
 SHARED = ("sweep", "scale")
 BY_ARM = ("steps", "recipe", "rules")
 
@@ -60,10 +62,10 @@ def result_problem(result: Any) -> str:
 def _number_problem(result: dict[str, Any]) -> str:
     for key in COUNTS:
         value = result[key]
-        least = 1 if key in ("rank", "batch_size", "base_params") else 0
+        least = 1 if key in ("rank", "batch_size", "trainable_params", "base_params") else 0
         if type(value) is not int or not least <= value < 2**63:
             return f"{key} is {_short(value)}, no count"
-    if not _real(result["wall_s"]) or result["wall_s"] < 0:
+    if not _real(result["wall_s"]) or not 0 <= result["wall_s"] <= LONGEST_S:
         return f"wall_s is {_short(result['wall_s'])}, no duration"
     for key in (*SCORES, "gain"):
         value, least = result[key], -1 if key == "gain" else 0
