@@ -197,9 +197,10 @@ def _report(args: argparse.Namespace) -> int:
 
 def _next(args: argparse.Namespace) -> int:
     from rankrl.report.read import find_sweeps
-    from rankrl.report.sequential import propose
+    from rankrl.report.sequential import propose_more
 
-    found = {sweep.name: propose(sweep.results, args.budget) for sweep in find_sweeps(Path(args.dir))}
+    sweeps = find_sweeps(Path(args.dir))
+    found = {sweep.name: propose_more(sweep.results, args.budget, sweep.confirming) for sweep in sweeps}
     if args.json:
         print(json.dumps(found))
         return 0

@@ -11,7 +11,7 @@ from test_stats import plain
 
 from rankrl.report.ledger import write_plan
 from rankrl.report.read import read_plan, read_sweep
-from rankrl.report.sequential import below, deal, half_sequence, ocba, propose
+from rankrl.report.sequential import below, deal, half_sequence, ocba, propose, propose_more
 from rankrl.report.summary import sweep_summary
 from rankrl.sweep.stages import keep_back, next_stage
 from rankrl.sweep.tasks import left
@@ -102,7 +102,7 @@ def test_stages_follow_from_what_lies_on_disk(tmp_path):
         kept_back += [run for run in now if run.seed >= 100]
     assert sizes[0] == 18 and set(sizes[1:-1]) == {6} and len(sizes) > 2
     assert {(run.rank, run.seed) for run in kept_back} == {(32, seed) for seed in (100, 101, 102, 103)}
-    assert why == "all stages are done, the confirmation too"
+    assert why == "all stages are done, the confirmation too" and next_stage(runs, root)[0] == []
     assert len(read_plan(root)) == sum(sizes)
     keep_back(runs, root)
     (fresh,) = sweep_summary(read_sweep(root))["confirmation"]
@@ -128,3 +128,33 @@ def test_a_failed_run_is_an_outcome_of_its_stage(tmp_path):
     (directory / "result.json").write_text(json.dumps(result(now[-1], Grown(0.1, 10, 1.0), "failed")))
     then, why = next_stage(runs, tmp_path)
     assert why.startswith("next stage") and len(then) == 6
+
+
+def test_runs_of_seeds_that_are_kept_back_choose_nothing(tmp_path):
+    """One made by hand before the sweep, far above all others: it neither ends the stages nor asks for seeds."""
+    runs = runs_of("seeds", "ranks=[1,32]")
+    early = next(run for run in runs if (run.rank, run.seed) == (1, 100))
+    write_plan(tmp_path, [early])
+    write_run(tmp_path / early.run_id, early, Grown(0.6, 10, 1.0), items=0)
+    first, why = next_stage(runs, tmp_path)
+    assert why.startswith("first stage") and len(first) == 6
+    write_plan(tmp_path, first)
+    for run in first:
+        write_run(tmp_path / run.run_id, run, Grown(0.1 + 0.01 * run.seed, 10, 1.0), items=0)
+    then, why = next_stage(runs, tmp_path)
+    assert why.startswith("next stage") and max(run.seed for run in then) < 12
+
+
+def test_next_asks_and_gives_no_seed_that_is_kept_back():
+    plainly = plain([0.20, 0.24, 0.9], 8) + plain([0.23, 0.21], 32)
+    found = propose_more(plainly, 3, [2, 3])
+    assert {seed for row in found["cells"] for seed in row["seeds"]} <= {4, 5, 6}
+    assert {row["n_seeds"] for row in found["cells"]} == {2}
+
+
+def test_a_result_that_reading_refuses_is_left_to_do(tmp_path):
+    """Else the sweep takes it for finished, and its stage never ends."""
+    runs = small(tmp_path) and runs_of("demo", "name=small")
+    path = tmp_path / "small" / "r8-b16-s1" / "result.json"
+    path.write_text(path.read_text().replace('"rank": 8', '"rank": "eight"'))
+    assert [run.run_id for run in left(runs, tmp_path / "small")[0]] == ["r8-b16-s1"]

@@ -44,19 +44,42 @@ def ocba(means: list[float], sds: list[float], total: int) -> list[float]:
 
 def below(results: list[Result]) -> dict[Cell, str]:
     """Cells that another one is above, at any time of looking (union bound over all pairs): cell -> which and by how much."""
-    cells = {cell: {r["seed"]: outcome_gain(r) for r in runs} for cell, runs in by_key(results, CELL).items()}
+    cells = by_key(results, CELL)
+    seeds = {seed: i for i, (seed,) in enumerate(by_key(results, ("seed",)))}
+    gains_CS = np.full((len(cells), len(seeds)), np.nan)
+    for gains_S, runs in zip(gains_CS, cells.values(), strict=True):
+        for run in runs:
+            gains_S[seeds[run["seed"]]] = outcome_gain(run)
+    names, order = list(cells), np.argsort(-np.nanmean(gains_CS, axis=1), kind="stable")
     alpha = ALPHA / max(1, len(cells) * (len(cells) - 1) / 2)
+    unit_N = np.array([half_sequence(1.0, n, alpha) for n in range(len(seeds) + 1)])
     out: dict[Cell, str] = {}
-    leaders = sorted(cells, key=lambda cell: -sum(cells[cell].values()) / len(cells[cell]))
-    for cell, gains in cells.items():
-        for leader in leaders:
-            differences = [cells[leader][seed] - gains[seed] for seed in gains.keys() & cells[leader].keys()]
-            if leader == cell or len(differences) < 2 or (mean := float(np.mean(differences))) <= 0:
-                continue
-            if mean > half_sequence(float(np.std(differences, ddof=1)), len(differences), alpha):
-                out[cell] = f"below {_name(leader)} by {mean:.3f}"
-                break
+    for cell, gains_S in zip(names, gains_CS, strict=True):
+        leads_C = _leads(gains_CS[order] - gains_S, unit_N)
+        if leads_C.any():
+            leader = order[np.argmax(leads_C > 0)]
+            out[cell] = f"below {_name(names[leader])} by {leads_C[leads_C > 0][0]:.3f}"
     return out
+
+
+def _leads(differences_CS: np.ndarray, unit_N: np.ndarray) -> np.ndarray:
+    """Mean differences over common seeds that are beyond their confidence sequences (of sd 1 at n seeds: `unit_N`), else 0."""
+    has_CS = np.isfinite(differences_CS)
+    n_C = has_CS.sum(1)
+    given_CS, several = np.where(has_CS, differences_CS, 0.0), np.maximum(n_C, 2)
+    mean_C = given_CS.sum(1) / several
+    sd_C = np.sqrt((np.where(has_CS, given_CS - mean_C[:, None], 0.0) ** 2).sum(1) / (several - 1))
+    shown = (n_C > 1) & (sd_C > EQUAL)
+    reach_C = np.full(len(n_C), np.inf)
+    reach_C[shown] = unit_N[n_C[shown]] * sd_C[shown]
+    return np.where(mean_C > reach_C, mean_C, 0.0)
+
+
+def propose_more(results: list[Result], budget: int, kept_back: list[int]) -> dict[str, Any]:
+    """`propose` without the seeds that choose nothing (recipe section `stages`): neither asked nor given."""
+    choosing = [result for result in results if result["seed"] not in kept_back]
+    most = len({result["seed"] for result in choosing}) + len(kept_back) + max(budget, 0)
+    return propose(choosing, budget, [seed for seed in range(most) if seed not in kept_back])
 
 
 def propose(results: list[Result], budget: int, seeds: list[int] | None = None) -> dict[str, Any]:

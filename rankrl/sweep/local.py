@@ -15,7 +15,7 @@ from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
 from rankrl.recipe.plan import Run
 from rankrl.recipe.scale import Execution
 from rankrl.report.ledger import ENDED, write_plan
-from rankrl.report.read import read_result
+from rankrl.report.read import read_plan, read_result
 from rankrl.sweep.identity import check_identity
 from rankrl.sweep.owner import InUse, owned
 from rankrl.sweep.progress import say
@@ -82,20 +82,20 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
 
 
 def _all_stages(runs: list[Run], directory: Path, execution: Execution) -> int:
-    """Stage after stage, until none is left or one does not end."""
-    root, code, before = directory / runs[0].sweep, 0, None
+    """Stage after stage, until none is left or one does not end. A run that failed in any of them makes the code 1."""
+    root, before = directory / runs[0].sweep, None
     keep_back(runs, root)
     while True:
         now, why = next_stage(runs, root)
-        if now == before:
-            return code
-        say(why)
-        if not now:
-            return code
+        if now != before:
+            say(why)
+        if not now or now == before:
+            results = [read_result(root / name) for name in read_plan(root)]
+            return int(any(result is None or result["status"] != "finished" for result in results))
         write_plan(root, now)
-        code, before = _sweep(now, directory, execution), now
-        if code == STOPPED:
-            return code
+        if _sweep(now, directory, execution) == STOPPED:
+            return STOPPED
+        before = now
 
 
 def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:

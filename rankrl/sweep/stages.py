@@ -15,28 +15,35 @@ def staged(runs: list[Run]) -> bool:
 
 
 def next_stage(runs: list[Run], root: Path) -> tuple[list[Run], str]:
-    """The runs to do now, and why these. None: the sweep is at its end. Those of a stage that has not ended come first."""
+    """The runs to do now, and why these. None: the sweep is at its end. Those of a stage that has not ended come first.
+
+    Runs of the seeds that are kept back choose nothing, whoever has made them and whenever.
+    """
     if not staged(runs):
         return runs, f"{len(runs)} runs"
     stages, seeds = runs[0].recipe.stages, runs[0].recipe.seeds
-    planned = [run for run in runs if run.run_id in read_plan(root)]
-    if not planned:
-        first = [run for run in runs if run.seed in seeds[: stages.first]]
+    ids = read_plan(root)
+    planned = [run for run in runs if run.run_id in ids]
+    first = [run for run in runs if run.seed in seeds[: stages.first]]
+    if any(run.run_id not in ids for run in first):
         return first, f"first stage: {stages.first} seeds for every cell"
-    results = {result["run_id"]: result for result in read_sweep(root).results}
-    left = [run for run in planned if run.run_id not in results]
+    results = read_sweep(root).results
+    done = {result["run_id"] for result in results}
+    left = [run for run in planned if run.run_id not in done]
     if left:
         return planned, f"{len(left)} runs of this stage are left"
     kept_back = set(seeds[len(seeds) - stages.confirm :])
-    if any(run.seed in kept_back for run in planned):
-        return [], "all stages are done, the confirmation too"
-    found = propose(list(results.values()), stages.add, list(seeds[: len(seeds) - stages.confirm]))
+    names = {run.run_id for run in runs if run.seed not in kept_back}
+    choosing = [result for result in results if result["run_id"] in names]
+    found = propose(choosing, stages.add, list(seeds[: len(seeds) - stages.confirm]))
     chosen = {(r["arm"], r["rank"], r["batch_size"], seed) for r in found["cells"] for seed in r["seeds"]}
     if found["stop"]:
         out = {(r["arm"], r["rank"], r["batch_size"]) for r in found["below"]}
         cells = {_cell(run) for run in planned} - out
         chosen = {(*cell, seed) for cell in cells for seed in kept_back}
     now = [run for run in runs if (*_cell(run), run.seed) in chosen]
+    if all(run.run_id in ids for run in now):
+        return [], "all stages are done" + (", the confirmation too" if kept_back else f": {found['why']}")
     return now, f"{'confirmation on fresh seeds' if found['stop'] else 'next stage'}: {found['why']}; {len(now)} runs"
 
 
