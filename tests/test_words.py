@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from records import drawn, grid, result
 from test_stats import plain
@@ -52,6 +53,20 @@ def test_every_verdict_agrees_with_its_interval(tmp_path):
             assert ("is higher than" in said) == (low > 0)
             assert ("is lower than" in said) == (high < 0)
             assert row["verdict"] == "inconclusive" or row["p_holm"] < 0.05
+
+
+def test_arms_that_differ_over_all_ranks_are_not_said_to_be_alike(tmp_path):
+    """Pooled over ranks an arm is shown to be higher; of the eight pairs of arm and rank, each by itself, none is."""
+    rng = np.random.default_rng(5)
+    runs = [
+        run | {"arm": arm}
+        for arm, gain in (("off", 0.1), ("on", 0.13))
+        for rank in (1, 2, 4, 8)
+        for run in plain(gain + rng.normal(0, 0.03, 6), rank)
+    ]
+    found = summary_of(runs, tmp_path)
+    assert found["best_set"]["excluded"] == [] and found["arm_comparisons"][0]["verdict"] == "higher"
+    assert found["words"][0].startswith("No arm at any one rank is shown to be below the best")
 
 
 @pytest.mark.parametrize("bad, says", [(0, "risk below 0.46"), (2, "risk 0.04 to 0.78")])

@@ -44,6 +44,8 @@ def _answer(summary: dict[str, Any]) -> list[str]:
     rows = {(row["arm"], row["rank"]): row for row in summary["ranks"]}
     if len(rows) == 1:
         return [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
+    if not excluded and any(row["verdict"] != "inconclusive" for row in summary["arm_comparisons"]):
+        return ["No arm at any one rank is shown to be below the best; differences between arms over all ranks are."]
     if not excluded:
         return ["This sweep does not tell its ranks and arms apart: none is shown to be below the best."]
     lowest = min(members, key=lambda member: (member["rank"], -rows[member["arm"], member["rank"]]["mean_gain"]))
@@ -51,7 +53,7 @@ def _answer(summary: dict[str, Any]) -> list[str]:
     others = [named(member) for member in members if member != lowest]
     known = f"not distinguishable from {_list(others, 4)}" if others else "above every other one"
     word = "The lowest rank among those that may be the best" if others else "The best"
-    below = f"Shown to be below: {_list([named(x) for x in excluded], 4)} (95 % for all at once)."
+    below = f"Shown to be below another one: {_list([named(x) for x in excluded], 4)} (95 % for all at once)."
     return [f"{word}: {named(row)}, {gain(row)}; {known}. {below}"]
 
 
