@@ -13,6 +13,7 @@ from rankrl.report.ledger import write_plan
 from rankrl.report.read import read_plan, read_sweep
 from rankrl.report.sequential import below, deal, half_sequence, ocba, propose, propose_more
 from rankrl.report.summary import sweep_summary
+from rankrl.sweep import local
 from rankrl.sweep.stages import keep_back, next_stage
 from rankrl.sweep.tasks import left
 
@@ -158,3 +159,21 @@ def test_a_result_that_reading_refuses_is_left_to_do(tmp_path):
     path = tmp_path / "small" / "r8-b16-s1" / "result.json"
     path.write_text(path.read_text().replace('"rank": 8', '"rank": "eight"'))
     assert [run.run_id for run in left(runs, tmp_path / "small")[0]] == ["r8-b16-s1"]
+
+
+def test_a_failure_in_an_early_stage_is_told_at_the_end(tmp_path, monkeypatch):
+    """All stages, in which runs end at once: the first one fails, and the code is 1."""
+    runs = runs_of("seeds", "ranks=[1,32]")
+    grown = drawn(runs, {"": 0.1}, 0.02)
+
+    def ended(now, directory, execution):
+        for run in now:
+            content = result(run, grown[run.run_id], "failed" if run is runs[0] else "finished")
+            (directory / "seeds" / run.run_id).mkdir(exist_ok=True)
+            (directory / "seeds" / run.run_id / "result.json").write_text(json.dumps(content))
+        return int(runs[0] in now)
+
+    monkeypatch.setattr(local, "_sweep", ended)
+    assert local._all_stages(runs, tmp_path, local.HERE) == 1
+    assert len(read_plan(tmp_path / "seeds")) > 6
+    assert local._all_stages(runs, tmp_path, local.HERE) == 1
