@@ -267,7 +267,7 @@ def test_the_best_is_in_its_set():
 
 
 def test_the_bootstrap_of_the_iqm_covers_too_little_at_six_seeds():
-    """As its note says: 87 % in place of 95 %. The t interval is the one to read."""
+    """As docs/report.md says: about 90 % in place of 95 %. The t interval is the one to read."""
     draws = np.random.default_rng(8).normal(0, 1, (600, 6))
     hit = np.mean([low < 0 < high for low, high in (iqm_interval([[g] for g in x]) for x in draws)])
     assert 0.80 < hit < 0.92

@@ -52,7 +52,7 @@ def print_table(report: dict[str, Any]) -> None:
             "best": f"{row['best_gain']:+.4f}",
             "negative": f"{row['negative_runs']}/{row['n_seeds']}",
             "risk below": f"{row['blocked_risk_ci95'][1]:.2f}",
-            "gain per M tokens": "-" if row["token_efficiency"] is None else f"{row['token_efficiency']:.3f}",
+            "gain per M tokens": "-" if row["token_efficiency"] is None else f"{row['token_efficiency']:.3g}",
         }
         for row in report["ranks"]
     ]
