@@ -298,3 +298,11 @@ def test_extreme_records_end_no_report(tmp_path):
     assert said["r1-b16-s1"] == "result.json: wall_s is 1.7e+308, no duration"
     assert "r8-b16-s0" not in said
     assert rankrl("status", str(root)).returncode == 0
+
+
+def test_a_run_of_an_arm_that_no_planned_run_has_is_named(tmp_path):
+    root = small(tmp_path)
+    (root / "r8-b16-s1").rename(root / "new-r8-b16-s1")
+    path = root / "new-r8-b16-s1" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"arm": "new", "run_id": "new-r8-b16-s1"}))
+    assert {"run": "new-r8-b16-s1", "problem": "not in plan.json; counted"} in read_sweep(root).problems

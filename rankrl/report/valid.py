@@ -123,9 +123,9 @@ def usual_kind(kinds: list[dict[str, str]]) -> dict[str, str]:
 
 
 def difference(ours: dict[str, str], usual: dict[str, str]) -> str:
-    """The first key, in words, in which a run differs from the others; "" if it does not."""
+    """The first key, in words, in which a run differs from the others; "" if it does not, as where no other is of its arm."""
     for key, text in ours.items():
-        if text != usual[key]:
+        if text != usual.get(key, text):
             was, now = _leaves(usual[key]), _leaves(text)
             leaf = next((leaf for leaf in [*now, *was] if now.get(leaf) != was.get(leaf)), "")
             return f"{key}{leaf}: {_short(now.get(leaf))} here, {_short(was.get(leaf))} there"
