@@ -14,8 +14,9 @@ from rankrl.report.curves import aligned, band, points
 from rankrl.report.figures import arms, bands, families
 from rankrl.report.figures.canvas import MAX_DOTS, look, n_text, rank_colours, save, thinned
 from rankrl.report.figures.draw import draw
+from rankrl.report.figures.few import few_arms
 from rankrl.report.figures.settings import knobs_of
-from rankrl.report.read import read_sweep
+from rankrl.report.read import SweepRecords, read_sweep
 from rankrl.report.summary import sweep_summary
 from rankrl.report.tensorboard import aggregate
 
@@ -166,6 +167,20 @@ def test_many_arms_are_lines_of_their_own(tmp_path):
         assert f">{label}</text>" in against
 
 
+def test_of_very_many_arms_the_ends_are_drawn(tmp_path):
+    names = [f"a{i:02d}" for i in range(20)]
+    rows = [{"arm": name, "rank": 1, "mean_gain": i / 100} for i, name in enumerate(names)]
+    summary = {"arms": rows, "ranks": rows, "footprint": [{"rank": 1}], "words": ["one"], "comparisons": []}
+    summary["comparisons"] = [{"arm": name, "against": "a10"} for name in names if name != "a10"]
+    sweep = SweepRecords("many", tmp_path, [{"arm": name} for name in names], [], [])
+    few, shown, note = few_arms(sweep, summary)
+    kept = [*(f"a{i:02d}" for i in range(5)), "a10", *(f"a{i:02d}" for i in range(14, 20))]
+    assert [result["arm"] for result in few.results] == [row["arm"] for row in shown["ranks"]] == kept
+    assert (len(shown["comparisons"]), shown["footprint"], shown["words"]) == (11, [{"rank": 1}], ["one"])
+    assert note == " Shown: 12 of 20 arms, the highest and lowest mean gains; the tables have all."
+    assert few_arms(sweep, {"arms": rows[:12], "comparisons": []})[2] == ""
+
+
 def test_a_large_sweep_is_thinned_and_counted(tmp_path):
     results = [
         {"arm": "", "rank": 2 ** (i % 9), "gain": 0.1, "tokens_total": 1e6, "base_score": 0.2} for i in range(10_000)
@@ -256,7 +271,7 @@ def test_no_torch_is_imported(sweep):
     code = (
         "import sys, pathlib\n"
         "from rankrl.report import build\n"
-        "from rankrl.report.read import read_sweep\n"
+        "from rankrl.report.read import SweepRecords, read_sweep\n"
         "build.aggregate(read_sweep(pathlib.Path(sys.argv[1])))\n"
         "assert not {'torch', 'tensorflow'} & set(sys.modules)"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rankrl.report.figures import arms, bands, cells, costs, families, modules, steps
 from rankrl.report.figures.canvas import MAX_DOTS, Canvas, look, save
+from rankrl.report.figures.few import few_arms
 from rankrl.report.figures.settings import knobs_of
 from rankrl.report.read import SweepRecords, curve, mean_ranks
 
@@ -31,9 +32,10 @@ class Figure:
 
 def draw(sweep: SweepRecords, summary: dict[str, Any], to: Path) -> list[Figure]:
     """Draws into `to` whatever these records have something for, in the order in which a reader wants it."""
+    sweep, summary, note = few_arms(sweep, summary)
     with look():
         return [
-            Figure(name, save(canvas, to, name), title, caption, alt)
+            Figure(name, save(canvas, to, name), title, caption + note, alt)
             for name, canvas, title, caption, alt in _drawings(sweep, summary)
             if canvas is not None
         ]
