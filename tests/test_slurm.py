@@ -247,8 +247,10 @@ def test_a_run_on_two_nodes_agrees_with_one_on_one_and_survives_the_loss_of_a_ra
     root = tmp_path / "low_rank"
     array = array_of(submit(tmp_path, *words, "scale.placement.nodes=2"), tasks=1)
     trained(root, "r4-b16-s0", 3)
-    first = (root / "slurm" / f"{array}_0-attempt0.log").read_text()
-    assert re.search(r"policy on vn(1 vn2|2 vn1); engines on vn(1 vn2|2 vn1)", first), first
+    training = max(
+        root.glob(f"slurm/{array}_0-attempt*.log")
+    ).read_text()  # on a busy machine the first may start no Ray
+    assert re.search(r"policy on vn(1 vn2|2 vn1); engines on vn(1 vn2|2 vn1)", training), training
     kill("raylet/raylet --raylet_socket_name", "vn2")
     ended(root)
     complete(root, ["r4-b16-s0"], 12)
