@@ -296,16 +296,8 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
 
 def check_evaluations(directory, result):
     rows = pd.read_parquet(directory / "evals.parquet")
-    assert list(rows.columns) == [
-        "step",
-        "item_id",
-        "source",
-        "sample",
-        "correct",
-        "verdict",
-        "boxed",
-        "response_tokens",
-    ]
+    names = ["step", "item_id", "source", "sample", "correct", "verdict", "boxed", "response_tokens"]
+    assert list(rows.columns) == names
     assert (rows["correct"] == (rows["verdict"] == "correct")).all()
     assert rows.groupby("step").size().to_dict() == {0: 252 * 16, 2: 252 * 8, 3: 252 * 8}
     scores = rows.groupby("step")["correct"].mean()

@@ -16,10 +16,10 @@ from rankrl.data.spool import Columns, Shingles
 from rankrl.data.text import mixed
 
 CHUNK_ROWS = 20_000
-BUCKET_BITS = (
-    22  # counts of shingles are kept by this many bits of their hash: any order does, a rare-first one is fast
-)
-SHORTEST_QUOTED = 10  # shingles from which on an evaluation prompt is recognised inside a longer text
+BUCKET_BITS = 22
+"""Counts of shingles are kept by so many bits of their hash: any order does, one with the rare ones first is fast."""
+SHORTEST_QUOTED = 10
+"""Shingles from which on an evaluation prompt is recognised inside a longer text."""
 EPS = 1e-9
 
 
