@@ -197,7 +197,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _next(args: argparse.Namespace) -> int:
     from rankrl.report.read import find_sweeps
-    from rankrl.report.sequential import propose_more
+    from rankrl.report.statistics.sequential import propose_more
 
     sweeps = find_sweeps(Path(args.dir))
     found = {sweep.name: propose_more(sweep.results, args.budget, sweep.confirming) for sweep in sweeps}

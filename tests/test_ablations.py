@@ -8,12 +8,19 @@ import pytest
 from conftest import rankrl, runs_of
 
 SHORT = ("seeds=[0,1]", "steps=3", "rules.warmup=0", "scale.sampling.eval_samples=1")
+MEASURED = {
+    "ablate_init": ("on", "on_fisher", "on_off_principal"),
+    "ablate_allocation": ("on", "on_half", "on_fisher", "on_proportional", "control_random", "control_reversed"),
+}
+"""Arms that measure gradients, for which fewer prompts are enough here."""
 
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("recipe, rank", [("ablate_init", 4), ("ablate_allocation", 8)])
 def test_every_arm_trains_and_is_compared_with_off(tmp_path, recipe, rank):
-    words = (f"ranks=[{rank}]", *SHORT)
+    part = recipe.removeprefix("ablate_")
+    fewer = (f"arms.{arm}.{part}.prompts=32" for arm in MEASURED[recipe])
+    words = (f"ranks=[{rank}]", *SHORT, *fewer)
     done = rankrl("sweep", f"recipes/{recipe}.yaml", *words, "--runs", str(tmp_path), timeout_s=900)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = runs_of(recipe, *words)

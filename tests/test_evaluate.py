@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from rankrl.cli import main
 from rankrl.data.items import Item
 from rankrl.recipe.load import load_scale, scale_of_words
-from rankrl.report.passk import item_interval, pass_rows, pass_table
+from rankrl.report.statistics.passk import item_interval, pass_rows, pass_table
 from rankrl.sweep.evaluate import _cached, differences, find_subject
 
 SMALL = ("scale.data.eval_items=24", "scale.sampling.eval_samples=2", "scale.sampling.base_samples=4")

@@ -11,7 +11,7 @@ from test_stats import plain
 
 from rankrl.report.ledger import write_plan
 from rankrl.report.read import read_plan, read_sweep
-from rankrl.report.sequential import below, deal, half_sequence, ocba, propose, propose_more
+from rankrl.report.statistics.sequential import below, deal, half_sequence, ocba, propose, propose_more
 from rankrl.report.summary import sweep_summary
 from rankrl.sweep import local
 from rankrl.sweep.stages import keep_back, next_stage

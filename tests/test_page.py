@@ -13,11 +13,11 @@ import pytest
 from browser import browser
 
 from rankrl.report.ledger import Entry
-from rankrl.report.page import page
-from rankrl.report.page_columns import RUNS
-from rankrl.report.page_data import packed, quantise
-from rankrl.report.page_settings import derived, flat, resolved, split
-from rankrl.report.page_table import data, table
+from rankrl.report.page.columns import RUNS
+from rankrl.report.page.data import packed, quantise
+from rankrl.report.page.html import page
+from rankrl.report.page.settings import derived, flat, resolved, split
+from rankrl.report.page.table import data, table
 from rankrl.report.read import SweepRecords
 from rankrl.report.summary import sweep_summary
 

@@ -54,7 +54,7 @@ def worker_state(trainer):
 
 
 def test_the_base_has_headroom(bench):
-    from rankrl.report.passk import pass_at_k
+    from rankrl.report.statistics.passk import pass_at_k
 
     frame = pd.DataFrame(
         [(s.item.item_id, s.verdict.correct) for s in bench.base_samples()], columns=["item", "correct"]

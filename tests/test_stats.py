@@ -7,10 +7,11 @@ import pytest
 from records import grid, published, result
 from scipy import stats
 
-from rankrl.report.budget import budget, half_width, linear_cost, scale_footprint
-from rankrl.report.compare import against_reference, arm_comparisons, best_set
-from rankrl.report.family import holm, judge, paired, t_test
-from rankrl.report.intervals import (
+from rankrl.report.statistics.budget import budget, half_width, linear_cost, scale_footprint
+from rankrl.report.statistics.cells import seed_means, summarise, summary
+from rankrl.report.statistics.compare import against_reference, arm_comparisons, best_set
+from rankrl.report.statistics.family import holm, judge, paired, t_test
+from rankrl.report.statistics.intervals import (
     clopper_pearson,
     expected_max,
     iqm,
@@ -21,8 +22,7 @@ from rankrl.report.intervals import (
     t_interval,
     upside_null,
 )
-from rankrl.report.pareto import on_front, pareto, pareto_points
-from rankrl.report.stats import seed_means, summarise, summary
+from rankrl.report.statistics.pareto import on_front, pareto, pareto_points
 
 
 @pytest.fixture(scope="module")

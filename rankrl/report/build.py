@@ -11,7 +11,7 @@ import pandas as pd
 
 from rankrl.report.figures.draw import draw
 from rankrl.report.ledger import ledger
-from rankrl.report.page import page
+from rankrl.report.page.html import page
 from rankrl.report.read import find_sweeps
 from rankrl.report.summary import sweep_summary
 from rankrl.report.tensorboard import aggregate

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankrl.report import evaluation
-from rankrl.report.budget import LARGE_SCALES, budget, scale_footprint
-from rankrl.report.compare import compared
-from rankrl.report.pareto import pareto, pareto_points
-from rankrl.report.power import power
 from rankrl.report.read import SweepRecords
-from rankrl.report.stats import CELL, grouped, summary
+from rankrl.report.statistics import evaluation
+from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
+from rankrl.report.statistics.cells import CELL, grouped, summary
+from rankrl.report.statistics.compare import compared
+from rankrl.report.statistics.pareto import pareto, pareto_points
+from rankrl.report.statistics.power import power
 from rankrl.report.words import words
 
 GROUPS = {"cells": CELL, "ranks": ("arm", "rank"), "batches": ("arm", "batch_size"), "arms": ("arm",)}

@@ -10,7 +10,7 @@ from typing import Any
 
 from rankrl.report.curves import aligned, band
 from rankrl.report.read import SweepRecords, curve
-from rankrl.report.stats import by_key
+from rankrl.report.statistics.cells import by_key
 
 DIRECTORY = "_aggregate"
 CURVES = {

@@ -1,12 +1,12 @@
 """The report in sentences, the answer first. None says more than its interval: "higher" stands only where the verdict of a
-corrected comparison (report/family.py) does, and a risk is never "zero"."""
+corrected comparison (report/statistics/family.py) does, and a risk is never "zero"."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rankrl.report.family import Row
-from rankrl.report.power import named
+from rankrl.report.statistics.family import Row
+from rankrl.report.statistics.power import named
 
 MOST_RANKS = 12
 """Sentences on ranks; a larger sweep keeps to the reference arm and those that may be the best."""

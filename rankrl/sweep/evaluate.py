@@ -21,8 +21,8 @@ from rankrl.recipe.allocation import module_shapes
 from rankrl.recipe.architecture import EMBEDDED
 from rankrl.recipe.check import require
 from rankrl.recipe.scale import Model, Scale
-from rankrl.report.passk import pass_rows, pass_table
 from rankrl.report.read import read_result
+from rankrl.report.statistics.passk import pass_rows, pass_table
 from rankrl.sweep.base import base_samples, cache_file, sample_rows
 from rankrl.sweep.identity import LOADER, flat
 

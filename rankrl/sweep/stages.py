@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rankrl.recipe.plan import Run
 from rankrl.report.read import CONFIRM, read_plan, read_sweep
-from rankrl.report.sequential import propose
+from rankrl.report.statistics.sequential import propose
 
 
 def staged(runs: list[Run]) -> bool:

@@ -22,7 +22,7 @@ from rankrl.report.figures.canvas import (
     zero_line,
 )  # fmt: skip
 from rankrl.report.figures.series import GAIN, Row
-from rankrl.report.stats import outcome_gain
+from rankrl.report.statistics.cells import outcome_gain
 
 MOST_MAPS = 6
 

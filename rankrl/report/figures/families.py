@@ -18,7 +18,7 @@ from rankrl.report.figures.canvas import (
     zero_line,
 )  # fmt: skip
 from rankrl.report.figures.series import GAIN, Ends, Point, Row, dots, lines, signal
-from rankrl.report.stats import outcome_gain
+from rankrl.report.statistics.cells import outcome_gain
 
 
 def gain_by_rank(results: list[Row], families: list[Row]) -> Canvas | None:

@@ -26,7 +26,7 @@ from rankrl.report.figures.canvas import (
     zero_line,
 )  # fmt: skip
 from rankrl.report.figures.series import GAIN, Row, style
-from rankrl.report.stats import outcome_gain
+from rankrl.report.statistics.cells import outcome_gain
 
 Curves = dict[str, Curve]
 """By run_id."""

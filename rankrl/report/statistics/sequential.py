@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from rankrl.report.compare import MARGIN
-from rankrl.report.intervals import EQUAL, shrunk
-from rankrl.report.stats import CELL, Result, by_key, outcome_gain
+from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
+from rankrl.report.statistics.compare import MARGIN
+from rankrl.report.statistics.intervals import EQUAL, shrunk
 
 ALPHA = 0.05
 Cell = tuple[str, int, int]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from rankrl.report.intervals import EQUAL, LEVEL, t_interval, t_quantile
+from rankrl.report.statistics.intervals import EQUAL, LEVEL, t_interval, t_quantile
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from rankrl.report.stats import CELL, Result, by_key, outcome_gain
+from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
 
 RESAMPLES = 500
 

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from rankrl.report.page_table import data
+from rankrl.report.page.table import data
 from rankrl.report.read import curve
 
 SERIES = {

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rankrl.report import page_sections as sections
-from rankrl.report import page_settings
 from rankrl.report.ledger import Entry, counts, rows
-from rankrl.report.page_columns import LEDGER, PROBLEMS, RANK, RUNS, Column, interval, number, percents, signed
-from rankrl.report.page_data import curve_scripts
-from rankrl.report.page_sections import NOTES, section
-from rankrl.report.page_table import table
+from rankrl.report.page import sections, settings
+from rankrl.report.page.columns import LEDGER, PROBLEMS, RANK, RUNS, Column, interval, number, percents, signed
+from rankrl.report.page.data import curve_scripts
+from rankrl.report.page.sections import NOTES, section
+from rankrl.report.page.table import table
 from rankrl.report.read import SweepRecords
 
 if TYPE_CHECKING:
@@ -173,10 +172,10 @@ def _ledger(entries: list[Entry]) -> str:
 
 def _settings(sweep: SweepRecords) -> str:
     """What each rank derives, what differs by arm, and on demand everything else."""
-    found = page_settings.settings(sweep.directory, sweep.results)
+    found = settings.settings(sweep.directory, sweep.results)
     if not found:
         return ""
-    rows, (differ, same) = page_settings.derived(found), page_settings.split(found)
+    rows, (differ, same) = settings.derived(found), settings.split(found)
     knobs = {key: Column(key, number) for row in rows for key in row if key not in ("arm", "rank")}
     arms = {arm: Column(arm or "value", str, False) for row in differ for arm in row if arm != "setting"}
     name = {"setting": Column("setting", str, False)}

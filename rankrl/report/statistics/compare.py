@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from rankrl.report.family import Row, holm, judge, paired, seed_blocks, t_test
-from rankrl.report.intervals import EQUAL, LEVEL, sd_of_mean, seeds_for_difference, shrunk
-from rankrl.report.stats import CELL, Result, by_key, outcome_gain
+from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
+from rankrl.report.statistics.family import Row, holm, judge, paired, seed_blocks, t_test
+from rankrl.report.statistics.intervals import EQUAL, LEVEL, sd_of_mean, seeds_for_difference, shrunk
 
 MARGIN = 0.01
 """Gain that a low rank may lose against the reference and still be called non-inferior."""

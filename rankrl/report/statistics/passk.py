@@ -8,7 +8,7 @@ from math import comb
 from statistics import fmean
 from typing import Any
 
-from rankrl.report.intervals import t_interval
+from rankrl.report.statistics.intervals import t_interval
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rankrl.report.intervals import t_interval
-from rankrl.report.stats import CELL, Result, by_key
+from rankrl.report.statistics.cells import CELL, Result, by_key
+from rankrl.report.statistics.intervals import t_interval
 
 RESAMPLES = 400
 MOST_ROWS = 5_000_000

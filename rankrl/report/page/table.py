@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from rankrl.report.page_columns import Column
+from rankrl.report.page.columns import Column
 
 Row = dict[str, Any]
 VISIBLE_ROWS = 100

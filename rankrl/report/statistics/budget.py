@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from rankrl.report.intervals import t_quantile
-from rankrl.report.stats import CELL, Result, by_key, outcome_gain, size_of
+from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain, size_of
+from rankrl.report.statistics.intervals import t_quantile
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHORTEST_S = 1e-3

@@ -5,10 +5,10 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from rankrl.report import page_columns as columns
-from rankrl.report.page_columns import Column
-from rankrl.report.page_table import Row, table
-from rankrl.report.power import named
+from rankrl.report.page import columns
+from rankrl.report.page.columns import Column
+from rankrl.report.page.table import Row, table
+from rankrl.report.statistics.power import named
 
 NOTES = {
     "ranks": (
