@@ -15,7 +15,7 @@ from browser import browser
 from rankrl.report.ledger import Entry
 from rankrl.report.page.columns import RUNS
 from rankrl.report.page.data import packed, quantise
-from rankrl.report.page.html import page
+from rankrl.report.page.html import key_numbers, page
 from rankrl.report.page.settings import derived, flat, resolved, split
 from rankrl.report.page.table import data, table
 from rankrl.report.read import SweepRecords
@@ -188,6 +188,21 @@ def test_the_page_says_what_is_open_and_needs_no_network(tmp_path):
     assert "1 problem<" in text and 'href="#problems"' in text
     assert set(re.findall(r"https?://[\w.:]+", text)) == {"http://www.w3.org", "http://localhost:6006"}
     assert not re.search(r"<(link|iframe|img)\b|@import|url\((?!#)", text)
+
+
+def test_key_numbers_are_those_of_the_reference_arm():
+    row = {"rank": 1, "blocked_ci95": None, "blocked_risk_ci95": [0.0, 0.975], "negative_runs": 0, "n_seeds": 1}
+    rows = [row | {"arm": arm, "mean_gain": gain} for arm, gain in (("control", 0.1), ("off", 0.2), ("on", 0.3))]
+    summary = {"ranks": rows, "footprint": [], "n_runs": 3, "n_planned": 4, "comparisons": [{"against": "off"}]}
+    shown = [(name, value) for name, value, _ in key_numbers(summary)]
+    assert shown == [
+        ("Runs counted", "3"),
+        ("off, rank 1, mean gain", "+0.2000"),
+        ("on, rank 1, highest mean", "+0.3000"),
+        ("off, rank 1, negative runs", "0 of 1"),
+    ]
+    shown = [name for name, _, _ in key_numbers(summary | {"comparisons": []})]
+    assert shown[1] == "control, rank 1, mean gain"
 
 
 @pytest.mark.pipeline

@@ -274,6 +274,25 @@ def test_items_and_seeds_are_told_apart():
     assert [(row["source"], round(row["mean_gain"], 3)) for row in by_source(answers)] == [("x", 0.5), ("y", 0.1)]
 
 
+def test_a_sweep_in_which_no_run_has_a_score_has_no_report(tmp_path):
+    root = small(tmp_path)
+    lost = {
+        "status": "failed",
+        "gain": None,
+        "base_score": None,
+        "final_score": None,
+        "best_score": None,
+        "error": "no GPU",
+    }
+    for path in root.glob("*/result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | lost))
+    with pytest.raises(
+        ValueError, match=r"that has a score; r1-b16-s0: failed, counted as negative: no GPU"
+    ) as refused:
+        build(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("kept", ["metrics.jsonl", ""])
 def test_a_run_without_run_yaml_and_result_is_named(tmp_path, kept):
     root = small(tmp_path)

@@ -36,18 +36,22 @@ class SweepRecords:
 
 
 def find_sweeps(directory: Path) -> list[SweepRecords]:
-    """Records of the sweep in `directory`, or of each sweep below it. Raises ValueError if there is none, or a mixed one."""
+    """Records of the sweep in `directory`, or of each sweep below it that has measured a score.
+
+    Raises ValueError if there is none, or a mixed one.
+    """
     if not directory.is_dir():
         raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
     sweeps = [directory] if _runs(directory) else sorted(p for p in directory.iterdir() if p.is_dir() and _runs(p))
     records = [read_sweep(path) for path in sweeps]
-    if not any(record.results for record in records):
+    told = [record for record in records if any(result["base_score"] is not None for result in record.results)]
+    if not told:
         named = [f"{p['run']}: {p['problem']}" for record in records for p in record.problems if p["run"]]
         raise ValueError(
-            f"DIR: got {str(directory)!r}, allowed: a directory with at least one finished run (result.json)"
+            f"DIR: got {str(directory)!r}, allowed: a directory with a result.json at least that has a score"
             + (f"; {'; '.join(named[:3])}" if named else "")
         )
-    return [record for record in records if record.results]
+    return told
 
 
 def _runs(directory: Path) -> list[Path]:

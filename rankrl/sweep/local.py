@@ -76,8 +76,12 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
     if report and any(root.glob("*/result.json")):
         from rankrl.report.build import build, print_table
 
-        for summary in build(root):
-            print_table(summary)
+        try:
+            for summary in build(root):
+                print_table(summary)
+        except ValueError as error:  # no run has a score, say: why is told, and the runs' own failures stay the outcome
+            say(f"no report: {error}")
+            return code or 1
     return code
 
 

@@ -108,7 +108,9 @@ def _list(lines: list[str]) -> str:
 def key_numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, about) of the few numbers to see first; as HTML."""
     ranks, footprint = summary["ranks"], summary["footprint"]
-    low, high = min(ranks, key=lambda row: row["rank"]), max(ranks, key=lambda row: row["mean_gain"])
+    compared = {row["against"] for row in summary["comparisons"]}  # the reference arm, if there are arms
+    low = min(ranks, key=lambda row: (row["rank"], row["arm"] not in compared))
+    high = max(ranks, key=lambda row: row["mean_gain"])
     planned = summary["n_planned"]
     shown = [("Runs counted", number(summary["n_runs"]), f"of {planned:,} planned" if planned else "no plan on record")]
     for row, what in ((low, "mean gain"), (high, "highest mean")):
