@@ -15,7 +15,7 @@ from rankrl.report.statistics.sequential import below, deal, half_sequence, ocba
 from rankrl.report.summary import sweep_summary
 from rankrl.sweep import local
 from rankrl.sweep.stages import keep_back, next_stage
-from rankrl.sweep.tasks import left
+from rankrl.sweep.tasks import left, print_tasks
 
 
 def test_ocba_by_hand():
@@ -129,6 +129,23 @@ def test_a_failed_run_is_an_outcome_of_its_stage(tmp_path):
     (directory / "result.json").write_text(json.dumps(result(now[-1], Grown(0.1, 10, 1.0), "failed")))
     then, why = next_stage(runs, tmp_path)
     assert why.startswith("next stage") and len(then) == 6
+
+
+def test_each_submission_gives_out_a_stage(tmp_path, capsys):
+    runs = runs_of("seeds", "ranks=[1,32]", "scale.slurm.runs_per_task=4")
+    said = print_tasks(runs, tmp_path)
+    root, array, _, *tasks = capsys.readouterr().out.splitlines()
+    assert said == "first stage: 3 seeds for every cell; 6 runs: 6 to do"
+    assert (root, array.split()[0]) == (str(tmp_path / "seeds"), "--array=0-1")
+    assert tasks == ["r1-b16-s0,r1-b16-s1,r1-b16-s2", "r32-b16-s0,r32-b16-s1,r32-b16-s2"]
+    for run in runs:
+        if run.seed < 3:
+            write_run(tmp_path / "seeds" / run.run_id, run, Grown(0.1 + 0.01 * run.seed, 10, 1.0), items=0)
+    assert print_tasks(runs, tmp_path).endswith("; 6 runs; 6 runs: 6 to do")
+    given = ",".join(capsys.readouterr().out.splitlines()[3:]).split(",")
+    assert len(given) == 6 and all(3 <= int(name.split("-s")[1]) < 12 for name in given)
+    assert print_tasks(runs, tmp_path) == "6 runs of this stage are left; 12 runs: 6 finished, 6 to do"
+    assert ",".join(capsys.readouterr().out.splitlines()[3:]).split(",") == given
 
 
 def test_runs_of_seeds_that_are_kept_back_choose_nothing(tmp_path):
