@@ -9,7 +9,7 @@ from conftest import rankrl, runs_of
 from records import Grown, drawn, result, small, write_run
 from test_stats import plain
 
-from rankrl.report.ledger import write_plan
+from rankrl.report.ledger import ledger, write_plan
 from rankrl.report.read import read_plan, read_sweep
 from rankrl.report.statistics.sequential import below, deal, half_sequence, ocba, propose, propose_more
 from rankrl.report.summary import sweep_summary
@@ -176,6 +176,8 @@ def test_a_result_that_reading_refuses_is_left_to_do(tmp_path):
     path = tmp_path / "small" / "r8-b16-s1" / "result.json"
     path.write_text(path.read_text().replace('"rank": 8', '"rank": "eight"'))
     assert [run.run_id for run in left(runs, tmp_path / "small")[0]] == ["r8-b16-s1"]
+    (told,) = [entry for entry in ledger(tmp_path / "small") if entry.state != "finished"]
+    assert (told.state, told.note) == ("stopped", "result.json: rank is 'eight', no count; starts again")
 
 
 def test_a_failure_in_an_early_stage_is_told_at_the_end(tmp_path, monkeypatch):

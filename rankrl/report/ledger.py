@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.plan import Run
-from rankrl.report.read import PLAN, last_line, read_plan, read_result
+from rankrl.report.read import PLAN, last_line, read_plan, read_result, refused
 
 TASKS = "slurm"
 STALE_S = 60
@@ -94,11 +94,11 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str]
         return Entry(run_id, "queued", step, steps, attempts, None, f"job {task}{before}")
     if result:
         return Entry(run_id, "failed", step, steps, attempts, None, result.get("error", ""))
-    if attempts:
+    wrong = refused(directory)
+    if attempts or wrong:
         saved = (directory / "checkpoint" / "state.pt").exists()
-        return Entry(
-            run_id, "stopped", step, steps, attempts, None, "resumes at its checkpoint" if saved else "starts again"
-        )
+        goes_on = "resumes at its checkpoint" if saved else "starts again"
+        return Entry(run_id, "stopped", step, steps, attempts, None, f"{wrong}; {goes_on}" if wrong else goes_on)
     return Entry(run_id, "planned", 0, steps, 0, None, "")
 
 

@@ -111,17 +111,23 @@ def _read_run(run: Path) -> tuple[dict[str, Any] | None, str]:
     path = run / "result.json"
     if not path.exists():
         return None, "partial: begun, and no result.json yet"
+    content, wrong = _read(path)
+    if content is None:
+        return None, wrong
+    if content["run_id"] != run.name:
+        copied = (run.parent / content["run_id"] / "result.json").exists()
+        return None, f"{'duplicate' if copied else 'foreign'}: its result.json is that of {content['run_id']}"
+    return {key: content[key] for key in RESULT_KEYS} | {"error": _error(content)}, ""
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """(a result.json, ""), or (None, why the report refuses it)."""
     try:
         content = read_json(path)
     except ValueError as error:
         return None, f"result.json: {error}"
     wrong = result_problem(content)
-    if wrong:
-        return None, f"result.json: {wrong}"
-    if content["run_id"] != run.name:
-        copied = (run.parent / content["run_id"] / "result.json").exists()
-        return None, f"{'duplicate' if copied else 'foreign'}: its result.json is that of {content['run_id']}"
-    return {key: content[key] for key in RESULT_KEYS} | {"error": _error(content)}, ""
+    return (None, f"result.json: {wrong}") if wrong else (content, "")
 
 
 def _error(result: dict[str, Any]) -> str:
@@ -253,10 +259,11 @@ def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
 
 def read_result(directory: Path) -> dict[str, Any] | None:
     """result.json of a run directory; None if there is none, or one that the report refuses: the sweep does such a run again."""
-    try:
-        result = read_json(directory / "result.json")
-    except ValueError:
-        return None
-    if result_problem(result):
-        return None
-    return result | {"error": _error(result)}
+    content, _ = _read(directory / "result.json")
+    return content and content | {"error": _error(content)}
+
+
+def refused(directory: Path) -> str:
+    """Why the report does not take the result.json of a run directory; "" if it does, or there is none."""
+    path = directory / "result.json"
+    return _read(path)[1] if path.exists() else ""
