@@ -23,11 +23,11 @@ board: $(READY)
 	$(VENV)/bin/tensorboard --logdir $(RUNS)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m "not pipeline" -n 2
+	$(VENV)/bin/python -m pytest -m "not pipeline" -n 2 --dist loadfile
 	$(VENV)/bin/python -m pytest -m pipeline --durations=12
 
 quick: $(READY)
-	$(VENV)/bin/python -m pytest -m "not pipeline and not slow" -n 2
+	$(VENV)/bin/python -m pytest -m "not pipeline and not slow" -n 2 --dist loadfile
 
 bench: $(READY)
 	$(VENV)/bin/python bench/bench.py

@@ -147,6 +147,7 @@ def counted_bytes(name, layers, tokens, checkpointing, logits):
     return counter.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize(("name", "logits"), [("qwen3-8b", True), ("qwen3-30b-a3b", False)])
 def test_activations_are_no_more_than_said(stack, name, checkpointing, logits):

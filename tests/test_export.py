@@ -121,6 +121,7 @@ def test_the_serving_copy_has_one_rank_and_scale_1(trained, exported):
     assert original["rank_pattern"] and original["alpha_pattern"]
 
 
+@pytest.mark.slow
 def test_the_card_has_recipe_scores_and_intervals(exported):
     card = (exported / "README.md").read_text()
     assert "| this run | 0.5000 [-5.8531, 6.8531] |" in card  # t interval of two items

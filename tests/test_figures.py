@@ -71,6 +71,7 @@ def drawn(sweep, summary, tmp_path_factory):
     return draw(sweep, summary, tmp_path_factory.mktemp("figures"))
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_and_labelled(drawn):
     assert [figure.name for figure in drawn] == list(LABELS)
     for figure in drawn:
@@ -82,6 +83,7 @@ def test_every_figure_is_drawn_and_labelled(drawn):
         assert figure.title and figure.caption.endswith(".") and figure.alt.endswith(".")
 
 
+@pytest.mark.slow
 def test_figures_can_stand_in_one_page(drawn):
     """Ids are unique over all figures, what refers to one finds it, and no rule of style reaches further than its figure."""
     svgs = [figure.path.read_text() for figure in drawn]
@@ -95,6 +97,7 @@ def test_figures_can_stand_in_one_page(drawn):
     )
 
 
+@pytest.mark.slow
 def test_ink_follows_light_and_dark(drawn):
     for figure in drawn:
         svg = figure.path.read_text()
@@ -103,6 +106,7 @@ def test_ink_follows_light_and_dark(drawn):
         assert "<metadata>" not in svg and "prefers-color-scheme:dark" in svg
 
 
+@pytest.mark.slow
 def test_bytes_are_the_same_each_time(drawn, sweep, summary, tmp_path):
     again = {}
     with look():
@@ -119,12 +123,14 @@ def test_bytes_are_the_same_each_time(drawn, sweep, summary, tmp_path):
                 )
 
 
+@pytest.mark.slow
 def test_alternative_text_has_the_numbers(drawn, summary):
     alt = {figure.name: figure.alt for figure in drawn}
     low, middle, high = (row["mean_gain"] for row in summary["ranks"])
     assert alt["gain_by_rank"] == f"Mean gain by rank. rank 1: {low:.4g}; rank 8: {middle:.4g}; rank 32: {high:.4g}."
 
 
+@pytest.mark.slow
 def test_what_has_no_data_is_left_out(tmp_path):
     runs = records.grid("one", "low_rank", "ranks=[4]", "batch_sizes=[16]", "seeds=[0,1]", "steps=5")
     root = records.write_all(tmp_path / "one", runs, records.drawn(runs, {"": 0.2}, 0.02), items=0)
@@ -267,6 +273,7 @@ def test_without_tensorboard_one_line_says_so(sweep, monkeypatch, capsys):
     assert capsys.readouterr().out == "report: no margin charts for TensorBoard, which is not installed here\n"
 
 
+@pytest.mark.slow
 def test_no_torch_is_imported(sweep):
     code = (
         "import sys, pathlib\n"

@@ -232,6 +232,7 @@ def test_a_worker_that_dies_idle_costs_nothing_and_a_call_ends_in_time(warm):
     assert warm.prove(SURDS[1:3], -1) == ["timeout", "timeout"]
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_graded():
     script = (
         "import os, rankrl.reward.grade as g; grader = g.Grader(1); "

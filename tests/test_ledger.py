@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, rankrl, runs_of
 from records import record
 
+from rankrl.cli import main
 from rankrl.recipe.load import load_scale
 from rankrl.report.ledger import attempts_file, ledger, living_owner, write_plan
 from rankrl.sweep import owner
@@ -224,7 +225,7 @@ def test_a_lock_whose_number_is_now_another_process_does_not_count(tmp_path):
         ({"a": (None, "old"), "b": (None, None)}, "nothing"),
     ],
 )
-def test_what_an_attempt_came_to(tmp_path, runs, word):
+def test_what_an_attempt_came_to(tmp_path, capsys, runs, word):
     begun = tmp_path / "begun"
     begun.touch()
     os.utime(begun, (1000, 1000))
@@ -234,8 +235,8 @@ def test_what_an_attempt_came_to(tmp_path, runs, word):
             file.parent.mkdir(parents=True)
             file.write_text(json.dumps(record(status or "failed")))
             os.utime(file, (1001, 1001) if when == "new" else (999, 999))
-    done = rankrl("outcome", str(tmp_path), ",".join(runs), str(begun))
-    assert done.stdout == word + "\n", done.stderr
+    assert main(["outcome", str(tmp_path), ",".join(runs), str(begun)]) == 0
+    assert capsys.readouterr().out == word + "\n"
 
 
 def stubs(directory: Path, **bodies: str) -> str:

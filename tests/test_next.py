@@ -5,10 +5,11 @@ from math import inf
 
 import numpy as np
 import pytest
-from conftest import rankrl, runs_of
+from conftest import runs_of
 from records import Grown, drawn, result, small, write_run
 from test_stats import plain
 
+from rankrl.cli import main
 from rankrl.report.ledger import ledger, write_plan
 from rankrl.report.read import read_plan, read_sweep
 from rankrl.report.statistics.sequential import below, deal, half_sequence, ocba, propose, propose_more
@@ -69,16 +70,16 @@ def test_it_stops_when_one_cell_is_above_all():
     assert (found["stop"], found["why"]) == (True, "rank 32, batch 16 is above every other cell")
 
 
-def test_a_budget_below_one_is_refused_in_one_line(tmp_path):
+def test_a_budget_below_one_is_refused_in_one_line(tmp_path, capsys):
     small(tmp_path)
-    done = rankrl("next", str(tmp_path), "--budget", "0")
-    assert done.returncode == 2
-    assert done.stderr == "rankrl: --budget: got 0, allowed: a number of runs, at least 1\n"
-    done = rankrl("next", str(tmp_path), "--budget", "3", "--json")
-    cells = json.loads(done.stdout)["small"]["cells"]
+    assert main(["next", str(tmp_path), "--budget", "0"]) == 2
+    assert capsys.readouterr().err == "rankrl: --budget: got 0, allowed: a number of runs, at least 1\n"
+    assert main(["next", str(tmp_path), "--budget", "3", "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["small"]["cells"]
     assert sum(row["add"] for row in cells) == 3 and all(min(row["seeds"]) == 2 for row in cells)
 
 
+@pytest.mark.slow
 def test_stages_follow_from_what_lies_on_disk(tmp_path):
     """First 3 seeds of 6 cells, then 6 runs a stage of seeds 3 to 11, then the seeds that were kept back, then nothing."""
     runs = runs_of("seeds")

@@ -169,6 +169,7 @@ def test_settings_are_told_apart_by_arm():
     assert flat({"a": {"b": [1, 2], "c": {}}}) == {"a.b": "[1, 2]", "a.c": "{}"}
 
 
+@pytest.mark.slow
 def test_a_hostile_run_yaml_stays_small(tmp_path):
     path = tmp_path / "run.yaml"
     aliases = "r: &r\n" + "".join(f"  k{i}: *r\n" for i in range(9))

@@ -40,6 +40,7 @@ def test_a_difference_that_holds_is_said_with_its_interval(tmp_path):
     assert "1 of 5 runs negative, risk 0.01 to 0.72" in found["words"][1]
 
 
+@pytest.mark.slow
 def test_every_verdict_agrees_with_its_interval(tmp_path):
     """Over many random sweeps: no sentence of order where the family's interval holds 0."""
     runs = grid("arms", "ablate_init", "steps=60")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,10 +97,16 @@ def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, Any
     return recipe_layer, (names or ["nano"])[-1], scale_layer
 
 
+@cache
+def _schema(kind: type) -> Any:
+    """The schema with its defaults; `merge` copies it."""
+    return OmegaConf.structured(kind)
+
+
 def build(kind: type[T], *layers: dict[str, Any]) -> T:
     """Merges `layers` over the schema and checks the result. Raises ValueError, one line, naming the key."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), *layers)
+        merged = OmegaConf.merge(_schema(kind), *layers)  # type: ignore[arg-type]
         missing = OmegaConf.missing_keys(merged)
         if not missing:
             return OmegaConf.to_object(merged)  # type: ignore[return-value]
@@ -113,7 +120,7 @@ def _diagnosis(kind: type, layers: Sequence[dict[str, Any]], error: Exception) -
     for layer in layers:
         for key, value in layer.items():
             try:
-                OmegaConf.merge(OmegaConf.structured(kind), {key: value})
+                OmegaConf.merge(_schema(kind), {key: value})
             except Exception as cause:
                 if isinstance(cause, ConfigKeyError):
                     return f"{cause.full_key}: {_one_line(cause)}"

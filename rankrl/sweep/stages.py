@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rankrl.recipe.plan import Run
 from rankrl.report.read import CONFIRM, read_plan, read_sweep
-from rankrl.report.statistics.sequential import propose
 
 
 def staged(runs: list[Run]) -> bool:
@@ -32,6 +31,8 @@ def next_stage(runs: list[Run], root: Path) -> tuple[list[Run], str]:
     left = [run for run in planned if run.run_id not in done]
     if left:
         return planned, f"{len(left)} runs of this stage are left"
+    from rankrl.report.statistics.sequential import propose  # scipy, which most sweeps need not wait for
+
     kept_back = set(seeds[len(seeds) - stages.confirm :])
     names = {run.run_id for run in runs if run.seed not in kept_back}
     choosing = [result for result in results if result["run_id"] in names]
