@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 import torch
 from conftest import ROOT, runs_of
+
+from rankrl.adapter.start import Start
+from rankrl.recipe.init import Init
 
 pytestmark = pytest.mark.pipeline
 
@@ -19,35 +24,68 @@ ZERO3 = (
 )
 
 
-def first_steps(directory, *overrides):
-    """(adapter after one step, line of step 1, line of step 2)."""
+@dataclass
+class Begun:
+    """What a run comes to at its beginning."""
+
+    starts: list[Start]
+    """Of `INITS`."""
+    weights: list[dict[str, torch.Tensor]]
+    """A worker's adapter after one step."""
+    line: dict[str, Any]
+    """Metrics of step 1."""
+    next_line: dict[str, Any]
+
+
+SAMPLED = {"prompts": 16, "samples_per_prompt": 8}
+INITS = [
+    *(Init(method) for method in ("rlpo", "rlmo", "pissa", "olora")),
+    Init("eva", **SAMPLED),
+    Init("pg_subspace", **SAMPLED),
+    Init("pg_subspace", fisher=True, off_principal=4, **SAMPLED),
+]
+
+
+def begin(directory, *overrides, inits=()) -> Begun:
+    from rankrl.sweep.local import prepare_process
+
+    prepare_process(4)
     from rankrl.ppo.loop import RunTrainer
     from rankrl.sweep.worker import Bench
 
     run = runs_of("demo", *ONE_UPDATE, *overrides)[0]
     with Bench([run], directory) as bench:
+        starts = [bench.start(run, init) for init in inits]
         trainer = RunTrainer(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)
         trainer.attach()
         line = trainer.step(0)
         states = ray.get(bench.services.policy.async_run_method("state", run.run_id))
-        return [state["weights"] for state in states], line, trainer.step(1)
+        return Begun(starts, [state["weights"] for state in states], line, trainer.step(1))
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory) -> Begun:
     """ZeRO-2, one policy and one value worker."""
-    from rankrl.sweep.local import prepare_process
+    return begin(tmp_path_factory.mktemp("zero2"), inits=INITS)
 
-    prepare_process(3)
-    return first_steps(tmp_path_factory.mktemp("zero2"))
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Begun:
+    """ZeRO-3 on two policy and two value workers."""
+    return begin(tmp_path_factory.mktemp("zero3"), *ZERO3, inits=INITS)
+
+
+@pytest.fixture(scope="module")
+def sharded_once(tmp_path_factory) -> Begun:
+    """ZeRO-3 on two workers, policy and value on one base."""
+    return begin(tmp_path_factory.mktemp("zero3"), *ZERO3, "scale.placement.critic_per_node=0")
 
 
 def test_policy_and_value_on_one_base_are_the_same_run(plain, tmp_path):
     """Bit for bit, in the second step as well, which depends on the values of the first."""
-    (weights,), line, next_line = plain
-    (shared,), shared_line, shared_next = first_steps(tmp_path, "scale.placement.critic_per_node=0")
-    assert all(torch.equal(weights[name], shared[name]) for name in weights)
-    for ours, theirs in ((shared_line, line), (shared_next, next_line)):
+    shared = begin(tmp_path, "scale.placement.critic_per_node=0")
+    assert all(torch.equal(weights, shared.weights[0][name]) for name, weights in plain.weights[0].items())
+    for ours, theirs in ((shared.line, plain.line), (shared.next_line, plain.next_line)):
         assert {k: v for k, v in ours.items() if not k.endswith("_s")} == {
             k: v for k, v in theirs.items() if not k.endswith("_s")
         }
@@ -55,58 +93,37 @@ def test_policy_and_value_on_one_base_are_the_same_run(plain, tmp_path):
 
 def test_policy_value_and_engine_on_one_gpu_are_the_same_run(plain, tmp_path):
     """On one pretended GPU, of which each takes a third."""
-    (weights,), line, _ = plain
-    (colocated,), colocated_line, _ = first_steps(
-        tmp_path, "scale.placement.colocated=true", "scale.placement.engine_memory=0.5"
-    )
-    assert all(torch.equal(weights[name], colocated[name]) for name in weights)
-    assert colocated_line["grad_norm"] == line["grad_norm"]
+    colocated = begin(tmp_path, "scale.placement.colocated=true", "scale.placement.engine_memory=0.5")
+    assert all(torch.equal(weights, colocated.weights[0][name]) for name, weights in plain.weights[0].items())
+    assert colocated.line["grad_norm"] == plain.line["grad_norm"]
 
 
-@pytest.mark.parametrize("overrides", [(), ("scale.placement.critic_per_node=0",)], ids=["two bases", "one base"])
-def test_zero2_and_zero3_agree_after_the_first_update(plain, tmp_path, overrides):
-    (plain,), line, _ = plain
-    (left, right), sharded_line, next_line = first_steps(tmp_path, *ZERO3, *overrides)
+@pytest.mark.parametrize("other", ["sharded", "sharded_once"])
+def test_zero2_and_zero3_agree_after_the_first_update(plain, other, request):
+    found = request.getfixturevalue(other)
+    whole, (left, right) = plain.weights[0], found.weights
     for name in left:
         assert torch.equal(left[name], right[name])  # both workers hold the same adapter
-    assert sharded_line["accuracy"] == line["accuracy"]  # the same tokens were sampled
-    assert sharded_line["grad_norm"] == pytest.approx(line["grad_norm"], rel=0.02)
+    assert found.line["accuracy"] == plain.line["accuracy"]  # the same tokens were sampled
+    assert found.line["grad_norm"] == pytest.approx(plain.line["grad_norm"], rel=0.02)
     moved = {
-        name: torch.cat([w[name].flatten() for w in (plain, left)]).view(2, -1)
-        for name in plain
+        name: torch.cat([w[name].flatten() for w in (whole, left)]).view(2, -1)
+        for name in whole
         if name.endswith("lora_B")
     }
     cosine = torch.nn.functional.cosine_similarity(*torch.cat(list(moved.values()), dim=1), dim=0)
     assert cosine > 0.98  # Adam's first step is a sign, so entries with a gradient near zero may flip
-    assert next_line["kl_step"] > 0 and next_line["sync_gap_nats"] < 0.01
+    assert found.next_line["kl_step"] > 0 and found.next_line["sync_gap_nats"] < 0.01
 
 
-def test_sharded_bases_give_the_starts_of_whole_ones(tmp_path):
+def test_sharded_bases_give_the_starts_of_whole_ones(plain, sharded):
     """A naive implementation would see empty weights, or half of the samples."""
-    from rankrl.recipe.init import Init
-    from rankrl.sweep.local import prepare_process
-
-    prepare_process(4)
-    from rankrl.sweep.worker import Bench
-
-    sampled = {"prompts": 16, "samples_per_prompt": 8}
-    inits = [
-        *(Init(method) for method in ("rlpo", "rlmo", "pissa", "olora")),
-        Init("eva", **sampled),
-        Init("pg_subspace", **sampled),
-        Init("pg_subspace", fisher=True, off_principal=4, **sampled),
-    ]
-    starts = []
-    for name, overrides in (("whole", ()), ("sharded", ZERO3)):
-        run = runs_of("demo", *ONE_UPDATE, *overrides)[0]
-        with Bench([run], tmp_path / name) as bench:
-            starts.append([bench.start(run, init) for init in inits])
-    for init, whole, sharded in zip(inits, *starts, strict=True):
-        for module, rows in whole.rows.items():
-            assert rows.shape == (8, rows.shape[1]) and sharded.rows[module].norm() > 0
-            assert torch.allclose(rows, sharded.rows[module], atol=2e-3), (init.method, module)
-        for module, values in whole.values.items():
-            assert sharded.values[module] == pytest.approx(values, rel=1e-2, abs=1e-6)
+    for init, ours, theirs in zip(INITS, plain.starts, sharded.starts, strict=True):
+        for module, rows in ours.rows.items():
+            assert rows.shape == (8, rows.shape[1]) and theirs.rows[module].norm() > 0
+            assert torch.allclose(rows, theirs.rows[module], atol=2e-3), (init.method, module)
+        for module, values in ours.values.items():
+            assert theirs.values[module] == pytest.approx(values, rel=1e-2, abs=1e-6)
 
 
 def adam_path(rank: int, address: str, shard_from: int, results) -> None:

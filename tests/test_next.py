@@ -1,6 +1,7 @@
 """Which cells get the next seeds: literal allocations, the error rate of the stopping rule, stages from what lies on disk."""
 
 import json
+from contextlib import nullcontext
 from math import inf
 
 import numpy as np
@@ -181,19 +182,23 @@ def test_a_result_that_reading_refuses_is_left_to_do(tmp_path):
     assert (told.state, told.note) == ("stopped", "result.json: rank is 'eight', no count; starts again")
 
 
-def test_a_failure_in_an_early_stage_is_told_at_the_end(tmp_path, monkeypatch):
-    """All stages, in which runs end at once: the first one fails, and the code is 1."""
+def test_all_stages_train_on_one_bench_and_a_failure_in_the_first_is_told_at_the_end(tmp_path, monkeypatch):
+    """Runs that end at once; the first one fails, and the code is 1."""
     runs = runs_of("seeds", "ranks=[1,32]")
     grown = drawn(runs, {"": 0.1}, 0.02)
 
-    def ended(now, directory, execution):
-        for run in now:
+    def train(todo, bench):
+        for run in todo:
             content = result(run, grown[run.run_id], "failed" if run is runs[0] else "finished")
-            (directory / "seeds" / run.run_id).mkdir(exist_ok=True)
-            (directory / "seeds" / run.run_id / "result.json").write_text(json.dumps(content))
-        return int(runs[0] in now)
+            (tmp_path / "seeds" / run.run_id).mkdir(exist_ok=True)
+            (tmp_path / "seeds" / run.run_id / "result.json").write_text(json.dumps(content))
+        return True
 
-    monkeypatch.setattr(local, "_sweep", ended)
-    assert local._all_stages(runs, tmp_path, local.HERE) == 1
+    opened = []
+    monkeypatch.setattr(local, "_bench", lambda left, *_: opened.append(len(left)) or nullcontext("bench"))
+    monkeypatch.setattr(local, "_train", train)
+    assert local.sweep(runs, tmp_path) == 1
     assert len(read_plan(tmp_path / "seeds")) > 6
-    assert local._all_stages(runs, tmp_path, local.HERE) == 1
+    assert opened == [len(runs)]  # one bench for all stages, and none where nothing is left to do
+    assert local.sweep(runs, tmp_path) == 1
+    assert opened == [len(runs)]

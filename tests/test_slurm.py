@@ -156,7 +156,7 @@ def goes_on(root: Path, run_id: str, attempt: int) -> None:
 
 def test_two_submissions_at_once_then_the_time_limit_and_kill_of_a_driver(cluster, tmp_path):
     """Two tasks on two nodes, side by side. The one comes near its time limit, the driver of the other is killed."""
-    root, words = tmp_path / "low_rank", ("ranks=[1,8]", "seeds=[0,1]", "steps=24")
+    root, words = tmp_path / "low_rank", ("ranks=[1,8]", "seeds=[0,1]", "steps=16")
     other = [
         "sbatch",
         "--wait",
@@ -182,7 +182,7 @@ def test_two_submissions_at_once_then_the_time_limit_and_kill_of_a_driver(cluste
     wait_until(lambda: state(f"{array}_0") == "PENDING", root)
     slurm("scontrol", "update", f"JobId={array}_0", "TimeLimit=60")
     ended(root)
-    complete(root, ["r1-b16-s0", "r1-b16-s1", "r8-b16-s0", "r8-b16-s1"], 24)
+    complete(root, ["r1-b16-s0", "r1-b16-s1", "r8-b16-s0", "r8-b16-s1"], 16)
     assert "attempt 0 on vn" in (told := (root / "slurm" / f"{array}_0.log").read_text()) and "ended with 75" in told
     assert "ended with 137" in (root / "slurm" / f"{array}_1.log").read_text()
     for task in (0, 1):
@@ -200,7 +200,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster, tmp_path
     """Policy worker, engine, preemption, the loss of a node with its slurmd, and scancel, all under the second of two runs."""
     root, words = (
         tmp_path / "low_rank",
-        ("ranks=[1,8]", "seeds=[0]", "steps=48", "checkpoint_every=2", "parallel_runs=1"),
+        ("ranks=[1,8]", "seeds=[0]", "steps=32", "checkpoint_every=2", "parallel_runs=1"),
     )
     array = array_of(submit(tmp_path, *words), tasks=1)
     goes_on(root, "r8-b16-s0", attempt=1)
@@ -233,7 +233,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster, tmp_path
     array = array_of(submit(tmp_path, *words), tasks=1)
     assert (root / "slurm" / f"{array}.tasks").read_text() == "r8-b16-s0\n"
     ended(root)
-    complete(root, ["r1-b16-s0", "r8-b16-s0"], 48)
+    complete(root, ["r1-b16-s0", "r8-b16-s0"], 32)
     assert content(root / "r1-b16-s0") == finished
     began = attempts(root, "r8-b16-s0")
     assert began == sorted(began) and len(began) == 6 and began[1] >= 2, began
@@ -242,7 +242,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster, tmp_path
 def test_a_run_on_two_nodes_agrees_with_one_on_one_and_survives_the_loss_of_a_raylet(cluster, tmp_path, monkeypatch):
     """Policy and value workers on both nodes under ZeRO-3, an engine on each."""
     monkeypatch.setenv("RAY_START_OPTIONS", "--num-gpus=2 --num-cpus=3")
-    words = ("ranks=[4]", "seeds=[0]", "steps=12", "checkpoint_every=2", f"scale.deepspeed={ROOT}/ds_configs/zero3.json",
+    words = ("ranks=[4]", "seeds=[0]", "steps=8", "checkpoint_every=2", f"scale.deepspeed={ROOT}/ds_configs/zero3.json",
              "scale.placement.critic_per_node=0", "scale.placement.engines=2", "scale.placement.micro_batch=32")  # fmt: skip
     root = tmp_path / "low_rank"
     array = array_of(submit(tmp_path, *words, "scale.placement.nodes=2"), tasks=1)
@@ -253,7 +253,7 @@ def test_a_run_on_two_nodes_agrees_with_one_on_one_and_survives_the_loss_of_a_ra
     assert re.search(r"policy on vn(1 vn2|2 vn1); engines on vn(1 vn2|2 vn1)", training), training
     kill("raylet/raylet --raylet_socket_name", "vn2")
     ended(root)
-    complete(root, ["r4-b16-s0"], 12)
+    complete(root, ["r4-b16-s0"], 8)
     assert len(attempts(root, "r4-b16-s0")) >= 2
 
     alone = tmp_path / "one node"

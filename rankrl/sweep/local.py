@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -20,6 +22,9 @@ from rankrl.sweep.identity import check_identity
 from rankrl.sweep.owner import InUse, owned
 from rankrl.sweep.progress import say
 from rankrl.sweep.stages import keep_back, next_stage, staged
+
+if TYPE_CHECKING:
+    from rankrl.sweep.worker import Bench
 
 HERE = Execution()
 STOPPED = 75  # EX_TEMPFAIL: stopped, on request or by the loss of nodes, and resumable
@@ -68,11 +73,7 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
     for run in runs:
         check_identity(root / run.run_id, run)
     with owned(root) if report else nullcontext():
-        if report and staged(runs):
-            code = _all_stages(runs, directory, execution)
-        else:
-            write_plan(root, runs)
-            code = _sweep(runs, directory, execution)
+        code = _sweep(runs, _stages(runs, root) if report else iter([runs]), directory, execution)
     if report and any(root.glob("*/result.json")):
         from rankrl.report.build import build, print_table
 
@@ -85,56 +86,76 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
     return code
 
 
-def _all_stages(runs: list[Run], directory: Path, execution: Execution) -> int:
-    """Stage after stage, until none is left or one does not end. A run that failed in any of them makes the code 1."""
-    root, before = directory / runs[0].sweep, None
+def _stages(runs: list[Run], root: Path) -> Iterator[list[Run]]:
+    """The runs of one stage after the other, until none is left or one has not ended. Without stages: all."""
     keep_back(runs, root)
+    before = None
     while True:
-        now, why = next_stage(runs, root)
-        if now != before:
+        now, why = next_stage(runs, root) if staged(runs) else (runs, "")
+        if why and now != before:
             say(why)
         if not now or now == before:
-            results = [read_result(root / name) for name in read_plan(root)]
-            return int(any(result is None or result["status"] != "finished" for result in results))
-        write_plan(root, now)
-        if _sweep(now, directory, execution) == STOPPED:
-            return STOPPED
+            return
+        yield now
         before = now
 
 
-def _sweep(runs: list[Run], directory: Path, execution: Execution) -> int:
-    results = {run.run_id: read_result(directory / run.sweep / run.run_id) for run in runs}
-    todo = [run for run in runs if (results[run.run_id] or {}).get("status") not in ENDED]
-    say(f"{len(runs) - len(todo)} of {len(runs)} runs are finished, {len(todo)} to do")
-    if not todo:
-        return int(any(result["status"] != "finished" for result in results.values() if result))
-    parallel_runs = min(execution.parallel_runs or default_parallel_runs(todo), len(todo))
+def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execution: Execution) -> int:
+    """Trains what each stage gives out of `runs`, all on one bench, which opens for the first that has something to do."""
+    root = directory / runs[0].sweep
+
+    def status(run: Run) -> str:
+        return (read_result(root / run.run_id) or {}).get("status", "")
+
+    with ExitStack() as stack:
+        bench = None
+        for stage in stages:
+            write_plan(root, stage)
+            todo = [run for run in stage if status(run) not in ENDED]
+            say(f"{len(stage) - len(todo)} of {len(stage)} runs are finished, {len(todo)} to do")
+            if not todo:
+                continue
+            if bench is None:
+                left = [run for run in runs if status(run) not in ENDED]
+                bench = stack.enter_context(_bench(left, directory, execution))
+            if not _train(todo, bench):
+                return STOPPED
+    planned = read_plan(root)
+    return int(any(status(run) != "finished" for run in runs if run.run_id in planned))
+
+
+def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
+    """For as many of `runs` at once as this machine has room for."""
+    parallel_runs = min(execution.parallel_runs or default_parallel_runs(runs), len(runs))
     say(f"{parallel_runs} at a time")
     from rankrl.data.base_model import local_directory
 
     local_directory(runs[0].scale.model)  # a missing one is an error at once, not after Ray has started
     prepare_process(runs[0].scale.placement.gpus)
-    from rankrl.sweep.pool import train_all
-    from rankrl.sweep.worker import Bench, ClusterLost
+    from rankrl.sweep.worker import Bench
 
-    diverged = sum(result["status"] == "diverged" for result in results.values() if result)
+    return Bench(runs, directory, parallel_runs, execution.services == "per_run")
+
+
+def _train(todo: list[Run], bench: Bench) -> bool:
+    """False: stopped before all had ended."""
+    from rankrl.sweep.pool import train_all
+    from rankrl.sweep.worker import ClusterLost
+
     statuses: list[str] = []
     try:
-        with Bench(todo, directory, parallel_runs, execution.services == "per_run") as bench:
-            bench.base_samples()  # every run needs it
-            for status in train_all(todo, bench, parallel_runs):
-                statuses.append(status)
+        bench.base_samples()  # every run needs it
+        for status in train_all(todo, bench, min(bench.parallel_runs, len(todo))):
+            statuses.append(status)
     except ClusterLost as error:  # on a new cluster the same command goes on
         say(f"stopping: a part of the cluster is gone: {error}")
-        return STOPPED
+        return False
     except ValueError as error:  # of one run, when the others have ended
         if "stopped" not in statuses and not isinstance(error, InUse):
             raise
         say(str(error))
-        return STOPPED
-    if "stopped" in statuses:
-        return STOPPED
-    return int(diverged > 0 or set(statuses) != {"finished"})
+        return False
+    return "stopped" not in statuses
 
 
 def default_parallel_runs(runs: list[Run]) -> int:
