@@ -179,26 +179,50 @@ def test_a_result_that_reading_refuses_is_left_to_do(tmp_path):
     path.write_text(path.read_text().replace('"rank": 8', '"rank": "eight"'))
     assert [run.run_id for run in left(runs, tmp_path / "small")[0]] == ["r8-b16-s1"]
     (told,) = [entry for entry in ledger(tmp_path / "small") if entry.state != "finished"]
-    assert (told.state, told.note) == ("stopped", "result.json: rank is 'eight', no count; starts again")
+    assert (told.state, told.note) == ("stopped", "starts again: result.json: rank is 'eight', no count")
 
 
-def test_all_stages_train_on_one_bench_and_a_failure_in_the_first_is_told_at_the_end(tmp_path, monkeypatch):
-    """Runs that end at once; the first one fails, and the code is 1."""
+@pytest.mark.parametrize(("first", "code"), [("finished", 0), ("failed", 1), (None, 75)])
+def test_all_stages_train_on_one_bench(tmp_path, monkeypatch, first, code):
+    """Runs that end at once. How the first one ends is known at the end of all stages; None: it is stopped."""
     runs = runs_of("seeds", "ranks=[1,32]")
     grown = drawn(runs, {"": 0.1}, 0.02)
 
     def train(todo, bench):
         for run in todo:
-            content = result(run, grown[run.run_id], "failed" if run is runs[0] else "finished")
+            content = result(run, grown[run.run_id], first if run is runs[0] else "finished")
             (tmp_path / "seeds" / run.run_id).mkdir(exist_ok=True)
             (tmp_path / "seeds" / run.run_id / "result.json").write_text(json.dumps(content))
-        return True
+        return first is not None
 
     opened = []
     monkeypatch.setattr(local, "_bench", lambda left, *_: opened.append(len(left)) or nullcontext("bench"))
     monkeypatch.setattr(local, "_train", train)
-    assert local.sweep(runs, tmp_path) == 1
-    assert len(read_plan(tmp_path / "seeds")) > 6
-    assert opened == [len(runs)]  # one bench for all stages, and none where nothing is left to do
-    assert local.sweep(runs, tmp_path) == 1
+    monkeypatch.setattr("rankrl.report.build.build", lambda root: [])
+    assert local.sweep(runs, tmp_path) == code
     assert opened == [len(runs)]
+    if first is None:
+        assert len(read_plan(tmp_path / "seeds")) == 6
+        return
+    assert len(read_plan(tmp_path / "seeds")) > 6
+    assert local.sweep(runs, tmp_path) == code
+    assert opened == [len(runs)]  # nothing was left to do
+
+
+def test_the_outcome_of_a_run_does_not_depend_on_the_plan_file(tmp_path, monkeypatch, capsys):
+    """Two `rankrl run` at once may each write a plan without the other's run. And no score at all: no report, which is said."""
+    runs = runs_of("demo", "ranks=[1]", "seeds=[0]")
+
+    def train(todo, bench):
+        (tmp_path / "demo" / "plan.json").write_text("{}")
+        lost = {"base_score": None, "final_score": None, "best_score": None, "gain": None, "error": "no GPU"}
+        content = result(runs[0], Grown(0.1, 30, 1.0), "failed") | lost
+        (tmp_path / "demo" / runs[0].run_id).mkdir(exist_ok=True)
+        (tmp_path / "demo" / runs[0].run_id / "result.json").write_text(json.dumps(content))
+        return True
+
+    monkeypatch.setattr(local, "_bench", lambda *_: nullcontext("bench"))
+    monkeypatch.setattr(local, "_train", train)
+    assert local.sweep(runs, tmp_path, report=False) == 1
+    assert local.sweep(runs, tmp_path) == 1
+    assert "rankrl: no report: DIR: got" in (said := capsys.readouterr().err) and "no GPU" in said

@@ -16,7 +16,7 @@ from conftest import runs_of
 
 pytestmark = pytest.mark.pipeline
 
-SHORT = ("steps=12", "checkpoint_every=5", "scale.sampling.eval_samples=1")
+SHORT = ("steps=12", "checkpoint_every=6", "scale.sampling.eval_samples=1")
 WATCHED = [*runs_of("demo", "ranks=[1,32]", "seeds=[0]", *SHORT), *runs_of("demo", "ranks=[8]", "seeds=[1]", *SHORT)]
 OTHERS = [
     *runs_of("demo", "ranks=[2,4,16]", "seeds=[2]", *SHORT),
@@ -140,11 +140,11 @@ def test_a_killed_service_costs_no_run_anything(bench, alone, monkeypatch, capsy
         else:
             ray.kill(getattr(services, service).workers[0])
 
-    meddle(monkeypatch, 7, {WATCHED[0].run_id: kill})
+    meddle(monkeypatch, 9, {WATCHED[0].run_id: kill})
     root = train(bench, service, WATCHED, 3)
     output = capsys.readouterr().out
     assert "restarting services after" in output
     for run in WATCHED:
-        assert f"{run.run_id}: resumed at step 5" in output
+        assert f"{run.run_id}: resumed at step 6" in output
         check_same(root, alone, run)
     shutil.rmtree(root)

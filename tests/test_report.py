@@ -1,6 +1,7 @@
 """Statistics with literal numbers, and a page from run directories."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -275,7 +276,7 @@ def test_items_and_seeds_are_told_apart():
     assert [(row["source"], round(row["mean_gain"], 3)) for row in by_source(answers)] == [("x", 0.5), ("y", 0.1)]
 
 
-def test_a_sweep_in_which_no_run_has_a_score_has_no_report(tmp_path):
+def test_a_sweep_in_which_no_run_has_a_score_has_no_report(tmp_path, capsys):
     root = small(tmp_path)
     lost = {
         "status": "failed",
@@ -287,11 +288,13 @@ def test_a_sweep_in_which_no_run_has_a_score_has_no_report(tmp_path):
     }
     for path in root.glob("*/result.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | lost))
-    with pytest.raises(
-        ValueError, match=r"that has a score; r1-b16-s0: failed, counted as negative: no GPU"
-    ) as refused:
+    with pytest.raises(ValueError, match=r"a score; r1-b16-s0: failed, counted as negative: no GPU") as refused:
         build(tmp_path)
     assert "\n" not in str(refused.value)
+    shutil.copytree(small(tmp_path / "other"), tmp_path / "fine")
+    assert [sweep.name for sweep in find_sweeps(tmp_path)] == ["fine"]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("rankrl: small: left out, no run of it has a score; r1-b16-s0: failed")
 
 
 @pytest.mark.parametrize("kept", ["metrics.jsonl", ""])

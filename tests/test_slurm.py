@@ -200,7 +200,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster, tmp_path
     """Policy worker, engine, preemption, the loss of a node with its slurmd, and scancel, all under the second of two runs."""
     root, words = (
         tmp_path / "low_rank",
-        ("ranks=[1,8]", "seeds=[0]", "steps=32", "checkpoint_every=2", "parallel_runs=1"),
+        ("ranks=[1,8]", "seeds=[0]", "steps=40", "checkpoint_every=2", "parallel_runs=1"),
     )
     array = array_of(submit(tmp_path, *words), tasks=1)
     goes_on(root, "r8-b16-s0", attempt=1)
@@ -233,7 +233,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster, tmp_path
     array = array_of(submit(tmp_path, *words), tasks=1)
     assert (root / "slurm" / f"{array}.tasks").read_text() == "r8-b16-s0\n"
     ended(root)
-    complete(root, ["r1-b16-s0", "r8-b16-s0"], 32)
+    complete(root, ["r1-b16-s0", "r8-b16-s0"], 40)
     assert content(root / "r1-b16-s0") == finished
     began = attempts(root, "r8-b16-s0")
     assert began == sorted(began) and len(began) == 6 and began[1] >= 2, began

@@ -98,7 +98,7 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str]
     if attempts or wrong:
         saved = (directory / "checkpoint" / "state.pt").exists()
         goes_on = "resumes at its checkpoint" if saved else "starts again"
-        return Entry(run_id, "stopped", step, steps, attempts, None, f"{wrong}; {goes_on}" if wrong else goes_on)
+        return Entry(run_id, "stopped", step, steps, attempts, None, f"{goes_on}: {wrong}" if wrong else goes_on)
     return Entry(run_id, "planned", 0, steps, 0, None, "")
 
 

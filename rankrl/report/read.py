@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,25 @@ def find_sweeps(directory: Path) -> list[SweepRecords]:
     sweeps = [directory] if _runs(directory) else sorted(p for p in directory.iterdir() if p.is_dir() and _runs(p))
     records = [read_sweep(path) for path in sweeps]
     told = [record for record in records if any(result["base_score"] is not None for result in record.results)]
-    if not told:
-        named = [f"{p['run']}: {p['problem']}" for record in records for p in record.problems if p["run"]]
+    if told:
+        for record in records:
+            if record not in told:
+                print(
+                    f"rankrl: {record.name}: left out, no run of it has a score{_first(record.problems)}",
+                    file=sys.stderr,
+                )
+    else:
         raise ValueError(
             f"DIR: got {str(directory)!r}, allowed: a directory with a result.json at least that has a score"
-            + (f"; {'; '.join(named[:3])}" if named else "")
+            f"{_first([problem for record in records for problem in record.problems])}"
         )
     return told
+
+
+def _first(problems: list[dict[str, str]], most: int = 3) -> str:
+    """The first few of runs, after a semicolon."""
+    named = [f"{row['run']}: {row['problem']}" for row in problems if row["run"]]
+    return f"; {'; '.join(named[:most])}" if named else ""
 
 
 def _runs(directory: Path) -> list[Path]:

@@ -65,7 +65,8 @@ def _import_stack() -> None:
 
 
 def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report: bool = True) -> int:
-    """Runs everything that is not finished. Returns 0, 75 if stopped on request, 1 if a run failed or diverged.
+    """Runs everything that is not finished. Returns 0, 75 if stopped on request, 1 if a run failed or diverged, or the records
+    allow no report.
 
     Raises ValueError if a run directory holds another run under the same id.
     """
@@ -80,8 +81,8 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
         try:
             for summary in build(root):
                 print_table(summary)
-        except ValueError as error:  # no run has a score, say: why is told, and the runs' own failures stay the outcome
-            say(f"no report: {error}")
+        except ValueError as error:  # no run has a score, say: what became of the runs stays the outcome
+            print(f"rankrl: no report: {error}", file=sys.stderr)
             return code or 1
     return code
 
@@ -107,10 +108,12 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
     def status(run: Run) -> str:
         return (read_result(root / run.run_id) or {}).get("status", "")
 
+    given: set[str] = set()
     with ExitStack() as stack:
         bench = None
         for stage in stages:
             write_plan(root, stage)
+            given |= {run.run_id for run in stage}
             todo = [run for run in stage if status(run) not in ENDED]
             say(f"{len(stage) - len(todo)} of {len(stage)} runs are finished, {len(todo)} to do")
             if not todo:
@@ -120,14 +123,13 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
                 bench = stack.enter_context(_bench(left, directory, execution))
             if not _train(todo, bench):
                 return STOPPED
-    planned = read_plan(root)
-    return int(any(status(run) != "finished" for run in runs if run.run_id in planned))
+    given |= read_plan(root).keys()  # stages of before
+    return int(any(status(run) != "finished" for run in runs if run.run_id in given))
 
 
 def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
-    """For as many of `runs` at once as this machine has room for."""
+    """For as many of `runs` at once as this machine has room for, whichever of them a stage gives out."""
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(runs), len(runs))
-    say(f"{parallel_runs} at a time")
     from rankrl.data.base_model import local_directory
 
     local_directory(runs[0].scale.model)  # a missing one is an error at once, not after Ray has started
@@ -142,10 +144,12 @@ def _train(todo: list[Run], bench: Bench) -> bool:
     from rankrl.sweep.pool import train_all
     from rankrl.sweep.worker import ClusterLost
 
+    parallel_runs = min(bench.parallel_runs, len(todo))
+    say(f"{parallel_runs} at a time")
     statuses: list[str] = []
     try:
         bench.base_samples()  # every run needs it
-        for status in train_all(todo, bench, min(bench.parallel_runs, len(todo))):
+        for status in train_all(todo, bench, parallel_runs):
             statuses.append(status)
     except ClusterLost as error:  # on a new cluster the same command goes on
         say(f"stopping: a part of the cluster is gone: {error}")

@@ -1,6 +1,6 @@
 // Sorts, filters and extends tables by the text that they show; draws a run's curves on demand. Text is only ever set as text.
 "use strict";
-const VISIBLE_ROWS = 100; // as in page_table.py
+const VISIBLE_ROWS = 100; // as in table.py
 const $ = (id) => document.getElementById(id);
 const read = (id) => JSON.parse($(id)?.textContent ?? "null");
 
@@ -16,7 +16,7 @@ const number = (text) => {
   return found ? Number(found[0]) : NaN; // of an interval its lower end
 };
 
-function builder(heads) { // a row of texts -> <tr>, as page_table.py writes it
+function builder(heads) { // a row of texts -> <tr>, as table.py writes it
   return (texts) => element("tr", {}, ...texts.map((text, i) => {
     const inner = "link" in heads[i].dataset ? element("a", { href: `../${encodeURIComponent(text)}/` }, text) : text;
     return element("td", { className: heads[i].className }, inner);
