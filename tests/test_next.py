@@ -108,7 +108,10 @@ def test_stages_follow_from_what_lies_on_disk(tmp_path):
     assert why == "all stages are done, the confirmation too" and next_stage(runs, root)[0] == []
     assert len(read_plan(root)) == sum(sizes)
     keep_back(runs, root)
-    (fresh,) = sweep_summary(read_sweep(root))["confirmation"]
+    summary = sweep_summary(read_sweep(root))
+    (fresh,) = summary["confirmation"]
+    assert "On fresh seeds, which chose nothing, rank 32, batch 16: +0.301" in " ".join(summary["words"])
+    assert any("not corrected for the looking" in text for text in summary["words"])
     assert (fresh["rank"], fresh["n_seeds"], fresh["mean_gain"]) == (32, 4, pytest.approx(0.3 + 0.0002 * 3.5))
     assert left([run for run in runs if run.run_id in read_plan(root)], root)[0] == []
 

@@ -58,7 +58,9 @@ def _answer(summary: dict[str, Any]) -> list[str]:
 
 
 def _confirmed(summary: dict[str, Any]) -> list[str]:
-    return [f"On fresh seeds, which chose nothing, {named(row)}: {gain(row)}." for row in summary["confirmation"]]
+    says = [f"On fresh seeds, which chose nothing, {named(row)}: {gain(row)}." for row in summary["confirmation"]]
+    looked = "All other intervals are also of seeds that were given out stage by stage, and are not corrected for the looking."
+    return [*says, looked] if says else []
 
 
 def _ranks(summary: dict[str, Any]) -> list[str]:
