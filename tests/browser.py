@@ -20,6 +20,19 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
 )  # fmt: skip
 KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c"}
+SETTLE = """
+const element = arguments[0], frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+return (async () => {
+  for (let before, i = 0; i < 100; i++) {
+    element.scrollIntoView({block: "center"});
+    await frame();
+    const box = JSON.stringify(element.getBoundingClientRect());
+    if (box === before) return;
+    before = box;
+  }
+})();
+"""
+"""Brings an element into view until it stays where it is: sections get their height only when they are about to be seen."""
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for "reference to an element"
 
 
@@ -63,7 +76,9 @@ class Browser:
         return self.ask("POST", "/element", {"using": "css selector", "value": selector})[ELEMENT]
 
     def click(self, selector: str) -> None:
-        self.ask("POST", f"/element/{self._element(selector)}/click")
+        element = self._element(selector)
+        self.run(SETTLE, {ELEMENT: element})
+        self.ask("POST", f"/element/{element}/click")
 
     def type(self, selector: str, text: str) -> None:
         self.ask("POST", f"/element/{self._element(selector)}/value", {"text": KEYS.get(text, text)})

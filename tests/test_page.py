@@ -206,7 +206,7 @@ def test_key_numbers_are_those_of_the_reference_arm():
     assert shown[1] == "control, rank 1, mean gain"
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_tables_sort_and_filter(opened):
     assert len(opened.texts(LIVE)) == 100
     assert opened.texts("#runs-table [role=status]") == ["130 of 130 rows, the first 100 shown"]
@@ -226,7 +226,7 @@ def test_tables_sort_and_filter(opened):
     assert len(opened.texts(LIVE)) == 1
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_a_run_shows_its_curves_among_its_cell(opened):
     opened.click("#runs-table tbody .open")
     opened.wait_for(".curves svg")
@@ -240,7 +240,7 @@ def test_a_run_shows_its_curves_among_its_cell(opened):
     assert opened.texts(".curves") == []
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_a_figure_opens_large_and_goes_back(opened):
     opened.click("figure button")
     assert opened.run("return document.querySelectorAll('dialog[open] .drawing svg').length") == 1
@@ -249,7 +249,7 @@ def test_a_figure_opens_large_and_goes_back(opened):
     assert opened.run("return document.activeElement.textContent") == "Enlarge"
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_text_has_contrast(opened, dark):
     opened.dark(dark)
@@ -263,7 +263,7 @@ def test_every_text_has_contrast(opened, dark):
     )
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_a_phone_scrolls_tables_and_not_the_page(opened):
     opened.size(360, 740, mobile=True)
     opened.click("#runs-table tbody .open")
@@ -274,7 +274,7 @@ def test_a_phone_scrolls_tables_and_not_the_page(opened):
     assert opened.run(wide)
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_it_prints_without_controls(opened):
     assert opened.printed().startswith(b"%PDF-")
     opened.devtools("Emulation.setEmulatedMedia", media="print")
@@ -284,7 +284,7 @@ def test_it_prints_without_controls(opened):
     opened.devtools("Emulation.setEmulatedMedia", media="")
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_hostile_names_stay_text(opened):
     opened.type("#runs-table input", "hacked")
     assert opened.texts(f"{LIVE} td:first-child a") == [HOSTILE]
@@ -295,7 +295,7 @@ def test_hostile_names_stay_text(opened):
     assert opened.run("return document.querySelectorAll('img, main script:not([type])').length") == 0
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_it_has_landmarks_names_and_a_way_past_them(opened):
     missing = """const all = (selector) => [...document.querySelectorAll(selector)];
       return all("table").filter((t) => !t.caption).length
@@ -315,7 +315,7 @@ def test_it_has_landmarks_names_and_a_way_past_them(opened):
     assert opened.run("return document.activeElement.getBoundingClientRect().left") >= 0
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_without_scripts_it_still_reads(opened):
     opened.scripts(False)
     opened.ask("POST", "/refresh")
@@ -325,7 +325,7 @@ def test_without_scripts_it_still_reads(opened):
     assert "JavaScript" in opened.texts("noscript")[0] and opened.texts("th button") == []
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_ten_thousand_runs_are_usable(window, tmp_path):
     results = [result(i, rank, 0.0001 * i) for rank in (1, 2, 4, 8) for i in range(2500)]
     write_curves(tmp_path / "many" / "r8-b16-s2499")
