@@ -23,7 +23,8 @@ from rankrl.adapter.peft_files import check_plain
 from rankrl.adapter.table import serving_rank
 from rankrl.recipe.schema import require
 from rankrl.report.read import read_result, read_sweep
-from rankrl.report.statistics.cells import summarise, t_interval
+from rankrl.report.statistics.cells import summarise
+from rankrl.report.statistics.intervals import t_interval
 
 CARD = """---
 {data}

@@ -39,25 +39,23 @@ class SweepRecords:
 def find_sweeps(directory: Path) -> list[SweepRecords]:
     """Records of the sweep in `directory`, or of each sweep below it that has measured a score.
 
-    Raises ValueError if there is none, or a mixed one.
+    Others are named on stderr. Raises ValueError if there is none, or a mixed one.
     """
     if not directory.is_dir():
         raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
     sweeps = [directory] if _runs(directory) else sorted(p for p in directory.iterdir() if p.is_dir() and _runs(p))
     records = [read_sweep(path) for path in sweeps]
     told = [record for record in records if any(result["base_score"] is not None for result in record.results)]
-    if told:
-        for record in records:
-            if record not in told:
-                print(
-                    f"rankrl: {record.name}: left out, no run of it has a score{_first(record.problems)}",
-                    file=sys.stderr,
-                )
-    else:
+    if not told:
         raise ValueError(
             f"DIR: got {str(directory)!r}, allowed: a directory with a result.json at least that has a score"
             f"{_first([problem for record in records for problem in record.problems])}"
         )
+    names = {record.name for record in told}
+    for record in records:
+        if record.name not in names:
+            why = _first(record.problems)
+            print(f"rankrl: {record.name}: left out, no run of it has a score{why}", file=sys.stderr)
     return told
 
 
