@@ -67,7 +67,7 @@ def bench_of(runs: list[Run], parallel_runs: int) -> Iterator[Any]:
 
 def train(bench: Any, runs: list[Run], parallel_runs: int) -> tuple[float, list[dict[str, Any]]]:
     """(seconds, metrics of all steps) of `runs`, afresh."""
-    from rankrl.sweep.pool import train_all
+    from rankrl.sweep.packing import train_all
 
     with tempfile.TemporaryDirectory() as directory:
         bench.directory, start_s = Path(directory), time.perf_counter()

@@ -75,8 +75,8 @@ def policy_worker(run: Any, path: str) -> Any:
 
 def attach(worker: Any, run: Any, rank: int) -> str:
     """Adds an adapter whose every micro batch is an optimizer step. Returns its name."""
-    from rankrl.adapter.table import uniform
     from rankrl.ppo.workers import AdapterSpec
+    from rankrl.recipe.rank_table import uniform
 
     name = f"r{rank}"
     table = uniform(worker.host.shapes, rank, lambda _: run["alpha"])
@@ -156,7 +156,7 @@ def starts(to: Path) -> None:
 
     from rankrl.adapter.watch import Batch, Samples
     from rankrl.recipe.architecture import EMBEDDED
-    from rankrl.recipe.init import Init
+    from rankrl.recipe.init_section import Init
 
     path = str(EMBEDDED["embedded:nano"])
     worker = policy_worker(runs_of("demo", "ranks=[8]", "seeds=[0]")[0], path)
@@ -306,7 +306,7 @@ def pipeline(words: list[str]) -> None:
     )
     start_s = time.perf_counter()
     prepare_process(runs[0].scale.placement.gpus)
-    from rankrl.sweep.pool import train_all
+    from rankrl.sweep.packing import train_all
     from rankrl.sweep.worker import Bench
 
     with tempfile.TemporaryDirectory() as directory, Bench(runs, Path(directory), len(runs)) as bench:

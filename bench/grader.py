@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import psutil
 
-from rankrl.reward.compare import judge
+from rankrl.reward.equality import judge
 from rankrl.reward.grade import Grader
 
 PAIRS = 20_000

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, idle_allocations, plan
-from rankrl.recipe.schema import require
+from rankrl.recipe.require import require
 
 
 def _console():
@@ -99,9 +100,9 @@ def _adapter(args: argparse.Namespace) -> int:
 
 
 def _print_allocation(run: Run, importance: Importance | None, every: bool, to: Path | None) -> None:
-    from rankrl.adapter.table import as_json
     from rankrl.recipe.allocation import allocation_document, allocation_table, module_shapes
-    from rankrl.report import allocation
+    from rankrl.recipe.rank_table import as_json
+    from rankrl.report import rank_rows
 
     shapes = module_shapes(run.scale)
     table = allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
@@ -112,11 +113,11 @@ def _print_allocation(run: Run, importance: Importance | None, every: bool, to: 
         to.mkdir(parents=True, exist_ok=True)
         (to / "allocation.json").write_text(as_json(content))
         print(f"written: {to / 'allocation.json'}, {rank_map(content, to)} and .png")
-    print("\n".join(allocation.weight(content, run.scale)))
+    print("\n".join(rank_rows.weight(content, run.scale)))
     for rows in (
-        allocation.by_type(content),
-        allocation.by_layer(content),
-        allocation.by_module(content) if every else [],
+        rank_rows.by_type(content),
+        rank_rows.by_layer(content),
+        rank_rows.by_module(content) if every else [],
     ):
         print()
         if rows:
@@ -214,10 +215,11 @@ def _next(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from rankrl.adapter.export import export
+    from rankrl.report.model_card import card
 
-    print(
-        f"exported to {export(Path(args.run_dir), Path(args.to))}: PEFT and vLLM load it; peft/ holds the unpadded original"
-    )
+    run = Path(args.run_dir)
+    to = export(run, Path(args.to), partial(card, run))
+    print(f"exported to {to}: PEFT and vLLM load it; peft/ holds the unpadded original")
     return 0
 
 

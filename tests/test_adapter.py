@@ -10,17 +10,18 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
 
-from rankrl.adapter.build import AdapterHost, doubled, lora_config, target_shapes
 from rankrl.adapter.delta import effective_rank, module_size, scalars, singular_values
-from rankrl.adapter.init import kaiming_rows, starting_factors
+from rankrl.adapter.factors import kaiming_rows, starting_factors
+from rankrl.adapter.host import AdapterHost, doubled, lora_config, target_shapes
 from rankrl.adapter.save import save_adapter
-from rankrl.adapter.table import ModuleRank, rows, uniform
 from rankrl.adapter.weights import start_from_weights
-from rankrl.data.items import Item, load_items, request_seed, revision, step_indices
+from rankrl.data.items import Item, request_seed, revision, step_indices
+from rankrl.data.loading import load_items
 from rankrl.ppo.canary import Canary, SyncError
 from rankrl.ppo.schedules import KLController, adapt, clip_share, kl_share
 from rankrl.ppo.serving import pack, peft_names, unpack
-from rankrl.recipe.init import Init
+from rankrl.recipe.init_section import Init
+from rankrl.recipe.rank_table import ModuleRank, rows, uniform
 from rankrl.recipe.scale import Data
 from rankrl.recipe.schema import KLSchedule
 

@@ -11,10 +11,10 @@ import sys
 import pytest
 from conftest import ROOT, rankrl, runs_of
 
-from rankrl.adapter import allocate
-from rankrl.adapter.table import as_json, document, params, read_table
+from rankrl.recipe import spending
 from rankrl.recipe.allocation import allocation_table, budget, module_shapes, read_importance, write_importance
 from rankrl.recipe.plan import idle_allocations
+from rankrl.recipe.rank_table import as_json, document, params, read_table
 
 SMALL = {"layers.0.q_proj": (4, 4), "layers.1.q_proj": (4, 4), "layers.0.up_proj": (4, 12), "layers.1.up_proj": (4, 12)}
 NON_UNIFORM = {
@@ -67,8 +67,8 @@ def test_greedy_is_within_one_direction_of_brute_force(seed, level):
     sizes = [(4, 4) if level else (rng.randint(3, 9), rng.randint(3, 9)) for _ in range(4)]
     shapes = {f"layers.{i}.q_proj": shape for i, shape in enumerate(sizes)}
     values = {name: sorted((rng.random() for _ in range(3)), reverse=True) for name in shapes}
-    where = allocate.space(shapes, rng.randint(20, 80), most=3)
-    ranks = allocate.greedy({n: [v / where.costs[n] for v in values[n]] for n in shapes}, where)
+    where = spending.space(shapes, rng.randint(20, 80), most=3)
+    ranks = spending.greedy({n: [v / where.costs[n] for v in values[n]] for n in shapes}, where)
     assert where.spent(ranks) <= where.budget
     found, optimum = sum(sum(values[n][:r]) for n, r in ranks.items()), best(values, where)
     one = max(values[n][r] for n, r in ranks.items() if r < 3) if any(r < 3 for r in ranks.values()) else 0
@@ -78,14 +78,14 @@ def test_greedy_is_within_one_direction_of_brute_force(seed, level):
 
 
 def test_greedy_takes_value_per_parameter_and_fills_up():
-    where = allocate.space(SMALL, 40)  # a rank costs 8 in q_proj, 16 in up_proj
+    where = spending.space(SMALL, 40)  # a rank costs 8 in q_proj, 16 in up_proj
     density = {
         "layers.0.q_proj": [5, 4],
         "layers.1.q_proj": [1, 1],
         "layers.0.up_proj": [6, 3],
         "layers.1.up_proj": [2],
     }
-    assert allocate.greedy(density, where) == {
+    assert spending.greedy(density, where) == {
         "layers.0.q_proj": 2,  # 8 + 8, after the 16 of up_proj; the next, another 16 in up_proj, does not fit
         "layers.1.q_proj": 1,
         "layers.0.up_proj": 1,
@@ -94,40 +94,40 @@ def test_greedy_takes_value_per_parameter_and_fills_up():
 
 
 def test_greedy_without_any_signal_spends_evenly():
-    where = allocate.space(SMALL, 48 * 3)
-    assert set(allocate.greedy({name: [0.0] * 4 for name in SMALL}, where).values()) == {3}
+    where = spending.space(SMALL, 48 * 3)
+    assert set(spending.greedy({name: [0.0] * 4 for name in SMALL}, where).values()) == {3}
 
 
 def test_profiles_are_literal():
-    where = allocate.space(SMALL, 96)
+    where = spending.space(SMALL, 96)
     halves = {"layers.0.q_proj": 1, "layers.1.q_proj": 3, "layers.0.up_proj": 1, "layers.1.up_proj": 3}
-    assert allocate.proportional({name: float(rank) for name, rank in halves.items()}, where) == halves
-    attention = allocate.proportional({n: float("q" in n) for n in SMALL}, where)
+    assert spending.proportional({name: float(rank) for name, rank in halves.items()}, where) == halves
+    attention = spending.proportional({n: float("q" in n) for n in SMALL}, where)
     assert list(attention.values()) == [4, 4, 0, 0]  # 8 is the most they could hold at this price, 4 their dimension
-    assert list(allocate.proportional(dict.fromkeys(SMALL, 1.0), allocate.space(SMALL, 56)).values()) == [1, 2, 1, 1]
-    assert [allocate.linear(d, 0.5) for d in (0.25, 0.5, 0.75)] == [0.75, 1.0, 1.25]
-    assert [allocate.triangular(d, 0.5) for d in (0.25, 0.5, 0.75)] == [0.5, 1.0, 0.5]
+    assert list(spending.proportional(dict.fromkeys(SMALL, 1.0), spending.space(SMALL, 56)).values()) == [1, 2, 1, 1]
+    assert [spending.linear(d, 0.5) for d in (0.25, 0.5, 0.75)] == [0.75, 1.0, 1.25]
+    assert [spending.triangular(d, 0.5) for d in (0.25, 0.5, 0.75)] == [0.5, 1.0, 0.5]
 
 
 def test_limits_hold_and_what_they_free_goes_elsewhere():
-    where = allocate.space(SMALL, 96, least=1, most=3)
+    where = spending.space(SMALL, 96, least=1, most=3)
     density = {"layers.0.q_proj": 100.0, "layers.1.q_proj": 0.0, "layers.0.up_proj": 1.0, "layers.1.up_proj": 1.0}
-    assert list(allocate.proportional(density, where).values()) == [3, 1, 2, 2]
+    assert list(spending.proportional(density, where).values()) == [3, 1, 2, 2]
 
 
 def test_shrinkage_ends_at_uniform_and_at_the_proposal():
-    where, proposal = allocate.space(SMALL, 96), dict(zip(SMALL, (4, 4, 2, 0), strict=True))
-    assert set(allocate.shrunk(proposal, 0.0, where).values()) == {2}
-    assert allocate.shrunk(proposal, 1.0, where) is proposal
-    assert list(allocate.shrunk(proposal, 0.5, where).values()) == [3, 3, 2, 1]
+    where, proposal = spending.space(SMALL, 96), dict(zip(SMALL, (4, 4, 2, 0), strict=True))
+    assert set(spending.shrunk(proposal, 0.0, where).values()) == {2}
+    assert spending.shrunk(proposal, 1.0, where) is proposal
+    assert list(spending.shrunk(proposal, 0.5, where).values()) == [3, 3, 2, 1]
 
 
 def test_controls_deal_the_same_values_otherwise():
     values = {name: [float(i)] for i, name in enumerate(SMALL)}
-    assert list(allocate.mirrored(values).values()) == [[3.0], [2.0], [1.0], [0.0]]
-    dealt = allocate.permuted(values, 1)
+    assert list(spending.mirrored(values).values()) == [[3.0], [2.0], [1.0], [0.0]]
+    dealt = spending.permuted(values, 1)
     assert sorted(dealt.values()) == sorted(values.values()) and dealt != values
-    assert dealt == allocate.permuted(dict(reversed(values.items())), 1) != allocate.permuted(values, 2)
+    assert dealt == spending.permuted(dict(reversed(values.items())), 1) != spending.permuted(values, 2)
 
 
 def mixed_run():
@@ -192,7 +192,7 @@ def test_last_k_and_table_drop_modules():
         "demo", "ranks=[4]", "allocation.method=profile", "allocation.profile=last_k", "allocation.last_k=1"
     )[0]
     rows, shapes = run_table(last)
-    assert {allocate.layer_and_type(row.module)[0] for row in rows} == {1}
+    assert {spending.layer_and_type(row.module)[0] for row in rows} == {1}
     assert {row.rank for row in rows} == {8} and last.max_rank == 8
     assert params(rows) == last.trainable_params == 4 * 7936
     assert [row["rank"] for row in document(rows, shapes, "x", 4 * 7936)["modules"]] == [0] * 7 + [8] * 7

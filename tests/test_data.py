@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from rankrl.cli import main
-from rankrl.data.items import Item, load_items
+from rankrl.data.drawing import split
+from rankrl.data.items import Item
+from rankrl.data.loading import load_items
 from rankrl.data.mixture import build
-from rankrl.data.pool import split
 from rankrl.data.prompt import load_tokenizer, prompt_text, short_enough
 from rankrl.data.sources import SOURCES
 from rankrl.recipe.load import find_scale, load_scale, read_yaml

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, runs_of
 
 from rankrl.adapter.start import Start
-from rankrl.recipe.init import Init
+from rankrl.recipe.init_section import Init
 
 pytestmark = pytest.mark.pipeline
 

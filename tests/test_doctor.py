@@ -10,7 +10,7 @@ import pytest
 from conftest import runs_of
 
 from rankrl.cli import main
-from rankrl.doctor import base, machine, usual_run
+from rankrl.doctor import assets, machine, usual_run
 from rankrl.recipe.load import load_scale
 
 pytestmark = pytest.mark.usefixtures("stack", "no_gpu")
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_named(capsys, case):
 def test_a_corrupt_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"model\.path"):
-        base.model(dataclasses.replace(load_scale("nano").model, path=str(tmp_path)))
+        assets.model(dataclasses.replace(load_scale("nano").model, path=str(tmp_path)))
 
 
 def test_an_unknown_key_for_deepspeed_is_named(capsys, tmp_path):
@@ -106,9 +106,9 @@ def test_weights_are_looked_for_by_the_index(tmp_path):
     for name, content in {"model.safetensors.index.json": json.dumps(index), "model-1.safetensors": ""}.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "config.json").write_text("{}")
-    assert str(base.weights(model)).startswith("FAIL") and "lacks model-2.safetensors" in str(base.weights(model))
+    assert str(assets.weights(model)).startswith("FAIL") and "lacks model-2.safetensors" in str(assets.weights(model))
     (tmp_path / "model-2.safetensors").write_text("")
-    assert str(base.weights(model)).startswith("ok")
+    assert str(assets.weights(model)).startswith("ok")
 
 
 def test_other_versions_are_named(monkeypatch):

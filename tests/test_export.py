@@ -36,12 +36,12 @@ def trained(tmp_path_factory):
     from peft import get_peft_model_state_dict
     from transformers import AutoModelForCausalLM
 
-    from rankrl.adapter.build import AdapterHost
-    from rankrl.adapter.init import starting_factors
+    from rankrl.adapter.factors import starting_factors
+    from rankrl.adapter.host import AdapterHost
     from rankrl.adapter.save import save_adapter
-    from rankrl.adapter.table import ModuleRank
     from rankrl.recipe.architecture import EMBEDDED
-    from rankrl.recipe.init import Init
+    from rankrl.recipe.init_section import Init
+    from rankrl.recipe.rank_table import ModuleRank
 
     (run,) = runs_of("demo", "ranks=[8]", "seeds=[0]")
     path = EMBEDDED[run.scale.model.path]

@@ -11,11 +11,9 @@ import records
 from conftest import ROOT
 
 from rankrl.report.curves import aligned, band, points
-from rankrl.report.figures import arms, bands, families
+from rankrl.report.figures import bands, families
 from rankrl.report.figures.canvas import MAX_DOTS, look, n_text, rank_colours, save, thinned
-from rankrl.report.figures.draw import draw
-from rankrl.report.figures.few import few_arms
-from rankrl.report.figures.settings import knobs_of
+from rankrl.report.figures.draw import draw, few_arms, knobs_of
 from rankrl.report.read import SweepRecords, read_sweep
 from rankrl.report.summary import sweep_summary
 from rankrl.report.tensorboard import aggregate
@@ -160,7 +158,7 @@ def test_many_arms_are_lines_of_their_own(tmp_path):
         best = bands.rank_bands([row(arm, rank) for arm in names for rank in (1, 4)], {("on", 4)})
         svg = save(best, tmp_path, "rank_bands").read_text()
         rows = [{"arm": arm, **difference, **ends} for arm in names[1:]]
-        against = save(arms.difference_by_arm(rows), tmp_path, "difference_by_arm").read_text()
+        against = save(families.difference_by_arm(rows), tmp_path, "difference_by_arm").read_text()
     for label in [*names, "rank 4: mean, 95 % interval (n = 6 runs per arm)", "not distinguishable from the best"]:
         assert f">{label}</text>" in svg
     for label in [

@@ -8,7 +8,7 @@ import torch
 from conftest import runs_of
 from torch import nn
 
-from rankrl.adapter.init import (
+from rankrl.adapter.factors import (
     DRAW,
     completed,
     etf_rows,
@@ -18,9 +18,9 @@ from rankrl.adapter.init import (
     starting_factors,
 )
 from rankrl.adapter.start import Start, read_start, write_start
-from rankrl.adapter.table import uniform
 from rankrl.adapter.weights import right_singular, start_from_weights
-from rankrl.recipe.init import Init
+from rankrl.recipe.init_section import Init
+from rankrl.recipe.rank_table import uniform
 
 SHAPES = {"layers.0.q_proj": (48, 32), "layers.0.down_proj": (96, 48)}
 

@@ -7,12 +7,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rankrl.adapter.eva import eva
+from rankrl.adapter.factors import gram_schmidt, orthonormal_rows
 from rankrl.adapter.gradient import policy_gradient
-from rankrl.adapter.init import gram_schmidt, orthonormal_rows
-from rankrl.adapter.measure import eva
 from rankrl.adapter.sketch import LowRankMap, nystrom, permuted, random_basis, reproducible, whitening
 from rankrl.adapter.watch import Batch, Samples, walk_activations, walk_gradients
-from rankrl.recipe.init import Init
+from rankrl.recipe.init_section import Init
 
 ONE = lambda tensor: tensor  # noqa: E731
 MODULE = "layers.0.q_proj"

@@ -8,7 +8,7 @@ import json
 import pytest
 from test_allocation import mixed_run, ranks_of, run_table
 
-from rankrl.adapter.table import params, read_table
+from rankrl.recipe.rank_table import params, read_table
 
 
 def test_the_mixed_run_has_ranks_0_to_5():

@@ -38,7 +38,7 @@ def bench(tmp_path_factory):
 
 def train(bench, name: str, runs, parallel_runs: int) -> Path:
     """Trains `runs` under a directory of their own, which is returned."""
-    from rankrl.sweep.pool import train_all
+    from rankrl.sweep.packing import train_all
 
     directory, bench.directory = bench.directory, bench.directory / name
     try:

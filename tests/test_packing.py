@@ -127,7 +127,7 @@ class Attempts:
 
 @pytest.mark.slow
 def test_a_suspect_is_tried_alone_and_a_refused_run_does_not_end_the_others(capsys):
-    from rankrl.sweep.pool import train_all
+    from rankrl.sweep.packing import train_all
     from rankrl.sweep.worker import Suspect
 
     runs = runs_of("demo", "ranks=[1]", "seeds=[0,1,2,3]")

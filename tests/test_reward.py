@@ -6,9 +6,8 @@ import pytest
 
 from rankrl.recipe.schema import Reward
 from rankrl.reward.extract import answer, last_boxed
-from rankrl.reward.grade import Grader, Verdict
+from rankrl.reward.grade import Grader, Verdict, shaped
 from rankrl.reward.number import number
-from rankrl.reward.shape import shaped
 
 
 @pytest.mark.parametrize(

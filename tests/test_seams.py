@@ -124,7 +124,7 @@ def test_serving_ranks_are_vllms():
 
     from vllm.config.lora import MaxLoRARanks
 
-    from rankrl.adapter.table import SERVING_RANKS, serving_rank
+    from rankrl.recipe.rank_table import SERVING_RANKS, serving_rank
 
     assert get_args(MaxLoRARanks) == SERVING_RANKS
     assert [serving_rank(r) for r in (1, 2, 8, 9, 256)] == [1, 8, 8, 16, 256]

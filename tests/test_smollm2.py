@@ -9,7 +9,7 @@ import pytest
 from conftest import rankrl, runs_of
 
 from rankrl.data import nano, smollm2_base
-from rankrl.data.items import load_items
+from rankrl.data.loading import load_items
 from rankrl.recipe.architecture import EMBEDDED, SMOLLM2
 from rankrl.recipe.load import load_scale
 

@@ -9,7 +9,7 @@ from test_data import write_rows
 from rankrl.data.reading import read
 from rankrl.data.sources import SOURCES, Question, accepted, unfit
 from rankrl.data.text import bare, key, numbers, shingles, tokens
-from rankrl.recipe.mixture import Origin
+from rankrl.recipe.mixture_section import Origin
 
 RAW_DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "

@@ -10,7 +10,7 @@ import torch
 from conftest import runs_of
 
 from rankrl.recipe.allocation import read_importance
-from rankrl.recipe.init import DRAWN, FROM_WEIGHTS, MEASURED, REWRITING
+from rankrl.recipe.init_section import DRAWN, FROM_WEIGHTS, MEASURED, REWRITING
 
 pytestmark = pytest.mark.pipeline
 
@@ -129,11 +129,11 @@ def test_ranks_go_where_the_measurement_says(bench, value):
 
 
 def test_what_was_measured_is_read_from_then_on(bench, monkeypatch):
-    from rankrl.sweep import start
+    from rankrl.sweep import measuring
 
     run = run_of("eva")
     first = bench.start(run)
-    monkeypatch.setattr(start, "measure", None)
+    monkeypatch.setattr(measuring, "measure", None)
     again = bench.start(run)
     assert all(torch.equal(first.rows[m], again.rows[m]) for m in first.rows)
     assert again.diagnostics == first.diagnostics

@@ -9,7 +9,6 @@ from scipy import stats
 
 from rankrl.report.statistics.budget import budget, half_width, linear_cost, scale_footprint
 from rankrl.report.statistics.cells import seed_means, summarise, summary
-from rankrl.report.statistics.compare import against_reference, arm_comparisons, best_set
 from rankrl.report.statistics.family import holm, judge, paired, t_test
 from rankrl.report.statistics.intervals import (
     clopper_pearson,
@@ -22,6 +21,7 @@ from rankrl.report.statistics.intervals import (
     t_interval,
     upside_null,
 )
+from rankrl.report.statistics.paired import against_reference, arm_comparisons, best_set
 from rankrl.report.statistics.pareto import on_front, pareto, pareto_points
 
 

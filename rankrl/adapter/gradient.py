@@ -19,8 +19,8 @@ from functools import cached_property
 
 import torch
 
-from rankrl.adapter.init import completed
-from rankrl.adapter.measure import Shapes, moments, random_bases
+from rankrl.adapter.eva import Shapes, moments, random_bases
+from rankrl.adapter.factors import completed
 from rankrl.adapter.sketch import (
     PERMUTATIONS,
     LowRankMap,
@@ -36,7 +36,7 @@ from rankrl.adapter.sketch import (
 )
 from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Reduce, Samples, Sums, Walk, summed, tokens
-from rankrl.recipe.init import Init
+from rankrl.recipe.init_section import Init
 
 ITERATIONS = 2
 """Of a subspace; a gap of singular values g counts as g^5."""

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rankrl.adapter.table import Shapes
-from rankrl.recipe.check import require
+from rankrl.recipe.rank_table import Shapes
+from rankrl.recipe.require import require
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_KINDS = ("use_dora", "use_rslora", "modules_to_save", "lora_bias", "use_qalora", "alora_invocation_tokens")

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rankrl.adapter.build import target_shapes
+from rankrl.adapter.host import target_shapes
 from rankrl.recipe.architecture import read_config
 from rankrl.recipe.scale import Model
 

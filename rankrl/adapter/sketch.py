@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rankrl.adapter.init import generator
+from rankrl.adapter.factors import generator
 
 PERMUTATIONS = 400
 LEVEL = 0.05

@@ -11,7 +11,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from rankrl.adapter.start import Start
-from rankrl.recipe.init import REWRITING
+from rankrl.recipe.init_section import REWRITING
 
 
 def whole_weights(linears: dict[str, nn.Linear]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rankrl.data.smollm2_base import converted
 from rankrl.recipe.architecture import EMBEDDED, SMOLLM2, check_config
-from rankrl.recipe.check import require
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Model
 
 

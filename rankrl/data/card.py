@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankrl.data.pool import Drawn, Ledger
+from rankrl.data.drawing import Drawn, Ledger
 from rankrl.data.sources import SOURCES
-from rankrl.recipe.check import require
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Scale
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("item_id", "source", "prompt", "answer", "level")])

@@ -15,12 +15,12 @@ import numpy as np
 
 from rankrl.data import dedup
 from rankrl.data.card import write
-from rankrl.data.pool import Drawn, Fits, Ledger, Pool
+from rankrl.data.drawing import Drawn, Fits, Ledger, Pool
 from rankrl.data.reading import commit, read
 from rankrl.data.sources import Question, accepted, find_source
 from rankrl.data.spool import Shingles, Spool
-from rankrl.recipe.check import require
-from rankrl.recipe.mixture import Mixture, Origin
+from rankrl.recipe.mixture_section import Mixture, Origin
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Scale
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rankrl.recipe.architecture import EMBEDDED
-from rankrl.recipe.check import require
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Data, Model, Scale
 
 

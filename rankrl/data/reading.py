@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.data.sources import Row, Source
-from rankrl.recipe.check import require
-from rankrl.recipe.mixture import Origin
+from rankrl.recipe.mixture_section import Origin
+from rankrl.recipe.require import require
 
 BATCH_ROWS = 1000
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}

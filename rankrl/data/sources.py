@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rankrl.data.text import bare
-from rankrl.recipe.check import require
+from rankrl.recipe.require import require
 from rankrl.reward.extract import last_boxed
 
 LONGEST_ANSWER = 200  # characters

@@ -14,7 +14,7 @@ import numpy as np
 
 from rankrl.data.sources import Question
 from rankrl.data.text import hashed, key, mixed, numbers, shingles, tokens
-from rankrl.recipe.check import require
+from rankrl.recipe.require import require
 
 
 @dataclass(frozen=True)

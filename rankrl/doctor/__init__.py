@@ -29,7 +29,7 @@ def _build_data(scale: Scale) -> str:
 
 def doctor(scale: Scale, runs: Path) -> int:
     """Prints a line for each check as it is done, then the estimates. Returns 1 if anything fails."""
-    from rankrl.doctor import base, machine
+    from rankrl.doctor import assets, machine
     from rankrl.doctor.check import Check, one_line, say
     from rankrl.recipe.estimate import estimates, legend, likely_parallel_runs, table
 
@@ -39,9 +39,9 @@ def doctor(scale: Scale, runs: Path) -> int:
         say("accelerator", machine.INSTALL, machine.accelerator, scale),
         say("precision", machine.INSTALL, machine.precision, scale),
         say("attention", machine.INSTALL, machine.attention, scale),
-        say("weights", "fetch the model anew", base.weights, scale.model),
-        say("model", correct, base.model, scale.model),
-        say("data", _build_data(scale), base.data, scale.data),
+        say("weights", "fetch the model anew", assets.weights, scale.model),
+        say("model", correct, assets.model, scale.model),
+        say("data", _build_data(scale), assets.data, scale.data),
         say("shm", "mount /dev/shm", machine.shared_memory),
         say("network", "free the port, or start the loopback interface", machine.network, scale),
         say("Slurm", "ask whoever runs the cluster", machine.slurm, scale),
@@ -52,7 +52,7 @@ def doctor(scale: Scale, runs: Path) -> int:
         print(Check("FAIL", "plan", one_line(error), correct))
         return 1
     fine += [
-        say("DeepSpeed", "correct the file, or scale.deepspeed=ds_configs/zero3.json", base.deepspeed, run),
+        say("DeepSpeed", "correct the file, or scale.deepspeed=ds_configs/zero3.json", assets.deepspeed, run),
         say("memory", correct, machine.memory, run),
         say("disk", "--runs DIR elsewhere", machine.disk, run, runs),
     ]

@@ -9,8 +9,8 @@ from openrlhf.models import get_llm_for_sequence_regression
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from torch import nn
 
-from rankrl.adapter.build import AdapterHost
-from rankrl.adapter.init import starting_factors
+from rankrl.adapter.factors import starting_factors
+from rankrl.adapter.host import AdapterHost
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy

@@ -16,7 +16,6 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from rankrl.adapter.start import Start
-from rankrl.adapter.table import ModuleRank, uniform
 from rankrl.data.items import Item, step_indices
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary
@@ -35,7 +34,8 @@ from rankrl.ppo.services import Services
 from rankrl.ppo.workers import AdapterSpec
 from rankrl.recipe.allocation import Importance, allocation_table
 from rankrl.recipe.plan import Run
-from rankrl.reward.shape import shaped
+from rankrl.recipe.rank_table import ModuleRank, uniform
+from rankrl.reward.grade import shaped
 
 CANARY_SAMPLES = 64
 """Samples of a rollout on which the previous adapter is evaluated as well."""

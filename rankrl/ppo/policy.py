@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,19 +15,21 @@ from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from peft import get_peft_model_state_dict
 from torch import nn
 
-from rankrl.adapter.build import AdapterHost, doubled, lora_config
 from rankrl.adapter.delta import module_size
-from rankrl.adapter.init import starting_factors
-from rankrl.adapter.measured import measured_start
+from rankrl.adapter.eva import Shapes, eva
+from rankrl.adapter.factors import starting_factors
+from rankrl.adapter.gradient import policy_gradient
+from rankrl.adapter.host import AdapterHost, doubled, lora_config
 from rankrl.adapter.start import Start
-from rankrl.adapter.watch import Batch, Samples
+from rankrl.adapter.watch import Batch, Reduce, Samples, walk_activations, walk_gradients
+from rankrl.adapter.weights import principal_rows, start_from_weights
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.serving import Payload, pack, peft_names
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
 from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler
-from rankrl.recipe.init import Init
+from rankrl.recipe.init_section import FROM_WEIGHTS, Init
 
 
 class AdapterActor(Actor):
@@ -185,3 +188,29 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         with torch.no_grad():
             for key, p in self.parameters_of(run).items():
                 p.copy_(weights[key])
+
+
+PRINCIPAL = 32
+"""Top directions of W of which `principal_share` speaks, for small adapters too."""
+
+
+def measured_start(
+    policy: Callable[[Batch], torch.Tensor],
+    linears: dict[str, nn.Linear],
+    shapes: Shapes,
+    init: Init,
+    rank: int,
+    seed: int,
+    batches: list[Batch],
+    samples: Samples | None,
+    reduce: Reduce,
+) -> Start:
+    """For adapters of up to `rank`. `policy` gives log-probabilities [B, A] of a batch; `batches` are this worker's, and all
+    workers have as many; `samples` are those of all. `reduce` adds a tensor up over workers.
+    """
+    if init.method in FROM_WEIGHTS:
+        return start_from_weights(linears, init.method, rank)
+    assert samples is not None
+    principal = principal_rows(linears, max(PRINCIPAL, init.off_principal))
+    method, walk = (eva, walk_activations) if init.method == "eva" else (policy_gradient, walk_gradients)
+    return method(partial(walk, policy, linears, batches), shapes, init, rank, seed, principal, samples, reduce)

@@ -7,8 +7,10 @@ from typing import Any
 
 import ray
 import torch
+from openrlhf.models.model import _get_critic_model
+from torch import nn
+from transformers import AutoModel
 
-from rankrl.adapter.table import serving_rank
 from rankrl.data.base_model import local_directory
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.cluster import check_resources, start_ray
@@ -17,9 +19,9 @@ from rankrl.ppo.engine import RemoteEngine
 from rankrl.ppo.groups import ValueRole, WorkerGroup, value_name
 from rankrl.ppo.placement import Seat, take_seats
 from rankrl.ppo.policy import PolicyWorker
-from rankrl.ppo.shared import TrainerWorker
 from rankrl.ppo.strategy import AdapterStrategy
 from rankrl.recipe.plan import Run, deepspeed_config
+from rankrl.recipe.rank_table import serving_rank
 from rankrl.recipe.scale import Model, Scale
 from rankrl.reward.grade import Grader
 
@@ -142,3 +144,30 @@ def engine_arguments(
         "max_lora_rank": serving_rank(max_rank),
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
     }
+
+
+def critic_on(model: nn.Module, value_head_prefix: str) -> nn.Module:
+    """Upstream's critic with the decoder of a causal language model in place of one of its own."""
+    config = model.config
+    config.normalize_reward = False
+    base = AutoModel._model_mapping[type(config)]
+    with torch.device("meta"):
+        critic = _get_critic_model(base.__base__, base, value_head_prefix)(config)
+    setattr(critic, critic.base_model_prefix, model.base_model)
+    return critic
+
+
+class TrainerWorker(PolicyWorker):
+    """A policy worker with a value worker inside that shares its base, its adapters' host and its process group."""
+
+    def init_model_from_pretrained(
+        self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int
+    ) -> None:
+        super().init_model_from_pretrained(strategy, path, modules, layers)
+        self.value = ValueWorker.__new__(ValueWorker)  # its own __init__ would join a process group
+        self.value.strategy = strategy
+        self.value.hold(critic_on(self.host.base, strategy.args.ds.value_head_prefix), self.host)
+
+    def as_value(self, method: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """A call to the value worker."""
+        return getattr(self.value, method)(*args, **kwargs)

@@ -17,11 +17,11 @@ import torch
 from torch.utils._pytree import tree_map
 from transformers.trainer import get_scheduler
 
-from rankrl.adapter.build import AdapterHost
-from rankrl.adapter.table import ModuleRank, Shapes
+from rankrl.adapter.host import AdapterHost
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.transport import send_tensors_as_arrays
-from rankrl.recipe.init import Init
+from rankrl.recipe.init_section import Init
+from rankrl.recipe.rank_table import ModuleRank, Shapes
 
 Call = tuple[str, list[dict[str, Any]]]
 """A method, and the keyword arguments of each call to it."""

@@ -8,14 +8,14 @@ from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
-from rankrl.adapter import allocate
-from rankrl.adapter.allocate import Space
-from rankrl.adapter.table import LARGEST_SERVED, ModuleRank, Shapes, document, rows, uniform
-from rankrl.recipe.adapter import Allocation
-from rankrl.recipe.check import require
+from rankrl.recipe import spending
+from rankrl.recipe.allocation_section import Allocation
+from rankrl.recipe.rank_table import LARGEST_SERVED, ModuleRank, Shapes, document, rows, uniform
+from rankrl.recipe.require import require
 from rankrl.recipe.rules import knob
 from rankrl.recipe.scale import Reference, Scale
 from rankrl.recipe.schema import Recipe
+from rankrl.recipe.spending import Space
 
 Importance = dict[str, list[float]]
 """Module name -> value of its 1st, 2nd, ... direction: not negative, not increasing."""
@@ -24,7 +24,7 @@ Importance = dict[str, list[float]]
 def module_shapes(scale: Scale) -> Shapes:
     """The adapted modules, named as in transformers' decoders. Training asks the real model."""
     return {
-        f"model.layers.{layer}.{'mlp' if kind in allocate.MLP else 'self_attn'}.{kind}": (d_in, d_out)
+        f"model.layers.{layer}.{'mlp' if kind in spending.MLP else 'self_attn'}.{kind}": (d_in, d_out)
         for layer in range(scale.model.layers)
         for kind, (d_in, d_out) in scale.model.modules.items()
     }
@@ -62,17 +62,17 @@ def allocation_table(
     if section.method == "uniform":
         return uniform(shapes, rank, alpha)
     most = largest_rank(section, rank, shapes)
-    where = allocate.space(shapes, budget(section, rank, shapes), section.min_rank, most)
+    where = spending.space(shapes, budget(section, rank, shapes), section.min_rank, most)
     densities = _densities(section, shapes, where, importance)
     if section.control == "random":
-        densities = allocate.permuted(densities, seed)
+        densities = spending.permuted(densities, seed)
     if section.control == "reversed":
-        densities = allocate.mirrored(densities)
+        densities = spending.mirrored(densities)
     if section.method == "greedy":
-        ranks = allocate.greedy(densities, where)
+        ranks = spending.greedy(densities, where)
     else:
-        ranks = allocate.proportional({name: sum(values) for name, values in densities.items()}, where)
-    return rows(shapes, allocate.shrunk(ranks, section.tau, where), alpha)
+        ranks = spending.proportional({name: sum(values) for name, values in densities.items()}, where)
+    return rows(shapes, spending.shrunk(ranks, section.tau, where), alpha)
 
 
 def allocation_document(section: Allocation, rank: int, shapes: Shapes, table: list[ModuleRank]) -> dict[str, Any]:
@@ -92,10 +92,10 @@ def _densities(section: Allocation, shapes: Shapes, where: Space, importance: Im
 
 def profile(section: Allocation, shapes: Shapes) -> dict[str, float]:
     """Weight of each module, to which its rank is proportional."""
-    places = {name: allocate.layer_and_type(name) for name in shapes}
+    places = {name: spending.layer_and_type(name) for name in shapes}
     layers, kinds = 1 + max(layer for layer, _ in places.values()), {kind for _, kind in places.values()}
     if section.profile == "mlp":
-        require(bool(kinds & {*allocate.MLP}), "allocation.profile", "mlp", "a scale with mlp modules", str(kinds))
+        require(bool(kinds & {*spending.MLP}), "allocation.profile", "mlp", "a scale with mlp modules", str(kinds))
     if section.profile == "table":
         stated = sorted(section.table or {})
         require(set(stated) == kinds, "allocation.table", stated, f"a weight for each of {', '.join(sorted(kinds))}")
@@ -110,12 +110,12 @@ def profile(section: Allocation, shapes: Shapes) -> dict[str, float]:
 
 def _weight(section: Allocation, depth: float, from_last: int, kind: str) -> float:
     if section.profile == "linear":
-        return allocate.linear(depth, section.slope or 0)
+        return spending.linear(depth, section.slope or 0)
     if section.profile == "triangular":
-        return allocate.triangular(depth, section.peak or 0)
+        return spending.triangular(depth, section.peak or 0)
     if section.profile == "last_k":
         return float(from_last <= (section.last_k or 0))
-    return float(kind in allocate.MLP) if section.profile == "mlp" else (section.table or {})[kind]
+    return float(kind in spending.MLP) if section.profile == "mlp" else (section.table or {})[kind]
 
 
 def planned(recipe: Recipe, scale: Scale, rank: int, seed: int) -> tuple[int, int]:
@@ -128,7 +128,7 @@ def planned(recipe: Recipe, scale: Scale, rank: int, seed: int) -> tuple[int, in
         allocated = allocation_table(recipe, scale.reference, rank, shapes, seed)
         return sum(row.params for row in allocated), max(row.rank for row in allocated)
     most = largest_rank(section, rank, shapes)
-    where = allocate.space(shapes, budget(section, rank, shapes), section.min_rank, most)
+    where = spending.space(shapes, budget(section, rank, shapes), section.min_rank, most)
     for possible in range(max(section.min_rank, 1), most + 1):
         knob(recipe, scale.reference, "alpha", possible)  # a table must list every rank that a measurement may give
     return int(min(where.budget, where.spent(where.most))), most

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Optional
 
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Model, Scale
-from rankrl.recipe.schema import require
 
 PACKAGE = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rankrl"

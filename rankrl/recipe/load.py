@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Execution, Scale
-from rankrl.recipe.schema import Recipe, require
+from rankrl.recipe.schema import Recipe
 
 T = TypeVar("T", Recipe, Scale, Execution)
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,13 +9,14 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from rankrl.adapter.table import LARGEST_SERVED
 from rankrl.recipe.allocation import allocation_table, module_shapes, planned
-from rankrl.recipe.init import MEASURED
+from rankrl.recipe.init_section import MEASURED
 from rankrl.recipe.load import ROOT, Experiment
+from rankrl.recipe.rank_table import LARGEST_SERVED
+from rankrl.recipe.require import require
 from rankrl.recipe.rules import Knob, derive
 from rankrl.recipe.scale import Scale
-from rankrl.recipe.schema import Recipe, require
+from rankrl.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

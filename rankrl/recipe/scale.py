@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
-from rankrl.recipe.mixture import Mixture
-from rankrl.recipe.schema import check_value, require
+from rankrl.recipe.mixture_section import Mixture
+from rankrl.recipe.require import require
+from rankrl.recipe.schema import check_value
 
 DTYPES = ("bfloat16", "float32")
 DEVICE_NAMES = ("h100", "cpu")

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Optional
 
-from rankrl.recipe.adapter import Allocation
-from rankrl.recipe.check import require
-from rankrl.recipe.init import Init
+from rankrl.recipe.allocation_section import Allocation
+from rankrl.recipe.init_section import Init
+from rankrl.recipe.require import require
 
 RULES = {
     "alpha": ("constant", "power", "table"),

@@ -8,7 +8,7 @@ from rankrl.report.read import SweepRecords
 from rankrl.report.statistics import evaluation
 from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
 from rankrl.report.statistics.cells import CELL, grouped, summary
-from rankrl.report.statistics.compare import compared
+from rankrl.report.statistics.paired import compared
 from rankrl.report.statistics.pareto import pareto, pareto_points
 from rankrl.report.statistics.power import power
 from rankrl.report.words import words

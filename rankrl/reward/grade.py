@@ -10,9 +10,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rankrl.reward.compare import judge
+from rankrl.recipe.schema import Reward
+from rankrl.reward.equality import judge
 from rankrl.reward.extract import answer
-from rankrl.reward.pool import Pair, Pool
+from rankrl.reward.provers import Pair, Pool
 
 GRADER = 3
 """Version of the verdicts. Scores of different versions are not comparable: it is part of the key of cached base scores."""
@@ -71,3 +72,23 @@ class Grader:
                 self._known.move_to_end(pair)
             while len(self._known) > self.remembered:
                 self._known.popitem(last=False)
+
+
+def shaped(verdict: Verdict, response_tokens: int, longest_tokens: int, weights: Reward) -> float:
+    """1[correct] +- boxed_bonus - length_penalty * (share of the way from where it begins to the longest response).
+
+    With 2 boxed_bonus + length_penalty < 1 (checked when the recipe is loaded), right always beats wrong.
+    """
+    return (
+        float(verdict.correct)
+        + weights.boxed_bonus * (1 if verdict.boxed else -1)
+        - weights.length_penalty * beyond(response_tokens, longest_tokens, weights)
+    )
+
+
+def beyond(response_tokens: int, longest_tokens: int, weights: Reward) -> float:
+    """0 up to the length that costs nothing, then linearly up to 1 at the longest response (DAPO, arXiv 2503.14476, eq. 13)."""
+    if weights.length == "none":
+        return 0.0
+    buffer_tokens = weights.overlong_buffer_tokens or (1 - weights.length_free) * longest_tokens
+    return min(max(1 - (longest_tokens - response_tokens) / buffer_tokens, 0.0), 1.0)

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rankrl.reward.compare import judge
+from rankrl.reward.equality import judge
 
 REFUSED = (
     "subprocess.",

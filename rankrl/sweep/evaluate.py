@@ -14,16 +14,17 @@ import pandas as pd
 import yaml
 
 from rankrl.adapter.peft_files import CONFIG, check_fits, read_config
-from rankrl.adapter.table import serving_rank
 from rankrl.data.base_model import local_directory
-from rankrl.data.items import Item, load_items
+from rankrl.data.items import Item
+from rankrl.data.loading import load_items
 from rankrl.recipe.allocation import module_shapes
 from rankrl.recipe.architecture import EMBEDDED
-from rankrl.recipe.check import require
+from rankrl.recipe.rank_table import serving_rank
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Model, Scale
 from rankrl.report.read import read_result
 from rankrl.report.statistics.passk import pass_rows, pass_table
-from rankrl.sweep.base import base_samples, cache_file, sample_rows
+from rankrl.sweep.base_score import base_samples, cache_file, sample_rows
 from rankrl.sweep.identity import LOADER, flat
 
 if TYPE_CHECKING:

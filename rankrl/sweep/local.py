@@ -141,7 +141,7 @@ def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
 
 def _train(todo: list[Run], bench: Bench) -> bool:
     """False: stopped before all had ended."""
-    from rankrl.sweep.pool import train_all
+    from rankrl.sweep.packing import train_all
     from rankrl.sweep.worker import ClusterLost
 
     parallel_runs = min(bench.parallel_runs, len(todo))

@@ -21,22 +21,23 @@ from openrlhf.utils.utils import get_tokenizer
 from rankrl.adapter.delta import scalars
 from rankrl.adapter.save import save_adapter
 from rankrl.adapter.start import Start
-from rankrl.adapter.table import as_json, from_plain, span
-from rankrl.data.items import load_items, revision
+from rankrl.data.items import revision
+from rankrl.data.loading import load_items
 from rankrl.ppo.loop import Diverged, RunTrainer
 from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score
 from rankrl.ppo.services import Services, resolve_model
 from rankrl.ppo.upstream import flatten
 from rankrl.recipe.allocation import Importance, allocation_document, planned, write_importance
-from rankrl.recipe.init import DRAWN, Init
+from rankrl.recipe.init_section import DRAWN, Init
 from rankrl.recipe.plan import Run
+from rankrl.recipe.rank_table import as_json, from_plain, span
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
-from rankrl.sweep.base import base_samples
+from rankrl.sweep.base_score import base_samples
+from rankrl.sweep.measuring import cached_start
 from rankrl.sweep.owner import owned
 from rankrl.sweep.progress import say
-from rankrl.sweep.start import cached_start
 
 
 def services_died(error: BaseException, services: Services) -> bool:

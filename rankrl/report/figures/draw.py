@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rankrl.report.figures import arms, bands, cells, costs, families, modules, steps
+import yaml
+
+from rankrl.report.figures import bands, costs, families, grid, modules, steps
 from rankrl.report.figures.canvas import MAX_DOTS, Canvas, look, save
-from rankrl.report.figures.few import few_arms
-from rankrl.report.figures.settings import knobs_of
 from rankrl.report.read import SweepRecords, curve, mean_ranks
+from rankrl.report.valid import resolved_sections
 
 Row = dict[str, Any]
 Drawing = tuple[str, Canvas | None, str, str, str]
@@ -62,7 +64,7 @@ def _arms(summary: dict[str, Any]) -> Iterator[Drawing]:
     against = rows[0]["against"] if rows else ""
     yield (
         "difference_by_arm",
-        arms.difference_by_arm(rows),
+        families.difference_by_arm(rows),
         f"Each arm against {against}",
         f"Gain minus the gain of arm {against} with the same seed: every pair a dot, the mean with its own 95 % interval (thick) "
         "and with the one that allows for all rows at once (thin).",
@@ -120,7 +122,7 @@ def _cells(results: list[Row], summary: dict[str, Any]) -> Iterator[Drawing]:
     front = [row for row in points if row["on_front"]]
     yield (
         "pareto",
-        cells.pareto(points, table),
+        grid.pareto(points, table),
         "Gain against tokens: the Pareto front",
         "A cell is a dot; the line is the best mean gain at each token cost. Right, the same for the lower end of the cell's 95 % "
         "interval, for who would rather not gamble. The front is chosen from the data that it shows: see the table for how often "
@@ -129,14 +131,14 @@ def _cells(results: list[Row], summary: dict[str, Any]) -> Iterator[Drawing]:
     )
     yield (
         "heat_maps",
-        cells.heat_maps(table),
+        grid.heat_maps(table),
         "Gain and risk over rank and batch size",
         "Mean gain of each cell, and its runs with a negative gain (failed and diverged runs count as such) out of all.",
         f"Mean gain by cell. {listed(table, 'mean_gain')} Share of runs with negative gain. {listed(table, 'negative_gain_risk')}",
     )
     yield (
         "distributions",
-        cells.distributions(results),
+        grid.distributions(results),
         "Distribution over seeds",
         f"Gain of every run by rank and batch size{thinning(len(results))}: line, the median; bar, the middle half. A failed run "
         "without a score counts as the loss of the whole base score.",
@@ -206,3 +208,47 @@ def listed(rows: list[Row], key: str, most: int = 12) -> str:
 def _name(row: Row) -> str:
     words = {"arm": "{}", "rank": "rank {}", "batch_size": "batch {}"}
     return " ".join(text.format(row[key]) for key, text in words.items() if row.get(key, "") != "")
+
+
+MOST_ARMS = 12
+
+
+def few_arms(sweep: SweepRecords, summary: dict[str, Any]) -> tuple[SweepRecords, dict[str, Any], str]:
+    """(records, summary, note) of at most MOST_ARMS arms: what others are compared with, then by mean gain the highest and
+    lowest in turn. The tables keep all; the note, for captions, is empty where nothing is left out.
+    """
+    arms = {row["arm"]: row["mean_gain"] for row in summary.get("arms", [])}
+    if len(arms) <= MOST_ARMS:
+        return sweep, summary, ""
+    against = sorted({row["against"] for row in summary.get("comparisons", [])})
+    ordered = sorted(arms, key=lambda arm: (arms[arm], arm))
+    ends = [arm for pair in zip(reversed(ordered), ordered, strict=True) for arm in pair]
+    kept = set(list(dict.fromkeys([*against, *ends]))[:MOST_ARMS])
+    rows = {
+        key: [row for row in value if "arm" not in row or row["arm"] in kept]
+        for key, value in summary.items()
+        if isinstance(value, list)  # of rows, or of sentences
+    }
+    results = [result for result in sweep.results if result["arm"] in kept]
+    note = f" Shown: {MOST_ARMS} of {len(arms)} arms, the highest and lowest mean gains; the tables have all."
+    return replace(sweep, results=results), summary | rows, note
+
+
+def knobs_of(sweep: SweepRecords) -> dict[tuple[str, int], dict[str, float]]:
+    """(arm, rank) -> knob -> value, from the first readable run of each: the rules know of nothing else."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for run in sweep.results:
+        at = run["arm"], run["rank"]
+        if at not in found and (knobs := _derived(sweep.directory / run["run_id"] / "run.yaml")):
+            found[at] = knobs
+    return found
+
+
+def _derived(path: Path) -> dict[str, float]:
+    """Section `derived` alone; the pure Python loader, since libyaml's crashes on deep nesting. Empty if damaged."""
+    try:
+        knobs = yaml.load(resolved_sections(path).get("derived", "{}"), Loader=yaml.SafeLoader)
+        values = {name: float(knob["value"]) for name, knob in knobs.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+        return {}
+    return {name: value for name, value in values.items() if isfinite(value)}

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rankrl.adapter.allocate import layer_and_type
+from rankrl.recipe.spending import layer_and_type
 from rankrl.report.figures.canvas import Canvas, look, panels, save
-from rankrl.report.figures.cells import readable
+from rankrl.report.figures.grid import readable
 
 
 def rank_map(content: dict[str, Any], to: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rankrl.adapter.table import WEIGHT_BYTES
+from rankrl.recipe.rank_table import WEIGHT_BYTES
 from rankrl.report.statistics.intervals import clopper_pearson, expected_max, iqm, iqm_interval, t_interval, upside_null
 
 ADAM_BYTES = 8  # two fp32 moments per parameter

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankrl.report.statistics.compare import MARGIN, reference_rank
 from rankrl.report.statistics.family import Row
 from rankrl.report.statistics.intervals import seeds_for_risk
+from rankrl.report.statistics.paired import MARGIN, reference_rank
 
 RISK = 0.1
 """A risk below this is what "reliable" asks for: 29 seeds without a negative one."""

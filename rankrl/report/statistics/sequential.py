@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
-from rankrl.report.statistics.compare import MARGIN
 from rankrl.report.statistics.intervals import EQUAL, shrunk
+from rankrl.report.statistics.paired import MARGIN
 
 ALPHA = 0.05
 Cell = tuple[str, int, int]

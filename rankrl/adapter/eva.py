@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from rankrl.adapter.init import completed
+from rankrl.adapter.factors import completed
 from rankrl.adapter.sketch import nystrom, orthonormal, overlap, random_basis
 from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Reduce, Samples, Sums, Walk, summed, tokens
-from rankrl.recipe.init import Init
+from rankrl.recipe.init_section import Init
 
 Shapes = dict[str, tuple[int, int]]
 """Module -> (d_in, d_out)."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from rankrl.reward.estimate import agree, estimate, factor
 from rankrl.reward.number import Quantity, number, quantity
+from rankrl.reward.points import agree, estimate, factor
 from rankrl.reward.structure import Node, read
 from rankrl.reward.tidy import squeezed, tidy, words
 

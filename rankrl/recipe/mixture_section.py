@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Optional
 
-from rankrl.recipe.check import require
+from rankrl.recipe.require import require
 
 
 @dataclass(frozen=True)

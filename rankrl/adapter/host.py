@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from rankrl.adapter.init import Factors
-from rankrl.adapter.table import ModuleRank
+from rankrl.adapter.factors import Factors
+from rankrl.recipe.rank_table import ModuleRank
 
 
 def target_shapes(model: nn.Module, modules: dict[str, list[int]], layers: int) -> dict[str, tuple[int, int]]:

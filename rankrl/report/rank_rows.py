@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rankrl.adapter.allocate import layer_and_type
-from rankrl.adapter.table import WEIGHT_BYTES, span
 from rankrl.recipe.cost import TRAIN_BYTES
+from rankrl.recipe.rank_table import WEIGHT_BYTES, span
 from rankrl.recipe.scale import Scale
+from rankrl.recipe.spending import layer_and_type
 
 
 def by_module(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import normalize
 
 from rankrl.adapter.start import Start
-from rankrl.adapter.table import ModuleRank
-from rankrl.recipe.init import DRAWN, REWRITING, Init
+from rankrl.recipe.init_section import DRAWN, REWRITING, Init
+from rankrl.recipe.rank_table import ModuleRank
 
 KAIMING_NORM = 1 / math.sqrt(3)
 """Root mean square norm of a row of U(-1/sqrt(d_in), 1/sqrt(d_in)), whatever d_in."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from rankrl.recipe.check import require
+from rankrl.recipe.require import require
 
 DRAWN = ("kaiming", "orthonormal", "etf")
 """From the seed alone."""

@@ -12,8 +12,8 @@ import numpy as np
 from rankrl.data import dedup
 from rankrl.data.items import Item
 from rankrl.data.spool import Columns, Shingles, Spool, drawn_order
-from rankrl.recipe.check import require
-from rankrl.recipe.mixture import Mixture
+from rankrl.recipe.mixture_section import Mixture
+from rankrl.recipe.require import require
 
 Drawn = dict[str, list[tuple[Item, str]]]
 """Source -> (item, level)."""

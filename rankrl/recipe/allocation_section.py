@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, Optional
 
-from rankrl.adapter.table import LARGEST_SERVED
-from rankrl.recipe.check import require
+from rankrl.recipe.rank_table import LARGEST_SERVED
+from rankrl.recipe.require import require
 
 METHODS = {"uniform": (), "profile": ("profile",), "greedy": ("value", "prompts"), "proportional": ("value", "prompts")}
 PROFILES = {"linear": ("slope",), "triangular": ("peak",), "last_k": ("last_k",), "mlp": (), "table": ("table",)}

@@ -78,7 +78,7 @@ def model(model: Model) -> Check:
 
 
 def data(data: Data) -> Check:
-    from rankrl.data.items import load_items
+    from rankrl.data.loading import load_items
 
     train, evaluation = load_items(data)
     return Check("ok", "data", f"{len(train):,} training and {len(evaluation):,} evaluation items, prompts disjoint")

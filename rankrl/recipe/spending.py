@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import TypeVar
 
-from rankrl.adapter.table import LARGEST_SERVED, Shapes
+from rankrl.recipe.rank_table import LARGEST_SERVED, Shapes
 
 V = TypeVar("V")
 Ranks = dict[str, int]

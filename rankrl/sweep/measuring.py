@@ -16,8 +16,8 @@ from rankrl.adapter.watch import Batch, Samples
 from rankrl.data.items import Item, revision, step_indices
 from rankrl.ppo.rollout import Rollouts, Sample, experience
 from rankrl.ppo.services import Services
-from rankrl.recipe.init import FROM_WEIGHTS, Init
-from rankrl.sweep.base import cache_key
+from rankrl.recipe.init_section import FROM_WEIGHTS, Init
+from rankrl.sweep.base_score import cache_key
 
 VERSION = 1
 """Of what is measured: raise it where the same inputs give another result."""

@@ -1,0 +1,82 @@
+"""The model card of an exported adapter: what it is, its scores with intervals, and its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from huggingface_hub import ModelCardData
+
+from rankrl.recipe.rank_table import serving_rank
+from rankrl.report.read import read_result, read_sweep
+from rankrl.report.statistics.cells import summarise
+from rankrl.report.statistics.intervals import t_interval
+
+CARD = """---
+{data}
+---
+# LoRA adapter of rank {rank} for {base}
+{params:,} trained parameters, {share:.3%} of the base; PPO with verifiable rewards, {steps} steps of {batch_size} prompts
+(run `{run_id}` of the sweep `{sweep}`, {tokens_total:,} tokens).
+
+| held-out score | value |
+| --- | --- |
+| this run | {final_score:.4f} {score_ci95} |
+| the base | {base_score:.4f} |
+| gain | {gain:+.4f} |
+| gain, mean of the {n_seeds} seeds of its cell | {mean_gain:+.4f} {gain_ci95} |
+| seeds that ended below the base | {negative_runs} of {n_seeds}, risk below {risk:.2f} |
+
+Intervals are 95 %: of the run by evaluation item, of the cell by seed (Student t), of the risk Clopper-Pearson. One seed says
+little: read it with the others.
+
+| knob | value | formula |
+| --- | --- | --- |
+{knobs}
+
+Load it with `PeftModel.from_pretrained(base, "DIR")`, or `vllm serve BASE --enable-lora --max-lora-rank {serving_rank}
+--lora-modules rankrl=DIR`. Every module's scale is folded into its B and ranks are padded to {rank_served}; `peft/` holds the
+unpadded original.
+"""
+
+
+def card(run: Path, rank_served: int) -> str:
+    """Model card of a run: what it is, its scores with intervals, its recipe. Raises ValueError if its records are damaged."""
+    result = read_result(run)
+    try:
+        resolved = yaml.safe_load((run / "run.yaml").read_text())
+        rows = pd.read_parquet(run / "evals.parquet")
+        assert result is not None
+        cell = [
+            r for r in read_sweep(run.parent).results if all(r[k] == result[k] for k in ("arm", "rank", "batch_size"))
+        ]
+        seeds = summarise(cell)
+        last = rows[rows["step"] == rows["step"].max()]
+        base = resolved["scale"]["model"]["path"]
+        facts = {**result, **seeds, "sweep": resolved["sweep"], "knobs": _knobs(resolved["derived"])}
+    except (OSError, KeyError, TypeError, AssertionError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"RUN_DIR: the records in {run} are damaged or missing ({type(error).__name__}: {error})"
+        ) from error
+    hub = base if "/" in base and not base.startswith(("/", ".")) else None  # a card names hub models only
+    return CARD.format(
+        data=ModelCardData(base_model=hub, library_name="peft", tags=["lora", "ppo", "rankrl"]).to_yaml(),
+        base=base,
+        params=result["trainable_params"],
+        share=result["trainable_params"] / result["base_params"],
+        score_ci95=_interval(t_interval(last.groupby("item_id")["correct"].mean().tolist())),
+        risk=seeds["risk_ci95"][1],
+        serving_rank=serving_rank(rank_served),
+        rank_served=rank_served,
+        **{**facts, "gain_ci95": _interval(seeds["gain_ci95"])},
+    )
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "[{:.4f}, {:.4f}]".format(*interval) if interval else "(one seed: no interval)"
+
+
+def _knobs(derived: dict[str, dict[str, Any]]) -> str:
+    return "\n".join(f"| {name} | {knob['value']:.6g} | {knob['formula']} |" for name, knob in derived.items())
