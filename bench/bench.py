@@ -55,7 +55,7 @@ def lines(directory: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def bench_of(runs: list[Run], parallel_runs: int) -> Iterator[Any]:
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(runs, Path(directory), parallel_runs)

@@ -306,8 +306,8 @@ def pipeline(words: list[str]) -> None:
     )
     start_s = time.perf_counter()
     prepare_process(runs[0].scale.placement.gpus)
+    from rankrl.sweep.bench import Bench
     from rankrl.sweep.packing import train_all
-    from rankrl.sweep.worker import Bench
 
     with tempfile.TemporaryDirectory() as directory, Bench(runs, Path(directory), len(runs)) as bench:
         row("services up, s", f"{time.perf_counter() - start_s:.0f}")

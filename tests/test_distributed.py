@@ -51,7 +51,7 @@ def begin(directory, *overrides, inits=()) -> Begun:
 
     prepare_process(4)
     from rankrl.ppo.loop import RunTrainer
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     run = runs_of("demo", *ONE_UPDATE, *overrides)[0]
     with Bench([run], directory) as bench:
@@ -179,7 +179,7 @@ def test_a_killed_worker_of_two_is_replaced(tmp_path, capsys):
 
     prepare_process(4)
     from rankrl.ppo.loop import RunTrainer
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     run = runs_of("demo", "ranks=[1]", "seeds=[0]", "steps=4", "checkpoint_every=2", *ZERO3)[0]
     step, killed = RunTrainer.step, []

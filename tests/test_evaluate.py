@@ -192,7 +192,7 @@ def trained(tmp_path_factory):
     from rankrl.sweep.local import prepare_process
 
     prepare_process(4)  # three for the services, one for the engine of the evaluation
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     runs = runs_of("demo", "ranks=[4,32]", "seeds=[0]", "steps=3", "rules.lr=0.01", *SMALL)
     with Bench(runs, tmp_path_factory.mktemp("runs")) as bench:

@@ -22,7 +22,7 @@ def bench(tmp_path_factory):
     from rankrl.sweep.local import prepare_process
 
     prepare_process(3)
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     with Bench([mixed_run()[0]], tmp_path_factory.mktemp("runs")) as bench:
         yield bench
@@ -32,10 +32,11 @@ def bench(tmp_path_factory):
 def test_mixed_ranks_train_stop_and_resume(bench, monkeypatch):
     """What the engine serves is what was trained; after a stop the table comes from the checkpoint."""
     from rankrl.ppo.loop import RunTrainer
+    from rankrl.sweep import training
 
     run, importance = mixed_run()
     directory, step = bench.directory / "demo" / run.run_id, RunTrainer.step
-    monkeypatch.setattr(type(bench), "_importance", lambda *_: importance)
+    monkeypatch.setattr(training, "importance", lambda *_: importance)
     monkeypatch.setattr(RunTrainer, "step", lambda self, at: [step(self, at), (directory / "STOP").touch()][0])
     assert bench.attempt(run, attempts=1) is None
     monkeypatch.setattr(RunTrainer, "allocate", None)
@@ -69,15 +70,15 @@ def test_the_canary_catches_wrong_scales_of_modules(bench, scale):
     from rankrl.ppo.serving import unpack
 
     class Faulty(RunTrainer):
-        def broadcast_to_vllm(self):
-            payload = ray.get(self.actor_model_group.payload())
+        def sync(self):
+            payload = ray.get(self.policy.payload())
             tensors = unpack(payload.names, payload.shapes, payload.dtype, payload.data)
             for row in self.table:
                 own = row.alpha / row.rank
                 tensors[f"base_model.model.{row.module}.lora_B.weight"] *= scale(own) / own
             data = torch.cat([tensor.flatten() for tensor in tensors.values()]).numpy().tobytes()
             wrong = dataclasses.replace(payload, data=data)
-            ray.get([engine.load_adapter.remote(self.adapter_id, wrong) for engine in self.vllm_engines])
+            return ray.get([e.load_adapter.remote(self.adapter_id, wrong) for e in self.services.engines])[0]
 
     run, importance = mixed_run()
     trainer = Faulty(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)

@@ -30,7 +30,7 @@ def bench(tmp_path_factory):
     from rankrl.sweep.local import prepare_process
 
     prepare_process(3)
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     with Bench([*WATCHED, *OTHERS], tmp_path_factory.mktemp("runs"), parallel_runs=8) as bench:
         yield bench

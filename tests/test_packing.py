@@ -127,8 +127,8 @@ class Attempts:
 
 @pytest.mark.slow
 def test_a_suspect_is_tried_alone_and_a_refused_run_does_not_end_the_others(capsys):
+    from rankrl.sweep.bench import Suspect
     from rankrl.sweep.packing import train_all
-    from rankrl.sweep.worker import Suspect
 
     runs = runs_of("demo", "ranks=[1]", "seeds=[0,1,2,3]")
     fine = {"status": "finished", "gain": 0.1, "base_score": 0.2, "final_score": 0.3, "wall_s": 1.0}

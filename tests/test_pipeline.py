@@ -24,7 +24,7 @@ def bench(tmp_path_factory):
     from rankrl.sweep.local import prepare_process
 
     prepare_process(3)
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs")) as bench:
         yield bench
@@ -117,8 +117,8 @@ def test_reference_is_the_base_and_the_saved_adapter_the_policy(attach, bench, t
     for step in range(3):
         trainer.step(step)
     batch = one_batch(trainer, 3)
-    reference = worker_logprobs(trainer.reference_model_group, batch)
-    policy = worker_logprobs(trainer.actor_model_group, batch)
+    reference = worker_logprobs(trainer.reference, batch)
+    policy = worker_logprobs(trainer.policy, batch)
     fresh = Actor(bench.services.model_path, attn_implementation="sdpa").float()
     with torch.no_grad():
         plain = fresh(batch.sequences, batch.action_mask, batch.attention_mask)
@@ -131,7 +131,7 @@ def test_reference_is_the_base_and_the_saved_adapter_the_policy(attach, bench, t
     facts = dict.fromkeys(("rank", "run_id", "sweep", "steps"), "x") | dict.fromkeys(
         ("params", "share", "final", "start", "gain"), 0
     )
-    config, tensors = ray.get(trainer.actor_model_group.async_run_method("peft_files")[0])
+    config, tensors = ray.get(trainer.policy.async_run_method("peft_files")[0])
     save_adapter(tmp_path / "adapter", config, tensors, "embedded:nano", facts)
     fresh.model = PeftModel.from_pretrained(fresh.model, str(tmp_path / "adapter"))
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_reference_is_the_base_and_the_saved_adapter_the_policy(attach, bench, t
 
 def test_bytes_sent_are_the_adapters(attach):
     trainer = attach("ranks=[1]")
-    assert trainer.sync_bytes == 4 * trainer.run.trainable_params  # fp32, not padded to the engine's rank
+    assert trainer.sync() == 4 * trainer.run.trainable_params  # fp32, not padded to the engine's rank
 
 
 def test_a_run_continues_from_its_checkpoint_as_if_never_stopped(attach, tmp_path):
@@ -178,10 +178,10 @@ def faulty(fault):
     class Faulty(RunTrainer):
         sent: Payload | None = None
 
-        def broadcast_to_vllm(self):
-            payload = ray.get(self.actor_model_group.payload())
+        def sync(self):
+            payload = ray.get(self.policy.payload())
             wrong, self.sent = fault(payload, self.sent or payload), payload
-            ray.get([engine.load_adapter.remote(self.adapter_id, wrong) for engine in self.vllm_engines])
+            return ray.get([e.load_adapter.remote(self.adapter_id, wrong) for e in self.services.engines])[0]
 
     return Faulty
 
@@ -388,7 +388,7 @@ def test_critic_warmup_leaves_the_policy_where_it_is(attach):
 
 def test_a_killed_engine_is_replaced_and_the_run_resumes(bench, monkeypatch, capsys):
     def kill_engine(trainer):
-        os.kill(ray.get(trainer.vllm_engines[0].ready.remote()), signal.SIGKILL)
+        os.kill(ray.get(trainer.services.engines[0].ready.remote()), signal.SIGKILL)
 
     run = runs_of("demo", "ranks=[1]", "seeds=[9]", "steps=4", "checkpoint_every=2")[0]
     interfere(monkeypatch, 3, kill_engine)

@@ -90,16 +90,21 @@ def test_raw_classes_have_the_methods_that_are_overridden():
     assert 'os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"' in inspect.getsource(engine._configure_vllm_env)
 
 
-def test_upstream_trainer_and_experience_maker_are_called_as_expected():
+def test_upstreams_step_has_the_verbs_of_ours_in_our_order():
+    """RunTrainer.step writes BasePPOTrainer.train_step out, and ExperienceMaker.make its make_experience_batch."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
-    step = inspect.getsource(BasePPOTrainer.train_step)
-    order = [
-        step.index(word)
-        for word in ("make_experience_batch", "self.ppo_train", "self.broadcast_to_vllm", "kl_ctl.update")
-    ]
-    assert order == sorted(order)
+    def in_order(method, *words):
+        source = inspect.getsource(method)
+        places = [source.index(word) for word in words]
+        return places == sorted(places)
+
+    verbs = ("make_experience_batch", '"append"', "self.ppo_train", "self.broadcast_to_vllm", "kl_ctl.update")
+    assert in_order(BasePPOTrainer.train_step, *verbs)
+    assert "run_actor = global_steps > self.args.critic.freezing_steps" in inspect.getsource(BasePPOTrainer.ppo_train)
+    batch = ("self.split_rollout_samples", "self.make_experience(", "self.compute_advantages_and_returns")
+    assert in_order(RemoteExperienceMaker.make_experience_batch, *batch)
     maker = inspect.getsource(RemoteExperienceMaker.make_experience)
     assert "samples.kl = kl" in maker and "samples.action_log_probs = action_log_probs" in maker
     assert "self.kl_ctl.value" in inspect.getsource(RemoteExperienceMaker.compute_advantages_and_returns)

@@ -27,7 +27,7 @@ def bench(tmp_path_factory):
     from rankrl.sweep.local import prepare_process
 
     prepare_process(3)
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs")) as bench:
         yield bench
@@ -59,7 +59,7 @@ def test_the_policy_starts_as_the_base_and_its_engine_follows_it(bench, referenc
         assert trainer.attach(None, bench.start(run)) == run.trainable_params
         samples = trainer.rollouts.rollout(None, 0, 0, trainer.train_items[:2], 8)  # of the base, the same for all
         batch = trainer.experience_maker.split_rollout_samples(samples)[0]
-        policy, reference = (logprobs(g, batch) for g in (trainer.actor_model_group, trainer.reference_model_group))
+        policy, reference = (logprobs(g, batch) for g in (trainer.policy, trainer.reference))
         references.append(reference)
         assert torch.equal(reference, references[0])
         if run.recipe.init.method in REWRITING:
@@ -73,8 +73,8 @@ def test_the_policy_starts_as_the_base_and_its_engine_follows_it(bench, referenc
         lines = [trainer.step(step) for step in range(2)]
         assert lines[0]["kl_ref"] == pytest.approx(0, abs=1e-5) and lines[1]["kl_step"] > 1e-6
         assert all(line["sync_gap_nats"] < 0.01 for line in lines)
-        assert (logprobs(trainer.actor_model_group, batch) - reference).abs().max() > 1e-3
-        assert torch.equal(logprobs(trainer.reference_model_group, batch), reference)
+        assert (logprobs(trainer.policy, batch) - reference).abs().max() > 1e-3
+        assert torch.equal(logprobs(trainer.reference, batch), reference)
         assert all(size["delta_norm"] > 0 for size in trainer.update_sizes().values())
     finally:
         trainer.detach()

@@ -52,8 +52,6 @@ def command_line(run: Run, model: str) -> list[str]:
         "critic.lr_scheduler": "constant_with_warmup",
         "critic.max_norm": recipe.critic.max_norm,
         "critic.value_clip": recipe.critic.value_clip,
-        "critic.freezing_steps": recipe.critic.warmup_steps
-        - 1,  # upstream trains the policy from the step after this one
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     words += ["--actor.eps_clip_low_high", str(run["clip_low"]), str(run["clip_high"])]

@@ -170,6 +170,7 @@ class Record:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.checkpoint_dir / "state.pt")
+            write_atomically(self.checkpoint_dir / "step", f"{state['step']}\n")
         except OSError:
             part.unlink(missing_ok=True)  # half a checkpoint on a full disk would leave no room for the run's result
             raise
@@ -177,9 +178,11 @@ class Record:
             self.board.flush()
 
     def saved_step(self) -> int:
-        """Step of the checkpoint, 0 without one."""
-        state = self.load_checkpoint()
-        return state["step"] if state else 0
+        """Step of the checkpoint, 0 without one. Read from a file beside it, which is written after it: at worst too low."""
+        try:
+            return int((self.checkpoint_dir / "step").read_text())
+        except (OSError, ValueError):
+            return 0
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The saved state, or None if there is none. An unreadable one is put aside, and the run starts again."""

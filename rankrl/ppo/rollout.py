@@ -8,7 +8,6 @@ from typing import Any
 import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from rankrl.data.items import Item, request_seed
 from rankrl.data.prompt import prompt_ids
@@ -57,12 +56,11 @@ class Prompter:
         return ids
 
 
-class Rollouts(SamplesGenerator):
-    """Upstream's generator with batched, seeded requests. `adapter_id` None samples from the base."""
+class Rollouts:
+    """Batched, seeded requests to the engines. `adapter_id` None samples from the base."""
 
-    def __init__(self, strategy: Any, prompter: Prompter, engines: list[Any], scale: Scale, grader: Grader):
-        super().__init__(strategy, None, None, prompter.tokenizer, engines)
-        self.prompter, self.scale, self.grader = prompter, scale, grader
+    def __init__(self, prompter: Prompter, engines: list[Any], scale: Scale, grader: Grader):
+        self.prompter, self.engines, self.scale, self.grader = prompter, engines, scale, grader
 
     def sample(
         self, adapter_id: int | None, items: list[Item], seeds: list[list[int]], temperature: float
@@ -71,10 +69,10 @@ class Rollouts(SamplesGenerator):
         flat = [
             (item, k, seed) for item, item_seeds in zip(items, seeds, strict=True) for k, seed in enumerate(item_seeds)
         ]
-        share = -(-len(flat) // len(self.vllm_engines))
+        share = -(-len(flat) // len(self.engines))
         chunks = [flat[i : i + share] for i in range(0, len(flat), share)]
         refs = []
-        for engine, chunk in zip(self.vllm_engines, chunks, strict=False):
+        for engine, chunk in zip(self.engines, chunks, strict=False):
             prompts = [self.prompter(item) for item, _, _ in chunk]
             requests = Requests(
                 prompts, [seed for _, _, seed in chunk], temperature, self.scale.lengths.response_tokens
@@ -86,7 +84,7 @@ class Rollouts(SamplesGenerator):
 
     def _graded(self, chunk: list[tuple[Item, int, int]], responses: Responses) -> list[Sample]:
         parts = responses.split()
-        texts = self.tokenizer.batch_decode([ids for ids, _ in parts], skip_special_tokens=True)
+        texts = self.prompter.tokenizer.batch_decode([ids for ids, _ in parts], skip_special_tokens=True)
         verdicts = self.grader.grade(texts, [item.answer for item, _, _ in chunk])
         return [
             Sample(item, k, self.prompter(item), ids, logprobs, bool(cut), verdict)

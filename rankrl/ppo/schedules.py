@@ -31,7 +31,7 @@ def adapt(coefficient: float, kl: float, target: float, horizon_steps: float) ->
 
 @dataclass
 class KLController:
-    """What upstream reads as `kl_ctl`: `value`, and `update` once a step."""
+    """The KL coefficient of the current step; upstream's experience maker reads `value`."""
 
     level: float
     schedule: KLSchedule
@@ -44,10 +44,11 @@ class KLController:
     def value(self) -> float:
         return self.level * kl_share(self.schedule, self.step, self.steps) * self.adapted
 
-    def update(self, current: float, n_steps: int) -> None:
+    def update(self, kl: float) -> None:
+        """Moves an adaptive coefficient by the KL to the base (nats per token) of the step that has ended."""
         if self.schedule.shape == "adaptive":
             assert self.schedule.target is not None
-            self.adapted = adapt(self.adapted, max(current, 0.0), self.schedule.target, self.schedule.horizon_steps)
+            self.adapted = adapt(self.adapted, max(kl, 0.0), self.schedule.target, self.schedule.horizon_steps)
 
 
 def clip_share(final: float, step: int, steps: int) -> float:

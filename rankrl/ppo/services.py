@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ from rankrl.reward.grade import Grader
 MAX_SEQUENCES = 1024
 """Requests that an engine decodes at once; vLLM's default is 256 on small devices, less than a few packed rollouts."""
 MAX_BATCHED_TOKENS = 8192  # in one engine step
+FATAL = (ray.exceptions.RayError, torch.AcceleratorError, torch.OutOfMemoryError)
+"""Causes of a worker's error after which its process or its GPU is gone."""
 
 
 def resolve_model(model: Model) -> str:
@@ -49,8 +52,7 @@ class Services:
 
     def __init__(self, run: Run, max_rank: int, parallel_runs: int):
         self.scale, self.model_path = run.scale, resolve_model(run.scale.model)
-        self.broken = False
-        """Set by whoever saw a service die; the next run then starts new ones."""
+        self._broken = threading.Event()
         place = self.scale.placement
         args = arguments(run, self.model_path)  # refuses a bad run before anything is started
         if not ray.is_initialized():
@@ -75,6 +77,27 @@ class Services:
         self.policy_shapes, self.value_shapes = ray.get(asked)
         self.adapter_ids = itertools.count(1)
         self.grader = Grader()
+
+    @property
+    def broken(self) -> bool:
+        """Whether a service has died: what goes on, goes on on new ones."""
+        return self._broken.is_set()
+
+    def mark_broken(self) -> None:
+        """Said by whoever saw a service die, from any thread."""
+        self._broken.set()
+
+    def died_of(self, error: BaseException) -> bool:
+        """Whether what the services hold is not to be trusted after `error`: a process or its GPU is gone, or one of several
+        workers raised while the others wait for it. A ValueError is a check of ours, which all workers fail together.
+        """
+        if not isinstance(error, ray.exceptions.RayError):
+            return False
+        cause = getattr(error, "cause", None)
+        if not isinstance(error, ray.exceptions.RayTaskError) or isinstance(cause, FATAL):
+            return True
+        alone = len(self.policy.workers) == len(self.critic.workers) == 1
+        return not (alone or isinstance(cause, ValueError))
 
     def detach(self, name: str, adapter_id: int) -> None:
         """Forgets a run everywhere."""

@@ -7,7 +7,6 @@ import sys
 from contextlib import closing, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -187,7 +186,7 @@ def sample(
     from rankrl.reward.grade import Grader
 
     with closing(Grader()) as grader:
-        rollouts = Rollouts(SimpleNamespace(args=None), prompter, engines, subject.scale, grader)
+        rollouts = Rollouts(prompter, engines, subject.scale, grader)
         if subject.adapter is None:
             return sample_rows(base_samples(rollouts, items, directory, model_path))
         payload = adapter_payload(subject.adapter, subject.scale.model.dtype)

@@ -24,7 +24,7 @@ from rankrl.sweep.progress import say
 from rankrl.sweep.stages import keep_back, next_stage, staged
 
 if TYPE_CHECKING:
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
 HERE = Execution()
 STOPPED = 75  # EX_TEMPFAIL: stopped, on request or by the loss of nodes, and resumable
@@ -58,7 +58,7 @@ def _import_stack() -> None:
         from rankrl.ppo import cpu
 
         cpu.install()
-    import rankrl.sweep.worker  # noqa: F401
+    import rankrl.sweep.bench  # noqa: F401
 
     for name in ("ray", "deepspeed", "DeepSpeed", "vllm", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -134,15 +134,15 @@ def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
 
     local_directory(runs[0].scale.model)  # a missing one is an error at once, not after Ray has started
     prepare_process(runs[0].scale.placement.gpus)
-    from rankrl.sweep.worker import Bench
+    from rankrl.sweep.bench import Bench
 
     return Bench(runs, directory, parallel_runs, execution.services == "per_run")
 
 
 def _train(todo: list[Run], bench: Bench) -> bool:
     """False: stopped before all had ended."""
+    from rankrl.sweep.bench import ClusterLost
     from rankrl.sweep.packing import train_all
-    from rankrl.sweep.worker import ClusterLost
 
     parallel_runs = min(bench.parallel_runs, len(todo))
     say(f"{parallel_runs} at a time")

@@ -63,7 +63,9 @@ def measure(services: Services, rollouts: Rollouts, items: list[Item], init: Ini
     graded = rollouts.rollout(None, seed, MEASURING, chosen, init.samples_per_prompt)
     kept = graded if init.method == "eva" else mixed(graded, init)
     samples = facts(kept)
-    shares = deal(kept, samples, workers, services.scale.placement.micro_batch, rollouts.tokenizer.pad_token_id)
+    shares = deal(
+        kept, samples, workers, services.scale.placement.micro_batch, rollouts.prompter.tokenizer.pad_token_id
+    )
     refs = services.policy.each("measure", [(init, rank, seed, share, samples) for share in shares])
     start = ray.get(refs)[0]
     start.summary.update(

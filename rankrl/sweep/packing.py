@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rankrl.recipe.plan import Run
+from rankrl.sweep.bench import Bench, Suspect
 from rankrl.sweep.progress import progress, say
-from rankrl.sweep.worker import Bench, Suspect
 
 ATTEMPTS = 2  # of a run whose services died, without a new checkpoint in between
 

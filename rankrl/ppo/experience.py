@@ -1,0 +1,111 @@
+"""Graded samples -> experiences: OpenRLHF's experience maker on micro-batches of ours."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+from rankrl.ppo.rollout import Sample, experience, tokens_by_position
+from rankrl.recipe.plan import Run
+from rankrl.reward.grade import shaped
+
+CANARY_SAMPLES = 64
+"""Samples of a rollout on which the previous adapter is evaluated as well."""
+
+
+class Logprobs(NamedTuple):
+    """Log-probabilities [N] of a rollout's response tokens, in nats, as several policies see them."""
+
+    engine: np.ndarray
+    """The engine that sampled them."""
+    trainer: np.ndarray
+    """The adapter in the trainer."""
+    base: np.ndarray
+    """The base: the adapter off."""
+    previous: np.ndarray
+    """The adapter before its last update; of the first tokens only."""
+
+    @property
+    def finite(self) -> bool:
+        return all(np.isfinite(values).all() for values in self)
+
+    def kl_ref(self) -> float:
+        """Mean log-ratio of trainer and base: the k1 estimate of the KL to the base, in nats a token."""
+        return float((self.trainer - self.base).mean())
+
+    def kl_step(self) -> float:
+        """KL of the last update, in nats a token."""
+        return k3(self.trainer[: len(self.previous)], self.previous)
+
+
+class ExperienceMaker(RemoteExperienceMaker):
+    """OpenRLHF's forward passes, rewards with KL penalty, advantages and returns for one run."""
+
+    def __init__(self, run: Run, policy: Any, critic: Any, reference: Any, kl_ctl: Any, strategy: Any, tokenizer: Any):
+        super().__init__(policy, critic, None, reference, kl_ctl, strategy, tokenizer)  # type: ignore[arg-type]
+        self.run, self.workers = run, len(policy.group.workers)
+
+    @torch.no_grad()
+    def make(self, samples: list[Sample]) -> tuple[list[Experience], Logprobs]:
+        """Upstream's `make_experience_batch`, which also returns what the canary compares: upstream drops it."""
+        batches = self.split_rollout_samples(samples)
+        previous_refs = self._ask_previous(batches)
+        experiences = self.make_experience(batches)
+        logprobs = self._logprobs(experiences, self._flatten_results(previous_refs, 1))
+        return self.compute_advantages_and_returns(experiences), logprobs
+
+    def split_rollout_samples(self, rollout_samples: list[Sample]) -> list[Experience]:
+        """Micro-batches of samples of like length, so that little is padded; each worker gets short and long ones.
+
+        Where samples share the computation of their prompt, they stay beside each other.
+        """
+        order = list(range(len(rollout_samples)))
+        if not self.run.scale.model.share_prefixes:
+            order.sort(key=lambda i: rollout_samples[i].tokens)
+        size = self.args.rollout.micro_batch_size
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        dealt = [part for worker in range(self.workers) for part in parts[worker :: self.workers]]
+        return [self._micro_batch(rollout_samples, part) for part in dealt]
+
+    def _micro_batch(self, rollout_samples: list[Sample], index: list[int]) -> Experience:
+        samples, lengths = [rollout_samples[i] for i in index], self.run.scale.lengths
+        weights = self.run.recipe.reward
+        rewards = [shaped(s.verdict, len(s.response_ids), lengths.response_tokens, weights) for s in samples]
+        return experience(samples, index, rewards, self.tokenizer.pad_token_id, self.args.data.max_len)
+
+    def _ask_previous(self, batches: list[Experience]) -> list[Any]:
+        """References to the previous adapter's log-probabilities of the first batches, as many for each worker."""
+        per_worker = max(1, CANARY_SAMPLES // (self.workers * len(batches[0].sequences)))
+        few = batches[: self.workers * per_worker]
+        return self.actor_model_group.async_run_method_batch(
+            "forward_previous",
+            sequences=[batch.sequences for batch in few],
+            action_mask=[batch.action_mask for batch in few],
+            attention_mask=[batch.attention_mask for batch in few],
+        )
+
+    def _logprobs(self, experiences: list[Experience], previous: list[torch.Tensor]) -> Logprobs:
+        """Read before advantages are computed: upstream then drops `kl`, from which the base's are told."""
+        trainer = tokens_by_position(experiences, "action_log_probs")
+        masks = [batch.action_mask.bool() for batch in experiences[: len(previous)]]
+        return Logprobs(
+            engine=tokens_by_position(experiences, "rollout_log_probs").numpy(),
+            trainer=trainer.numpy(),
+            base=(trainer - tokens_by_position(experiences, "kl")).numpy(),  # upstream's k1 is their difference
+            previous=torch.cat([p[mask] for p, mask in zip(previous, masks, strict=True)]).float().numpy(),
+        )
+
+
+def k3(new: np.ndarray, old: np.ndarray) -> float:
+    """KL(new || old) in nats a token, from log-probabilities [N] of tokens drawn from `new` (Schulman's k3, never negative)."""
+    ratio = old - new
+    return float((np.exp(ratio) - 1 - ratio).mean())
+
+
+def mean_of(experiences: list[Experience], values: str) -> float:
+    """Mean over the samples of all experiences of a per-sample field [B], such as `response_length`."""
+    return torch.cat([getattr(batch, values) for batch in experiences]).float().mean().item()

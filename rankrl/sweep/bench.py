@@ -1,0 +1,190 @@
+"""The bench on which runs are trained, several at a time: it holds their services, and decides whether a run is tried again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from openrlhf.utils.utils import get_tokenizer
+
+from rankrl.adapter.start import Start
+from rankrl.data.loading import load_items
+from rankrl.ppo.loop import Diverged
+from rankrl.ppo.records import Record
+from rankrl.ppo.rollout import Prompter, Rollouts, Sample
+from rankrl.ppo.services import Services, resolve_model
+from rankrl.recipe.allocation import planned
+from rankrl.recipe.init_section import DRAWN, Init
+from rankrl.recipe.plan import Run
+from rankrl.report.ledger import ENDED
+from rankrl.report.read import curves, read_result
+from rankrl.sweep.base_score import base_samples
+from rankrl.sweep.measuring import cached_start
+from rankrl.sweep.owner import owned
+from rankrl.sweep.progress import say
+from rankrl.sweep.training import Stopped, Supplies, result_of, stop_asked, train
+
+
+class ClusterLost(Exception):
+    """The cluster has lost nodes, and what is left of it is too small for the services."""
+
+
+class Suspect(Exception):
+    """Services died again and again under this run, while others were on them."""
+
+
+class Bench:
+    """Context manager over warm services of one scale. `attempt` may be called by `parallel_runs` threads at a time.
+
+    Services are started when first needed, and anew after they died or, with `services_per_run`, after every run.
+    """
+
+    def __init__(self, runs: list[Run], directory: Path, parallel_runs: int = 1, services_per_run: bool = False):
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("openrlhf")]:
+            logging.getLogger(name).setLevel(logging.WARNING)  # upstream's module loggers set their own level
+        self.runs, self.directory = runs, directory
+        self.parallel_runs, self.services_per_run = parallel_runs, services_per_run
+        self.scale = runs[0].scale
+        self.train_items, self.eval_items = load_items(self.scale.data)
+        model_path = resolve_model(self.scale.model)
+        self.prompter = Prompter(get_tokenizer(model_path, None), self.scale)
+        for item in [*self.train_items, *self.eval_items]:
+            self.prompter(item)  # a prompt that is too long is an error before anything is started
+        self._services: Services | None = None
+        self._base: list[Sample] | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def __enter__(self) -> Bench:
+        _ = self.services
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        if self._services is not None:
+            self._services.grader.close()
+        ray.shutdown()
+
+    @property
+    def services(self) -> Services:
+        """Services that work, started if need be."""
+        with self._lock:
+            if self._services is None or self._services.broken:
+                began_s = time.time()
+                if self._services is not None:
+                    self._services.stop()
+                self._services = self._start(again=self._services is not None)
+                say(f"services are up after {time.time() - began_s:.0f} s: {self._services.seats}")
+            return self._services
+
+    def _start(self, again: bool) -> Services:
+        largest = max(run.max_rank * run.recipe.init.served_ranks for run in self.runs)
+        try:
+            return Services(self.runs[0], largest, self.parallel_runs)
+        except (ValueError, ray.exceptions.RayError) as error:
+            raise ClusterLost(" ".join(str(error).split())[:500]) if again else error from error
+
+    def base_samples(self) -> list[Sample]:
+        """The base's evaluation, the same for all runs."""
+        with self._lock:
+            if self._base is None:
+                try:
+                    self._base = self._evaluate_base()
+                except ray.exceptions.RayError as error:
+                    say(f"base: restarting services after {' '.join(str(error).split())[:200]}")
+                    assert self._services is not None
+                    self._services.mark_broken()
+                    self._base = self._evaluate_base()
+            return self._base
+
+    def _evaluate_base(self) -> list[Sample]:
+        services = self.services
+        return base_samples(self._rollouts(services), self.eval_items, self.directory, services.model_path)
+
+    def _rollouts(self, services: Services) -> Rollouts:
+        """Rollouts of the base."""
+        return Rollouts(self.prompter, services.engines, self.scale, services.grader)
+
+    def start(self, run: Run, init: Init | None = None) -> Start | None:
+        """What the adapter of `run` starts from, if its init needs the base: the same for all cells of a seed."""
+        init = init or run.recipe.init
+        if init.method in DRAWN:
+            return None
+        recipe, services = run.recipe, self.services
+        rank = max(planned(recipe, self.scale, rank, run.seed)[1] for rank in recipe.ranks)
+        with self._lock:
+            rollouts = self._rollouts(services)
+            directory = self.directory / run.sweep / "adapter"
+            return cached_start(services, rollouts, self.train_items, init, rank, run.seed, directory)
+
+    def attempt(self, run: Run, attempts: int, alone: bool = True) -> dict[str, Any] | None:
+        """Trains `run`. Where services died under it, it goes on from its checkpoint on new ones, until they died `attempts`
+        times without a new checkpoint.
+
+        Returns the result, or None if the run was stopped on request. An error of one run is recorded as its result and does
+        not reach the others. Raises Suspect where services kept dying and the run was not `alone` on them: another may be to
+        blame.
+        """
+        with owned(self.directory / run.sweep, run.run_id):
+            result = read_result(self.directory / run.sweep / run.run_id)
+            if result and result["status"] in ENDED:  # by another process, since this one planned
+                return result
+            if stop_asked():
+                return None
+            record = Record(self.directory / run.sweep / run.run_id, run)
+            try:
+                return self._attempts(run, record, attempts, alone)
+            except Stopped:
+                return None
+
+    def _attempts(self, run: Run, record: Record, attempts: int, alone: bool) -> dict[str, Any]:
+        began_s, saved, left = time.time(), -1, attempts
+        while True:
+            services = self.services
+            try:
+                return train(run, record, self._supplies(services), began_s)
+            except Stopped:
+                raise
+            except Exception as error:
+                if self._closed:
+                    raise
+                failure = self._failure(record, error, began_s)
+                if not services.died_of(error):
+                    return recorded(record, failure)
+                services.mark_broken()
+                reached = record.saved_step()
+                left, saved = (attempts if reached > saved else left) - 1, reached
+                if not left and alone:
+                    return recorded(record, failure)
+                record.close()
+                if not left:
+                    raise Suspect(run.run_id) from error
+                say(f"{run.run_id}: restarting services after {failure['error'][:200]}")
+            finally:
+                if self.services_per_run:
+                    services.mark_broken()
+
+    def _supplies(self, services: Services) -> Supplies:
+        return Supplies(services, self.prompter, self.train_items, self.eval_items, self.base_samples(), self.start)
+
+    def _failure(self, record: Record, error: Exception, began_s: float) -> dict[str, Any]:
+        """The result of a run that `error` ended."""
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        status = "diverged" if isinstance(cause, Diverged) else "failed"
+        steps = curves(record.dir)
+        last = steps[-1] if steps else {"step": 0, "tokens_total": 0}
+        message = " ".join(f"{type(cause).__name__}: {cause}".split())[:2000]
+        return result_of(record, status, self._base, began_s, last["step"], last["tokens_total"]) | {"error": message}
+
+
+def recorded(record: Record, failure: dict[str, Any]) -> dict[str, Any]:
+    """Writes the result, unless the disk that ended the run is still full: then the next sweep tries it again."""
+    try:
+        record.finish(failure)
+    except OSError as error:
+        say(f"{record.run.run_id}: its result could not be written: {error}")
+    return failure

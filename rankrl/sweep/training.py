@@ -1,0 +1,223 @@
+"""One run on services that work: from its checkpoint or its start to its adapter and its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+
+from rankrl.adapter.delta import scalars
+from rankrl.adapter.save import save_adapter
+from rankrl.adapter.start import Start
+from rankrl.data.items import Item, revision
+from rankrl.ppo.loop import RunTrainer
+from rankrl.ppo.records import Record, versions
+from rankrl.ppo.rollout import Prompter, Sample, score
+from rankrl.ppo.services import Services
+from rankrl.ppo.upstream import flatten
+from rankrl.recipe.allocation import Importance, allocation_document, write_importance
+from rankrl.recipe.init_section import Init
+from rankrl.recipe.plan import Run
+from rankrl.recipe.rank_table import as_json, from_plain, span
+from rankrl.sweep.progress import say
+
+
+class Stopped(Exception):
+    """A STOP file was found; the run is saved and can be resumed."""
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """What all runs of a bench share while they train."""
+
+    services: Services
+    prompter: Prompter
+    train_items: list[Item]
+    eval_items: list[Item]
+    base: list[Sample]
+    """The base's evaluation."""
+    start: Callable[[Run, Init], Start | None]
+    """What the adapter of a run starts from, if an init needs the base."""
+
+
+def stop_asked() -> bool:
+    """Whether the Slurm task has asked all its runs to stop, because its time is nearly over."""
+    file = os.environ.get("RANKRL_STOP")
+    return file is not None and Path(file).exists()
+
+
+def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> dict[str, Any]:
+    """Trains `run` from where its record stands. Returns its result, which is written. Raises Stopped if that was asked for."""
+    state = record.load_checkpoint()
+    first = state["step"] if state else 0
+    trainer = RunTrainer(run, supplies.services, supplies.prompter, supplies.train_items, supplies.eval_items)
+    record.start(resolved(run, trainer, supplies), first)
+    try:
+        begin(run, record, trainer, supplies, state)
+        for step in range(first, run.recipe.steps):
+            take_step(run, record, trainer, step)
+        scores = recorded_scores(record)
+        write_adapter(run, record, trainer, score(supplies.base), scores[-1])
+    finally:
+        release(trainer, sys.exc_info()[1])
+    steps, tokens_total = run.recipe.steps, trainer.tokens_total
+    result = result_of(record, "finished", supplies.base, began_s, steps, tokens_total, scores[-1], max(scores))
+    record.finish(result)
+    return result
+
+
+def resolved(run: Run, trainer: RunTrainer, supplies: Supplies) -> dict[str, Any]:
+    """The content of run.yaml."""
+    data = {"train": revision(supplies.train_items), "evaluation": revision(supplies.eval_items)}
+    upstream = {key: value for key, value in flatten(trainer.args).items() if value is not None}
+    return {**run.resolved(), "openrlhf": upstream, "versions": versions(), "data_revision": data}
+
+
+def begin(run: Run, record: Record, trainer: RunTrainer, supplies: Supplies, state: dict[str, Any] | None) -> None:
+    """Attaches the run, at the start or where `state` was saved."""
+    table = from_plain(state["table"]) if state else trainer.allocate(importance(run, record.dir, supplies.start))
+    record.trainable_params = trainer.attach(table, supplies.start(run, run.recipe.init))
+    check_params(run, record.trainable_params)
+    if state:
+        trainer.restore(state)
+        say(f"{run.run_id}: resumed at step {state['step']}")
+    else:
+        record.evaluation(0, supplies.base, score(supplies.base))
+
+
+def importance(run: Run, directory: Path, start: Callable[[Run, Init], Start | None]) -> Importance | None:
+    """What a measured allocation measures, on the samples that the init is measured on; also left in `directory`."""
+    value, init = run.recipe.allocation.value, run.recipe.init
+    if value is None:
+        return None
+    method = "eva" if value == "activation" else "pg_subspace"
+    prompts = run.recipe.allocation.prompts
+    same = init.method == method and init.prompts == prompts and (value != "fisher" or init.fisher)
+    measured = start(run, init if same else Init(method, prompts=prompts, fisher=value == "fisher"))
+    assert measured is not None
+    found = measured.fisher if value == "fisher" else measured.values
+    write_importance(directory / "importance.json", value, found)
+    return found
+
+
+def check_params(run: Run, params: int) -> None:
+    """Raises ValueError if the adapter has more parameters than planned, or fewer without a measurement that says so."""
+    waited = run.recipe.allocation.measured  # the plan had an upper bound
+    if params > run.trainable_params or (params < run.trainable_params and not waited):
+        raise ValueError(
+            f"model.modules: got shapes with {run.trainable_params:,} adapter parameters, but the model has {params:,}"
+        )
+    share = run.recipe.equal_params
+    if share and params < (1 - share) * run.trainable_params:
+        raise ValueError(
+            f"equal_params: got {params:,} adapter parameters, allowed: {share:.1%} below the {run.trainable_params:,} of the "
+            "other arms (what was measured leaves nothing to spend the rest on: raise allocation.max_rank)"
+        )
+
+
+def take_step(run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
+    """One PPO step with its record, and an evaluation, the adapter's size and a checkpoint where they are due."""
+    record.step(trainer.step(step))
+    done, recipe = step + 1, run.recipe
+    last = done == recipe.steps
+    evaluate = last or (recipe.eval_every > 0 and done % recipe.eval_every == 0)
+    checkpoint = done % recipe.checkpoint_every == 0
+    if evaluate:
+        samples = trainer.evaluate(run.scale.sampling.eval_samples)
+        record.evaluation(done, samples, score(samples))
+    if evaluate or checkpoint:
+        record.adapter(done, scalars(trainer.update_sizes()))
+    stopped = stop_found(record)
+    if not last and (checkpoint or stopped):
+        record.save_checkpoint(trainer.state(done))
+    if not last and stopped:
+        record.close()
+        raise Stopped
+
+
+def stop_found(record: Record) -> bool:
+    """Whether the run is to stop. Its STOP file is taken away, so that the next attempt goes on."""
+    stop = record.dir / "STOP"
+    found = stop.exists() or stop_asked()
+    stop.unlink(missing_ok=True)
+    return found
+
+
+def recorded_scores(record: Record) -> list[float]:
+    """Scores of all evaluations after step 0, in order, those before a resume included."""
+    rows = pd.read_parquet(record.dir / "evals.parquet")
+    return [float(score) for step, score in rows.groupby("step")["correct"].mean().items() if step]
+
+
+def write_adapter(run: Run, record: Record, trainer: RunTrainer, start: float, final: float) -> None:
+    """The directory `adapter` of the run: weights, model card, allocation and diagnostics."""
+    config, tensors = trainer.peft_files()
+    spent = allocation_document(run.recipe.allocation, run.rank, trainer.services.policy_shapes, trainer.table)
+    facts = {
+        "rank": span(spent),
+        "run_id": run.run_id,
+        "sweep": run.sweep,
+        "steps": run.recipe.steps,
+        "params": record.trainable_params,
+        "share": record.trainable_params / run.scale.model.base_params,
+        "final": final,
+        "start": start,
+        "gain": final - start,
+    }
+    more = {"allocation.json": as_json(spent), "diagnostics.json": json.dumps(diagnostics(run, trainer), indent=1)}
+    save_adapter(record.dir / "adapter", config, tensors, run.scale.model.path, facts, more)
+
+
+def diagnostics(run: Run, trainer: RunTrainer) -> dict[str, Any]:
+    """diagnostics.json: how the adapter started, and how far it has moved the base."""
+    sizes = trainer.update_sizes()
+    start = trainer.start or Start({})
+    init = {**asdict(run.recipe.init), "measured": start.summary, "modules": start.diagnostics}
+    return {"init": init, "final": {**scalars(sizes), "modules": sizes}}
+
+
+def release(trainer: RunTrainer, error: BaseException | None) -> None:
+    """Detaches the run, unless its services died: there a worker may wait for one that is gone. Raises nothing."""
+    services = trainer.services
+    if services.broken or (error is not None and services.died_of(error)):
+        return
+    try:
+        trainer.detach()
+    except ray.exceptions.RayError:
+        services.mark_broken()
+
+
+def result_of(
+    record: Record,
+    status: str,
+    base: list[Sample] | None,
+    began_s: float,
+    steps: int,
+    tokens_total: int,
+    final_score: float | None = None,
+    best_score: float | None = None,
+) -> dict[str, Any]:
+    """The content of result.json; `base` is None where it could not be measured."""
+    run, base_score = record.run, score(base) if base else None
+    grid = {"run_id": run.run_id, "arm": run.arm, "rank": run.rank, "batch_size": run.batch_size, "seed": run.seed}
+    return {
+        **grid,
+        "status": status,
+        "base_score": base_score,
+        "final_score": final_score,
+        "best_score": best_score,
+        "gain": None if final_score is None or base_score is None else final_score - base_score,
+        "tokens_total": tokens_total,
+        "steps": steps,
+        "wall_s": time.time() - began_s,
+        "trainable_params": record.trainable_params,
+        "base_params": run.scale.model.base_params,
+    }
