@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, idle_allocations, plan
 from rankrl.recipe.require import require
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def _console():
+Command = Callable[[argparse.Namespace], int]
+
+
+def _console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
@@ -251,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="rankrl", description="Tiny LoRA adapters, reliable in reasoning RL.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run, says: str, recipe: bool = True, runs: bool = False) -> argparse.ArgumentParser:
+    def command(name: str, run: Command, says: str, recipe: bool = True, runs: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=says, description=says)
         sub.set_defaults(run=run)
         if recipe:

@@ -45,7 +45,7 @@ def lora_config(table: list[ModuleRank]) -> LoraConfig:
     rank, alpha = max(set(pairs), key=pairs.count)
     return LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         target_modules=[row.module for row in table],
         rank_pattern={f"^{re.escape(row.module)}": row.rank for row in table if row.rank != rank},
         alpha_pattern={f"^{re.escape(row.module)}": row.alpha for row in table if row.alpha != alpha},
@@ -95,7 +95,7 @@ class AdapterHost:
             self.model.add_adapter(name, lora_config(table))
         else:
             self.model = get_peft_model(self.base, lora_config(table), adapter_name=name)
-            self.model.train = self.train  # type: ignore[method-assign]
+            self.model.train = self.train
         self.layers.update({row.module: self.base.get_submodule(row.module) for row in table})
         with torch.no_grad():
             for row in table:

@@ -81,7 +81,9 @@ def common(sets: Shingles, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
-def near(rows: Columns, sets: Shingles, kept: np.ndarray, precedence: np.ndarray, often: np.ndarray, share: float):
+def near(
+    rows: Columns, sets: Shingles, kept: np.ndarray, precedence: np.ndarray, often: np.ndarray, share: float
+) -> np.ndarray:
     """Those of `kept` that are near-copies of a row that stays: same numbers, same answer, a Jaccard index of `share` or more.
 
     Of two copies the one that comes first in `precedence` stays. To be like one that goes is no reason to go.
@@ -130,7 +132,9 @@ def _proposed(rows: Columns, sets: Shingles, kept: np.ndarray, often: np.ndarray
         yield np.unique(np.sort(np.stack([a[fits], b[fits]], axis=1), axis=1), axis=0)
 
 
-def leaks(sets: Shingles, kept: np.ndarray, held_out: np.ndarray, often: np.ndarray, near: float, leak: float):
+def leaks(
+    sets: Shingles, kept: np.ndarray, held_out: np.ndarray, often: np.ndarray, near: float, leak: float
+) -> np.ndarray:
     """Those of the rows `kept` that copy a row of `held_out`: a Jaccard index of `near` or more, or `leak` of its shingles quoted.
 
     Numbers and answers may differ: an evaluation item with other numbers is no item to train on.

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -80,7 +81,9 @@ def response(item: nano.Item, rng: random.Random, slips: bool) -> str:
     return answer if rng.random() < UNBOXED_RATE else f"\\boxed{{{answer}}}"
 
 
-def batches(items: list[nano.Item], tokenizer, steps: int, slips: bool, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+def batches(
+    items: list[nano.Item], tokenizer: Any, steps: int, slips: bool, seed: int
+) -> Iterator[dict[str, torch.Tensor]]:
     """`steps` right-padded batches; labels cover the response and its end token only."""
     rng = random.Random(seed)
     prompts = {item.item_id: tokenizer(item.prompt)["input_ids"] for item in items}
@@ -100,7 +103,7 @@ def batches(items: list[nano.Item], tokenizer, steps: int, slips: bool, seed: in
         }
 
 
-def fit(model, data: Iterator[dict[str, torch.Tensor]], steps: int, lr: float) -> None:
+def fit(model: torch.nn.Module, data: Iterator[dict[str, torch.Tensor]], steps: int, lr: float) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     start_s, loss_sum = time.time(), 0.0

@@ -30,7 +30,7 @@ def install() -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.cuda.current_device = lambda: _CpuDevice("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.current_device = lambda: _CpuDevice("cpu")
     for name in ("set_device", "synchronize", "empty_cache"):
         setattr(torch.cuda, name, lambda *args, **kwargs: None)
     import openrlhf.utils.deepspeed.deepspeed as strategy
@@ -45,4 +45,4 @@ def group_adapters() -> None:
     """In an engine's process: adapters grouped by token instead of vLLM's CPU fallback, which copies their weights per token."""
     from vllm.platforms.cpu import CpuPlatform
 
-    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "rankrl.ppo.cpu_lora.GroupedAdapters")  # type: ignore[method-assign]
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "rankrl.ppo.cpu_lora.GroupedAdapters")

@@ -60,7 +60,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
     def hold(self, critic: nn.Module, host: AdapterHost) -> None:
         """Works with upstream's critic model, whose decoder carries the adapters of `host`."""
         self.critic, self.host, self.runs = critic, host, {}
-        self.critic.train = host.train  # type: ignore[method-assign]
+        self.critic.train = host.train
 
     def attach(self, spec: AdapterSpec) -> int:
         """Builds the run's value adapter, head and optimizer. Returns the number of trained parameters."""

@@ -46,7 +46,7 @@ class ExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's forward passes, rewards with KL penalty, advantages and returns for one run."""
 
     def __init__(self, run: Run, policy: Any, critic: Any, reference: Any, kl_ctl: Any, strategy: Any, tokenizer: Any):
-        super().__init__(policy, critic, None, reference, kl_ctl, strategy, tokenizer)  # type: ignore[arg-type]
+        super().__init__(policy, critic, None, reference, kl_ctl, strategy, tokenizer)
         self.run, self.workers = run, len(policy.group.workers)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ class ReplayBuffer(NaiveReplayBuffer):
 
     def append(self, experience: Experience) -> None:
         self.parts.append(experience.to_device(torch.device("cpu")))
-        self.items.extend(range(len(self.items), len(self.items) + len(experience.sequences)))  # type: ignore[arg-type]
+        self.items.extend(range(len(self.items), len(self.items) + len(experience.sequences)))
 
     def clear(self) -> None:
         super().clear()

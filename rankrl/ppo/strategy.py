@@ -60,7 +60,7 @@ class AdapterOptimizer:
                 p.grad = torch.zeros_like(p)
         if dist.get_world_size() == 1:
             return
-        flat = torch.cat([p.grad.flatten() for p in self.parameters])  # type: ignore[union-attr]
+        flat = torch.cat([p.grad.flatten() for p in self.parameters])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
         for p, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rankrl.recipe.architecture import widths
@@ -39,7 +39,7 @@ def duration(seconds: float) -> str:
     return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.3g} h" if hours >= 1 else f"{seconds / 60:.2g} min"
 
 
-def span(values: Iterable[float], show=size) -> str:
+def span(values: Iterable[float], show: Callable[[float], str] = size) -> str:
     """The least and the most, or the one that there is."""
     least, *_, most = sorted([*values] * 2)
     return show(least) if show(least) == show(most) else f"{show(least)} to {show(most)}"

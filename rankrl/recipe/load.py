@@ -41,7 +41,7 @@ def _plain(key: str, make: Callable[[], Any]) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{key}: not readable as YAML: {_one_line(error)}") from error
     require(isinstance(plain, dict), key, plain, "a mapping of keys to values")
-    return plain  # type: ignore[return-value]
+    return plain
 
 
 def read_yaml(path: Path, key: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def build(kind: type[T], *layers: dict[str, Any]) -> T:
         merged = OmegaConf.merge(_schema(kind), *layers)  # type: ignore[arg-type]
         missing = OmegaConf.missing_keys(merged)
         if not missing:
-            return OmegaConf.to_object(merged)  # type: ignore[return-value]
+            return OmegaConf.to_object(merged)
     except (OmegaConfBaseException, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(_diagnosis(kind, layers, error)) from error
     raise ValueError(f"{min(missing)}: missing; the {kind.__name__.lower()} must set it")

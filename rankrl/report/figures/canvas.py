@@ -56,7 +56,7 @@ CSS = (
 
 def look() -> Any:
     """The context in which figures are made and saved."""
-    return matplotlib.rc_context(LOOK)  # type: ignore[arg-type]
+    return matplotlib.rc_context(LOOK)
 
 
 def panels(n: int, width: float, height: float, columns: int = 3, **shared: Any) -> tuple[Canvas, np.ndarray]:
