@@ -13,7 +13,7 @@ from rankrl.report.figures.grid import readable
 
 
 def rank_map(content: dict[str, Any], to: Path) -> Path:
-    """Draws `content` of an allocation.json as allocation.svg and .png in `to`; returns the SVG."""
+    """Draws `content` of an allocation.json as allocation.svg and .png; returns the SVG's path."""
     title = f"LoRA rank by module: {content['method']}\n{content['spent']:,} of {content['budget']:,} parameters"
     with look():
         return save(rank_maps({title: {row["module"]: row["rank"] for row in content["modules"]}}), to, "allocation")

@@ -70,7 +70,7 @@ def upside_null(n: int) -> tuple[float, float] | None:
 
 
 def iqm(values: Any) -> float:
-    """Interquartile mean: without the lowest and highest quarter (as in rliable: 4 of 6 values)."""
+    """Interquartile mean: that of the middle half of the values (as in rliable: 4 of 6 values)."""
     return float(stats.trim_mean(np.asarray(values, dtype=float), 0.25))
 
 
