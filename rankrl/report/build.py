@@ -1,4 +1,4 @@
-"""Run directories -> summary.json, runs.csv, figures and the page."""
+"""Run directories -> the report: summary.json, runs.csv, figures and the page."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ MOST_PROBLEMS = 8
 
 
 def build(directory: Path) -> list[dict[str, Any]]:
-    """Writes the report of every sweep at or below `directory`; returns their summaries, with `sweep` and `page` added.
+    """Writes the report of every sweep at or below `directory`; returns their summaries.
 
-    Raises ValueError if there is nothing to report.
+    Each summary also has `sweep` (its name) and `page` (the path of the page). Raises ValueError if
+    there is nothing to report.
     """
     reports = []
     for sweep in find_sweeps(directory):
@@ -39,7 +40,7 @@ def build(directory: Path) -> list[dict[str, Any]]:
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """The rank families on the terminal, and the arms against the reference arm."""
+    """Prints the ranks of a report, its arms against the reference arm, the answer and problems."""
     families = [
         {
             "arm": row["arm"],

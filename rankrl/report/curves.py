@@ -1,4 +1,4 @@
-"""Curves over PPO steps of several runs, on common steps."""
+"""Metric curves of several runs, aligned on common PPO steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Curve = list[dict[str, Any]]
 
 
 def points(curve: Curve, name: str) -> list[tuple[int, float]]:
-    """(step, value) where a line has both as finite numbers, in the order of steps."""
+    """(step, value) of each line that has both as finite numbers, sorted by step."""
     found = [(line["step"], line[name]) for line in curve if _number(line.get("step")) and _number(line.get(name))]
     return sorted(dict(found).items())
 
@@ -23,9 +23,10 @@ def _number(value: Any) -> bool:
 
 
 def aligned(curves: list[Curve], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[S]` of the longest curve and values `[R, S]` of the runs, NaN beyond a run's last step.
+    """Steps `[S]` of the longest curve and values `[R, S]` of runs, NaN outside a run's own steps.
 
-    A run that stopped early is thinned at other steps: between its own, values are linear. Curves without `name` are left out.
+    A run that stopped early was thinned at other steps, so its values are interpolated linearly
+    between its own steps. Curves without `name` are left out.
     """
     found = [values for curve in curves if (values := points(curve, name))]
     if not found:
@@ -36,7 +37,10 @@ def aligned(curves: list[Curve], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def band(values_RS: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Mean, lower and upper end `[3, S']` of the t interval over runs, at the columns `[S]` (bool) that at least two runs reach."""
+    """Mean, lower and upper end of the t interval over runs, where at least two runs have a value.
+
+    Returns (`[3, S']`: mean and ends, `[S]`: whether a column of `values_RS` is among the S').
+    """
     n = (~np.isnan(values_RS)).sum(axis=0)
     shown = values_RS[:, n > 1]
     mean, sd = np.nanmean(shown, axis=0), np.nanstd(shown, axis=0, ddof=1)

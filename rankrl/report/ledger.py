@@ -1,4 +1,4 @@
-"""The ledger: where every run of a sweep stands, from what lies in its directory and, where there is a cluster, from Slurm."""
+"""The ledger: the state of every run of a sweep, from its directory and, if there, from Slurm."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from rankrl.report.read import PLAN, last_line, read_plan, read_result, refused
 
 TASKS = "slurm"
 STALE_S = 60
-"""A holder on another node that has not touched its lock for so long is dead."""
+"""A process on another node counts as dead if it has not touched its lock for this long."""
 ENDED = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run."""
+    """The state of one planned run."""
 
     run_id: str
     state: str
-    """planned, queued, running, stopped, failed, diverged or finished."""
+    """One of planned, queued, running, stopped, failed, diverged, finished."""
     step: int
     steps: int
     attempts: int
     eta_s: float | None
+    """Estimated seconds to the end of a running run."""
     note: str
-    """Where it runs or waits, what ended it, or how to go on."""
+    """Where the run is running or queued, what ended it, or how it continues."""
 
 
 def write_plan(root: Path, runs: list[Run]) -> None:
-    """Adds `runs` to the planned ones of the sweep, so that those without a directory are known as well."""
+    """Adds `runs` to the sweep's plan.json, so that runs without a directory are known as well."""
     known = read_plan(root)
     planned = known | {run.run_id: run.recipe.steps for run in runs}
     if planned != known:
@@ -51,7 +52,10 @@ def write_plan(root: Path, runs: list[Run]) -> None:
 
 
 def find_roots(directory: Path) -> list[Path]:
-    """The sweep in `directory`, or each sweep below it. Raises ValueError if there is none."""
+    """Directory of the sweep in `directory`, or of each sweep directly below it.
+
+    Raises ValueError if there is none.
+    """
     if not directory.is_dir():
         raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
     roots = [directory] if (directory / PLAN).is_file() else sorted(p.parent for p in directory.glob(f"*/{PLAN}"))
@@ -63,7 +67,8 @@ def find_roots(directory: Path) -> list[Path]:
 def ledger(root: Path, strict: bool = False) -> list[Entry]:
     """An entry for every planned run, in the order of the plan.
 
-    Where Slurm does not answer, what waits in it shows as planned or stopped, with a warning; if `strict`, raises ValueError.
+    If Slurm does not answer, queued runs show as planned or stopped, with a warning on stderr; if
+    `strict`, ValueError is raised.
     """
     try:
         live = live_tasks() if any((root / TASKS).glob("*.tasks")) else None
@@ -103,14 +108,15 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str]
 
 
 def _number(value: Any) -> Any:
-    """What is one; None for anything else that a damaged line may hold."""
+    """The value if it is a finite number, else None: a damaged line may hold anything."""
     return value if type(value) in (int, float) and isfinite(value) else None
 
 
 def living_owner(path: Path, live: set[str] | None = None) -> dict[str, Any] | None:
-    """Who holds a run (rankrl.sweep.owner), if that process seems to live.
+    """The process that holds the lock of a run (rankrl.sweep.owner), if it seems to be alive.
 
-    `live`: this user's array tasks that Slurm has not ended, if it was asked.
+    `path`: the lock file. `live`: this user's array tasks that Slurm has not ended; None if Slurm
+    was not asked.
     """
     try:
         owner = json.loads(path.read_text())
@@ -119,16 +125,18 @@ def living_owner(path: Path, live: set[str] | None = None) -> dict[str, Any] | N
             return None
         if owner["host"] != socket.gethostname():
             return owner if time.time() - path.stat().st_mtime < STALE_S else None
-        command = Path(
-            f"/proc/{owner['pid']}/cmdline"
-        ).read_bytes()  # after a reboot the number may be another process's
+        # after a reboot, another process may have this number
+        command = Path(f"/proc/{owner['pid']}/cmdline").read_bytes()
         return owner if b"rankrl" in command or owner["pid"] == os.getpid() else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def attempts_file(run: Path) -> Path:
-    """A line for every time that the run was begun or resumed; beside its directory, like its lock."""
+    """File with one line for every time that the run was started or resumed.
+
+    It lies beside the run directory, like the run's lock.
+    """
     return run.with_name(f".{run.name}.attempts")
 
 
@@ -140,16 +148,16 @@ def _count_lines(path: Path) -> int:
 
 
 def waiting_in_slurm(root: Path, live: set[str]) -> dict[str, str]:
-    """run_id -> Slurm task that waits or runs, of all arrays that were submitted for the sweep."""
+    """run_id -> its queued or running Slurm task, over all arrays submitted for the sweep."""
     files = (root / TASKS).glob("*.tasks")
     tasks = {f"{file.stem}_{i}": line for file in files for i, line in enumerate(file.read_text().splitlines())}
     return {run_id: task for task, line in tasks.items() if task in live for run_id in line.split(",")}
 
 
 def live_tasks() -> set[str] | None:
-    """ARRAY_INDEX of every task of this user that Slurm has not ended; None without Slurm.
+    """Ids (ARRAY_INDEX) of this user's tasks that Slurm has not ended; None without Slurm.
 
-    Raises ValueError if Slurm does not answer: what waits would be submitted again.
+    Raises ValueError if Slurm does not answer: queued runs would otherwise be submitted again.
     """
     if shutil.which("squeue") is None:
         return None
@@ -165,7 +173,7 @@ def live_tasks() -> set[str] | None:
 
 
 def counts(entries: Iterable[Entry]) -> dict[str, int]:
-    """state -> number of runs."""
+    """state -> number of runs in it."""
     found: dict[str, int] = {}
     for entry in entries:
         found[entry.state] = found.get(entry.state, 0) + 1

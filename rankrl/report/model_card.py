@@ -43,7 +43,11 @@ unpadded original.
 
 
 def card(run: Path, rank_served: int) -> str:
-    """Model card of a run: what it is, its scores with intervals, its recipe. Raises ValueError if its records are damaged."""
+    """Model card (Markdown) of a run's adapter: what it is, its scores with intervals, its recipe.
+
+    `rank_served`: the rank that the exported adapter is padded to. Raises ValueError if records of
+    the run are damaged or missing.
+    """
     result = read_result(run)
     try:
         resolved = yaml.safe_load((run / "run.yaml").read_text())

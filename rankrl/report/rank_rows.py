@@ -1,4 +1,4 @@
-"""An allocation in rows: by module type, by layer, by module; and what it weighs."""
+"""The content of an allocation.json as rows by module type, layer or module, and its size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def by_module(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def grouped(content: dict[str, Any], name: str, key: Callable[[str], Any]) -> list[dict[str, Any]]:
-    """Modules, ranks and parameters for each `key` of a module's name."""
+    """One row of modules, ranks and parameters for each value of `key`.
+
+    `key` maps the name of a module to its group; `name` is the column of that value.
+    """
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in content["modules"]:
         groups.setdefault(key(row["module"]), []).append(row)
@@ -45,7 +48,7 @@ def by_layer(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def weight(content: dict[str, Any], scale: Scale) -> list[str]:
-    """Ranks, parameters, and megabytes where they lie."""
+    """Lines of text: ranks, parameters, megabytes stored, sent to an engine, and in training."""
     spent, ranks = content["spent"], [row["rank"] for row in content["modules"]]
     return [
         f"{content['method']}: rank {span(content)}; {len(ranks) - ranks.count(0)} of {len(ranks)} modules adapted",

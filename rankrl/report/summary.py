@@ -17,7 +17,7 @@ GROUPS = {"cells": CELL, "ranks": ("arm", "rank"), "batches": ("arm", "batch_siz
 
 
 def sweep_summary(sweep: SweepRecords) -> dict[str, Any]:
-    """The content of summary.json."""
+    """The content of summary.json for one sweep."""
     statistics = summary(sweep.results)
     answers, damaged = evaluation.read_answers(sweep.directory, sweep.results)
     chances = evaluation.negative_on_other_items(answers) if answers else []
@@ -44,6 +44,6 @@ def sweep_summary(sweep: SweepRecords) -> dict[str, Any]:
 
 
 def confirmation(sweep: SweepRecords) -> list[dict[str, Any]]:
-    """Statistics of the cells on the seeds that were kept back from choosing among them; [] where none were."""
+    """Statistics of the cells on the seeds that were not used to choose among them; [] if none."""
     fresh = [result for result in sweep.results if result["seed"] in sweep.confirming]
     return grouped(fresh, CELL) if fresh else []

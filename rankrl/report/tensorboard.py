@@ -1,4 +1,7 @@
-"""Mean and interval over seeds by PPO step, for TensorBoard's margin charts: a run `_aggregate` beside the runs of a sweep."""
+"""Margin charts for TensorBoard: mean and interval over seeds by PPO step.
+
+They are written as a run `_aggregate` beside the runs of a sweep.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,14 @@ CURVES = {
 }
 ENDS = ("mean", "lower", "upper")
 Band = dict[int, list[float]]
-"""Step -> mean, lower and upper end of the 95 % t interval."""
+"""PPO step -> [mean, lower end, upper end] of the 95 % t interval over runs."""
 
 
 def aggregate(sweep: SweepRecords) -> Path | None:
-    """Writes the directory anew; a chart per curve and cell with at least two runs, at the steps that two reached.
+    """Writes `_aggregate` anew: one chart per curve and cell, for cells with at least two runs.
 
-    None where there is no such cell, or TensorBoard is not installed, as on a login node: then one line says so.
+    A chart has the steps that two runs reached. Returns the directory; None if there is no such
+    cell, or if TensorBoard is not installed (as on a login node), which is then printed.
     """
     bands = dict(_bands(sweep))
     if not bands:
@@ -40,7 +44,7 @@ def aggregate(sweep: SweepRecords) -> Path | None:
 
 
 def _bands(sweep: SweepRecords) -> Iterator[tuple[tuple[str, str], Band]]:
-    """(cell, curve) -> band, for cells of at least two runs."""
+    """((cell, curve), band) for each cell with at least two runs."""
     for (arm, rank, batch_size), runs in by_key(sweep.results, ("arm", "rank", "batch_size")).items():
         curves = [curve(sweep.directory / run["run_id"]) for run in runs] if len(runs) > 1 else []
         for name in CURVES:
@@ -56,7 +60,7 @@ def tag(cell: str, name: str, end: str) -> str:
 
 
 def _write(bands: dict[tuple[str, str], Band], to: Path) -> Path:
-    """One file of events: the layout, then an event for each step with the values of all bands."""
+    """Writes one event file: the layout, then one event per step with the values of all bands."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -77,7 +81,10 @@ def _write(bands: dict[tuple[str, str], Band], to: Path) -> Path:
 
 
 def _layout(charts: list[tuple[str, str]]) -> Any:
-    """Custom scalars: a category for each curve, in it a margin chart for each cell. As `add_custom_scalars`, without torch."""
+    """Layout of custom scalars: one category per curve, in it one margin chart per cell.
+
+    Does what torch's `add_custom_scalars` does, without torch.
+    """
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto

@@ -1,5 +1,8 @@
-"""The report in sentences, the answer first. None says more than its interval: "higher" stands only where the verdict of a
-corrected comparison (report/statistics/family.py) does, and a risk is never "zero"."""
+"""The report in sentences, the answer first.
+
+No sentence claims more than its interval: "higher" is written only where it is the verdict of a
+corrected comparison (report/statistics/family.py), and a risk is never called "zero".
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from rankrl.report.statistics.family import Row
 from rankrl.report.statistics.power import named
 
 MOST_RANKS = 12
-"""Sentences on ranks; a larger sweep keeps to the reference arm and those that may be the best."""
+"""Most sentences on ranks, and on open claims.
+
+A sweep with more has sentences only on the reference arm and the arms that may be the best."""
 
 
 def words(summary: dict[str, Any]) -> list[str]:
-    """Sentences of plain text."""
+    """The report as sentences of plain text, the answer first."""
     says = [
         *_answer(summary),
         *_confirmed(summary),
@@ -26,7 +31,10 @@ def words(summary: dict[str, Any]) -> list[str]:
 
 
 def gain(row: Row) -> str:
-    """`+0.212 [0.180, 0.244], 0 of 6 runs negative, risk below 0.46 (95 %)`, the seed as the unit."""
+    """Gain and risk of a row in words, with intervals clustered by seed.
+
+    Such as `+0.212 [+0.180, +0.244], 0 of 6 runs negative, risk below 0.46 (95 %)`.
+    """
     n, bad = row["n_seeds"], row["negative_runs"]
     low, high = row["blocked_risk_ci95"]
     risk = f"risk below {high:.2f}" if bad == 0 else f"risk {low:.2f} to {high:.2f}"
@@ -39,7 +47,7 @@ def interval(ends: list[float] | None) -> str:
 
 
 def _answer(summary: dict[str, Any]) -> list[str]:
-    """The lowest rank that nothing shows to be below the best, or that nothing can be told."""
+    """The lowest rank that is not shown to be below the best, or that no difference is shown."""
     members, excluded = summary["best_set"]["members"], summary["best_set"]["excluded"]
     rows = {(row["arm"], row["rank"]): row for row in summary["ranks"]}
     if len(rows) == 1:
@@ -74,7 +82,7 @@ def _ranks(summary: dict[str, Any]) -> list[str]:
 
 
 def _against(row: Row | None) -> str:
-    """What a comparison with the reference rank supports."""
+    """What the comparison with the reference rank supports, as the end of a sentence."""
     if row is None:
         return ""
     reference, ends = f"rank {row['reference_rank']}", interval(row["family_ci95"])
@@ -97,7 +105,10 @@ def _arms(summary: dict[str, Any]) -> list[str]:
 
 
 def _upside(summary: dict[str, Any]) -> list[str]:
-    """Cells whose best run is further off than a normal sample's would be; as many as chance gives are no finding."""
+    """How many cells have a best run further above the mean than in 97.5 % of normal samples.
+
+    As many as chance gives are no finding.
+    """
     cells = [row for row in summary["cells"] if row["upside_index"] and row["upside_null95"]]
     high = [row for row in cells if row["upside_index"] > row["upside_null95"][1]]
     if not cells:

@@ -1,4 +1,4 @@
-"""Signal and reliability: how much a rank gains, and how often it gains at all."""
+"""Figure of signal and reliability by rank: mean gain, and share of runs with a gain >= 0."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from rankrl.report.figures.series import Row, lengths, lines, reliability, signa
 
 BANDS = (("low ranks", 1, 4), ("middle", 5, 32), ("high", 33, 10**6))
 Best = set[tuple[str, int]]
-"""(arm, rank) that are not distinguishable from the best."""
+"""Pairs (arm, rank) that are not distinguishable from the best."""
 
 
 def rank_bands(families: list[Row], best: Best) -> Canvas | None:
-    """Mean gain above the share of runs without a loss, by rank; by arm, where many arms would hide each other."""
+    """Figure by rank: mean gain above, share of runs with gain >= 0 below.
+
+    More than FEW_ARMS arms would hide each other, so the figure is then by arm. None with one rank
+    and few arms.
+    """
     ranks, arms = sorted({row["rank"] for row in families}), sorted({row["arm"] for row in families})
     if len(arms) > FEW_ARMS:
         return _arm_bands(families, best, arms, ranks)
@@ -50,7 +54,10 @@ def rank_bands(families: list[Row], best: Best) -> Canvas | None:
 
 
 def _shade(axes: Any, ranks: list[int], named: bool) -> None:
-    """The bands of ranks that the grid reaches, every other one shaded."""
+    """Shades every other of the BANDS in which the grid has ranks.
+
+    `named`: also write each band's name above the axes.
+    """
     for i, (name, low, high) in enumerate(BANDS):
         inside = [rank for rank in ranks if low <= rank <= high]
         if not inside:
@@ -69,7 +76,7 @@ def _ring(axes: Any, places: list[tuple[float, float]]) -> None:
 
 
 def _arm_bands(families: list[Row], best: Best, arms: list[str], ranks: list[int]) -> Canvas:
-    """An arm a line, signal at the left, reliability at the right, a colour for each rank."""
+    """Figure by arm: one row per arm, signal left, reliability right, one colour per rank."""
     canvas, grid = panels(2, 4.4, 0.36 * len(arms) + 0.6, sharey=True)
     left, right = grid.flat
     rings = []

@@ -1,7 +1,8 @@
-"""What all figures share: the look, the axes of rank and batch size, n in words, and the way to disk.
+"""Parts shared by all figures: style, axes of rank and batch size, n in words, saving.
 
-Colours are those of Okabe and Ito, told apart by marker as well; ranks are viridis. In an SVG all ink (text, axes, edges) is
-`currentColor`, dark or light as the reader's device asks, on no background; a PNG is dark on white.
+Colours are those of Okabe and Ito, and each has its own marker as well; ranks are coloured by
+viridis. In an SVG all ink (text, axes, edges) is `currentColor`, dark or light as the reader's
+device asks, on a transparent background; a PNG is dark on white.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from matplotlib.figure import Figure as Canvas
 
 INK = "#23282d"
 COLOURS = ["#1F86C9", "#D55E00", "#009E73", "#CC79A7", "#B37A00", "#56B4E9", INK]
-"""Contrast of at least 3 on white and on #111 (sky blue: 2.3 on white): the first blue lightened, orange darkened."""
+"""Contrast of at least 3 on white and on #111 (sky blue: 2.3 on white).
+
+The first blue is lighter than Okabe and Ito's, the orange darker."""
 MARKERS = "osD^vP*"
 LINES = ["-", "--", "-.", ":"]
 FEW_ARMS = 3
-"""As many as one panel holds with a dot for every run."""
+"""Most arms that fit in one panel with a dot for every run."""
 MAX_DOTS = 1500
-"""As many dots as a panel's worth of SVG may hold; a larger sweep is thinned evenly."""
+"""Most dots in a panel, which limits the size of the SVG; a larger sweep is thinned evenly."""
 LOOK = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rankrl",
@@ -34,7 +37,7 @@ LOOK = {
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.titley": 1.0,  # above the axes, not searched for: that would lay all labels out once more
+    "axes.titley": 1.0,  # fixed above the axes: an automatic place would lay out all labels once more
     "axes.facecolor": "none",
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -55,12 +58,15 @@ CSS = (
 
 
 def look() -> Any:
-    """The context in which figures are made and saved."""
+    """Context manager with the style LOOK, in which figures must be made and saved."""
     return matplotlib.rc_context(LOOK)
 
 
 def panels(n: int, width: float, height: float, columns: int = 3, **shared: Any) -> tuple[Canvas, np.ndarray]:
-    """A figure of `n` panels (inches each) in rows of at most `columns`, and its grid of axes."""
+    """A figure of `n` panels in rows of at most `columns`, and its grid of axes.
+
+    `width` and `height` are those of a panel, in inches. Unused places of the grid are hidden.
+    """
     columns = min(n, columns)
     lines = -(-n // columns)
     canvas = Canvas(figsize=(width * columns, height * lines + 0.5))
@@ -71,7 +77,10 @@ def panels(n: int, width: float, height: float, columns: int = 3, **shared: Any)
 
 
 def outer(grid: np.ndarray, n: int, x: str = "", y: str = "") -> None:
-    """Labels the axes at the left, and the lowest of each column, also where the last row is not full; no others."""
+    """Labels only the outer axes of the `n` panels: y at the left, x on the lowest of each column.
+
+    The last row of the grid need not be full.
+    """
     columns = grid.shape[1]
     for i, axes in enumerate(grid.flat[:n]):
         lowest, left = i + columns >= n, i % columns == 0
@@ -81,7 +90,7 @@ def outer(grid: np.ndarray, n: int, x: str = "", y: str = "") -> None:
 
 
 def log2_axis(axes: Any, values: Iterable[int], label: str = "LoRA rank") -> None:
-    """A logarithmic x axis with ticks at the values that occur."""
+    """Makes the x axis logarithmic (base 2), with ticks at `values`."""
     ticks = sorted(set(values))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -95,25 +104,28 @@ def zero_line(axes: Any) -> None:
 
 
 def shifts(n: int) -> list[float]:
-    """Factors that set `n` series beside each other on a logarithmic axis."""
+    """Factors on x that place `n` series side by side on a logarithmic axis."""
     return [1 + min(0.08, 0.4 / n) * (i - (n - 1) / 2) for i in range(n)]
 
 
 def n_text(counts: Iterable[int], what: str = "") -> str:
-    """`n = 6 runs`, or `n = 4 to 6 runs`."""
+    """Sample size in words, with unit `what`: `n = 6 runs`, or `n = 4 to 6 runs`."""
     low, high = min(counts := list(counts)), max(counts)
     return (f"n = {low}" if low == high else f"n = {low} to {high}") + (f" {what}" if what else "")
 
 
 def thinned(rows: list[Any], most: int = MAX_DOTS) -> list[Any]:
-    """At most so many of the rows, evenly spaced, the first and last among them."""
+    """At most `most` of the rows, evenly spaced, with the first and the last."""
     if len(rows) <= most:
         return rows
     return [rows[i] for i in np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def rank_colours(ranks: Iterable[int]) -> dict[int, str]:
-    """A colour for each rank, dark to light, without viridis' ends, which vanish on dark or white paper."""
+    """A colour (hex) for each rank, from dark to light in viridis.
+
+    The ends of viridis are left out: they cannot be seen on a dark or white background.
+    """
     ordered = sorted(set(ranks))
     places = np.linspace(0.12, 0.92, len(ordered)) if len(ordered) > 1 else [0.4]
     viridis = matplotlib.colormaps["viridis"]
@@ -121,7 +133,7 @@ def rank_colours(ranks: Iterable[int]) -> dict[int, str]:
 
 
 def legend_below(canvas: Canvas, axes: Any, columns: int = 3, title: str = "") -> None:
-    """The legend of `axes` below all panels."""
+    """Puts the legend of `axes` below all panels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = min(columns, len(handles))
@@ -129,12 +141,12 @@ def legend_below(canvas: Canvas, axes: Any, columns: int = 3, title: str = "") -
 
 
 def save(canvas: Canvas, to: Path, name: str) -> Path:
-    """Writes NAME.png and NAME.svg, the same bytes each time; returns the SVG's path."""
+    """Writes NAME.png and NAME.svg into `to`, the same bytes each time; returns the SVG's path."""
     to.mkdir(parents=True, exist_ok=True)
     layout = canvas.get_layout_engine()
     if layout is not None:
         layout.execute(canvas)
-    canvas.set_layout_engine("none")  # laid out once, not once a file
+    canvas.set_layout_engine("none")  # lay out once, not once per file
     canvas.savefig(to / f"{name}.png", dpi=150, facecolor="white", metadata={"Software": None})
     path = to / f"{name}.svg"
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -144,7 +156,10 @@ def save(canvas: Canvas, to: Path, name: str) -> Path:
 
 
 def themed(svg: str, name: str) -> str:
-    """Ink in the reader's colour, style and ids of this figure alone: several may stand in one page."""
+    """The SVG with ink in the reader's text colour, and with style and ids of its own.
+
+    Several such figures may therefore stand in one page.
+    """
     svg = svg.replace(INK, "currentColor").replace(
         "<svg ", f'<svg id="figure" class="rankrl-figure" data-figure="{name}" ', 1
     )

@@ -1,4 +1,4 @@
-"""What a rank costs: seed-runs of a fixed budget, and its footprint."""
+"""Figures of what a rank costs: the seed-runs that a fixed budget buys, and the footprint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from rankrl.report.figures.series import Row, style
 
 
 def budget(rows: list[Row]) -> Canvas | None:
-    """Seed-runs that one budget buys at each rank, and the half-width of the 95 % interval that they leave."""
+    """Figure by rank: seed-runs that one budget buys, and the half-width of their 95 % interval.
+
+    None with fewer than two ranks.
+    """
     ranks = {row["rank"] for row in rows}
     if len(ranks) < 2:
         return None
@@ -44,7 +47,10 @@ def _by_arm(axes: Any, rows: list[Row], key: str) -> None:
 
 
 def footprint(rows: list[Row]) -> Canvas | None:
-    """Parameters of the adapter and their share of the base; bytes of a checkpoint and of Adam's moments."""
+    """Figure by rank: adapter parameters and their share of the base; bytes of checkpoint and Adam.
+
+    None with fewer than two ranks.
+    """
     ranks = [row["rank"] for row in rows]
     if len(ranks) < 2:
         return None

@@ -1,4 +1,4 @@
-"""All figures of a sweep: which there are, and what each one says."""
+"""All figures of a sweep, each with its title, caption and alternative text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from rankrl.report.valid import resolved_sections
 
 Row = dict[str, Any]
 Drawing = tuple[str, Canvas | None, str, str, str]
-"""Name, canvas (None: these records have nothing for it), title, caption, and the same in words for who cannot see it."""
+"""(name, canvas, title, caption, alt); the canvas is None where the records have nothing to show.
+
+alt: the content in words, for readers who cannot see the figure."""
 BLOCKED = "95 % t interval with the seed as block (runs of one seed in several cells count as one)"
 
 
@@ -33,7 +35,7 @@ class Figure:
 
 
 def draw(sweep: SweepRecords, summary: dict[str, Any], to: Path) -> list[Figure]:
-    """Draws into `to` whatever these records have something for, in the order in which a reader wants it."""
+    """Draws into `to` each figure that the records have data for; returns them in reading order."""
     sweep, summary, note = few_arms(sweep, summary)
     with look():
         return [
@@ -194,12 +196,12 @@ def _steps(sweep: SweepRecords) -> Iterator[Drawing]:
 
 
 def thinning(n: int) -> str:
-    """Says so where not every run is drawn."""
+    """Note in a caption that not all of `n` runs are drawn; empty if all are."""
     return f" (about {MAX_DOTS:,} of {n:,}, evenly thinned)" if n > MAX_DOTS else ""
 
 
 def listed(rows: list[Row], key: str, most: int = 12) -> str:
-    """Values in words: `rank 1: +0.002; rank 2: +0.076.`"""
+    """Values of `key` in words, at most `most` of them: `rank 1: 0.002; rank 2: 0.076.`"""
     named = [f"{_name(row)}: {row[key]:.4g}" for row in rows if row.get(key) is not None]
     more = [f"and {len(named) - most} more"] if len(named) > most else []
     return "; ".join([*named[:most], *more]) + "."
@@ -214,8 +216,10 @@ MOST_ARMS = 12
 
 
 def few_arms(sweep: SweepRecords, summary: dict[str, Any]) -> tuple[SweepRecords, dict[str, Any], str]:
-    """(records, summary, note) of at most MOST_ARMS arms: what others are compared with, then by mean gain the highest and
-    lowest in turn. The tables keep all; the note, for captions, is empty where nothing is left out.
+    """Records and summary of at most MOST_ARMS arms, and a note on that for captions.
+
+    Kept are the reference arm, then the arms of highest and lowest mean gain in turn. The tables
+    of the page keep all arms. The note is empty where no arm is left out.
     """
     arms = {row["arm"]: row["mean_gain"] for row in summary.get("arms", [])}
     if len(arms) <= MOST_ARMS:
@@ -227,7 +231,7 @@ def few_arms(sweep: SweepRecords, summary: dict[str, Any]) -> tuple[SweepRecords
     rows = {
         key: [row for row in value if "arm" not in row or row["arm"] in kept]
         for key, value in summary.items()
-        if isinstance(value, list)  # of rows, or of sentences
+        if isinstance(value, list)  # lists of rows or of sentences
     }
     results = [result for result in sweep.results if result["arm"] in kept]
     note = f" Shown: {MOST_ARMS} of {len(arms)} arms, the highest and lowest mean gains; the tables have all."
@@ -235,7 +239,7 @@ def few_arms(sweep: SweepRecords, summary: dict[str, Any]) -> tuple[SweepRecords
 
 
 def knobs_of(sweep: SweepRecords) -> dict[tuple[str, int], dict[str, float]]:
-    """(arm, rank) -> knob -> value, from the first readable run of each: the rules know of nothing else."""
+    """(arm, rank) -> knob -> value, from the first readable run: rules depend on nothing else."""
     found: dict[tuple[str, int], dict[str, float]] = {}
     for run in sweep.results:
         at = run["arm"], run["rank"]
@@ -245,7 +249,10 @@ def knobs_of(sweep: SweepRecords) -> dict[tuple[str, int], dict[str, float]]:
 
 
 def _derived(path: Path) -> dict[str, float]:
-    """Section `derived` alone; the pure Python loader, since libyaml's crashes on deep nesting. Empty if damaged."""
+    """Knob -> value from section `derived` of a run.yaml; empty if it is damaged.
+
+    Read with the pure Python loader, since libyaml's crashes on deep nesting.
+    """
     try:
         knobs = yaml.load(resolved_sections(path).get("derived", "{}"), Loader=yaml.SafeLoader)
         values = {name: float(knob["value"]) for name, knob in knobs.items()}

@@ -1,4 +1,4 @@
-"""Families of runs by rank or batch size: gain, efficiency, mean against best."""
+"""Figures of families of runs by rank or batch size: gain, efficiency, mean and best, arms."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from rankrl.report.statistics.cells import outcome_gain
 
 
 def gain_by_rank(results: list[Row], families: list[Row]) -> Canvas | None:
-    """Gain over the base against rank: every run a dot, mean and 95 % interval."""
+    """Figure: gain over the base against rank; a dot per run, mean and 95 % interval."""
     return _by_rank(results, families, outcome_gain, signal, GAIN)
 
 
 def efficiency_by_rank(results: list[Row], families: list[Row]) -> Canvas | None:
-    """Gain per million training tokens against rank; the interval is that of the mean gain, over the mean tokens."""
+    """Figure: gain per million training tokens against rank.
+
+    The interval is that of the mean gain, divided by the mean tokens.
+    """
     families = [row for row in families if row["mean_tokens"]]
     results = [run for run in results if run["tokens_total"]]
 
@@ -47,7 +50,11 @@ def _by_rank(
     point: Point,
     label: str,
 ) -> Canvas | None:
-    """Many arms get a panel each, or the dots would hide them."""
+    """Figure by rank: `value` of every run as a dot, `point` of every family as a line.
+
+    More than FEW_ARMS arms get a panel each, because dots would hide them in one panel. None
+    without arms.
+    """
     arms = sorted({row["arm"] for row in families})
     if not arms:
         return None
@@ -69,7 +76,7 @@ def _by_rank(
 
 
 def batch_families(results: list[Row], families: list[Row]) -> Canvas | None:
-    """Gain by batch size, and the tokens that it costs."""
+    """Figure: gain and training tokens by batch size; None with fewer than two batch sizes."""
     sizes = sorted({row["batch_size"] for row in families})
     if len(sizes) < 2:
         return None
@@ -90,7 +97,11 @@ def batch_families(results: list[Row], families: list[Row]) -> Canvas | None:
 
 
 def mean_and_best(cells: list[Row], families: list[Row]) -> Canvas | None:
-    """Mean and best run with the gap between them, and the range in which luck alone would put the best of so many."""
+    """Figure: mean and best run by rank, the gap between them, and where luck alone puts the best.
+
+    That range is the 95 % range of the best of n normal values (`upside_null`). One panel per arm
+    and batch size; per arm if these would be more than nine. None if every row has one run.
+    """
     groups = _groups(cells, ("arm", "batch_size"))
     if len(groups) > 9:
         groups = _groups(families, ("arm",))
@@ -134,7 +145,10 @@ def _gaps(axes: Any, rows: list[Row]) -> None:
 
 
 def difference_by_arm(rows: list[Row]) -> Canvas | None:
-    """Paired difference of gains against the reference arm: a line per arm, a panel per rank and batch size."""
+    """Figure: paired difference in gain to the reference arm; one panel per rank and batch size.
+
+    Each arm is one row of a panel. None without rows.
+    """
     cells = sorted({(row["rank"], row["batch_size"]) for row in rows})
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     if not rows:
@@ -155,7 +169,7 @@ def difference_by_arm(rows: list[Row]) -> Canvas | None:
 
 
 def _difference(axes: Any, row: Row, y: int) -> None:
-    """The interval drawn thick is the row's own; the thin one allows for all rows of the table."""
+    """Draws one row at height y: pairs, mean, its own 95 % interval (thick), family-wise (thin)."""
     labels = ("pair", "mean, 95 % interval", "interval for all at once") if not axes.has_data() else ("", "", "")
     dots = thinned(row["differences"], 100)
     axes.scatter(dots, [y + 0.22] * len(dots), s=18, alpha=0.6, color=COLOURS[1], linewidths=0, label=labels[0])

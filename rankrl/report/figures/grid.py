@@ -1,4 +1,4 @@
-"""Cells of rank x batch size: heat maps of gain and risk, distributions over seeds, the Pareto front."""
+"""Figures of cells (rank x batch size): heat maps, distributions over seeds, the Pareto front."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ MOST_MAPS = 6
 
 
 def heat_maps(cells: list[Row]) -> Canvas | None:
-    """Mean gain and negative-gain risk over rank x batch size, an arm a row."""
+    """Figure: heat maps of mean gain and negative-gain risk over rank x batch size, a row per arm.
+
+    None with fewer than two ranks or batch sizes, or with more than MOST_MAPS arms.
+    """
     arms = sorted({row["arm"] for row in cells})
     ranks, sizes = ([*sorted({row[key] for row in cells})] for key in ("rank", "batch_size"))
     if len(ranks) < 2 or len(sizes) < 2 or len(arms) > MOST_MAPS:
@@ -65,7 +68,10 @@ def _map(
     colours: str,
     span: tuple[float, float],
 ) -> None:
-    """A cell without runs stays empty."""
+    """Draws one heat map; a cell without runs stays empty.
+
+    `read`: row -> (value, text in the cell). `span`: lowest and highest value of the colours.
+    """
     values = np.full((len(sizes), len(ranks)), np.nan)
     for row in cells:
         values[sizes.index(row["batch_size"]), ranks.index(row["rank"])] = read(row)[0]
@@ -82,13 +88,17 @@ def _map(
 
 
 def readable(rgba: tuple[float, ...]) -> str:
-    """Black or white, whichever stands out more (luminance of WCAG 2)."""
+    """Black or white, whichever has more contrast on the colour `rgba` (luminance of WCAG 2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
     return "#000000" if float(np.dot(linear, (0.2126, 0.7152, 0.0722))) > 0.18 else "#ffffff"
 
 
 def distributions(results: list[Row]) -> Canvas | None:
-    """Every run of every cell: dots, quartiles and median; a panel for each batch size (and arm)."""
+    """Figure: gain of every run by rank, with quartiles and median.
+
+    One panel per arm and batch size; per arm if these would be more than twelve. None with fewer
+    than two runs per panel on average.
+    """
     groups: dict[tuple[str, int], list[Row]] = {}
     for run in results:
         groups.setdefault((run["arm"], run["batch_size"]), []).append(run)
@@ -119,20 +129,22 @@ def distributions(results: list[Row]) -> Canvas | None:
 
 
 def _distributions(axes: Any, cells: list[list[float]], most: int) -> None:
-    """Quartiles, medians and at most so many dots of each cell's sorted gains."""
+    """Draws quartiles, median and at most `most` dots of each cell; `cells` hold sorted gains."""
     filled = [(x, cell) for x, cell in enumerate(cells) if cell]
     x = np.array([x for x, _ in filled])
     low, middle, high = np.array([np.quantile(cell, (0.25, 0.5, 0.75)) for _, cell in filled]).T
     axes.vlines(x, low, high, color=COLOURS[0], alpha=0.3, lw=9)
     axes.hlines(middle, x - 0.3, x + 0.3, color=COLOURS[0], lw=2)
+    # 2.4 rad is the golden angle, which spreads the dots sideways without a pattern
     dots = [(at + 0.22 * np.sin(2.4 * i), gain) for at, cell in filled for i, gain in enumerate(thinned(cell, most))]
-    axes.scatter(
-        *np.transpose(dots), s=12, color=COLOURS[1], alpha=0.7, linewidths=0, zorder=3
-    )  # beside by the golden angle
+    axes.scatter(*np.transpose(dots), s=12, color=COLOURS[1], alpha=0.7, linewidths=0, zorder=3)
 
 
 def pareto(points: list[Row], cells: list[Row]) -> Canvas | None:
-    """Gain against training tokens, cell by cell, with the front of the mean and that of the interval's lower end."""
+    """Figure: gain against training tokens, one dot per cell, with the Pareto front.
+
+    Left by mean gain, right by the lower end of its 95 % interval. None with fewer than two cells.
+    """
     points = [row for row in points if row["mean_tokens"]]
     if len(points) < 2:
         return None
@@ -143,7 +155,7 @@ def pareto(points: list[Row], cells: list[Row]) -> Canvas | None:
     canvas, grid = panels(len(sides), 4.6, 3.8, sharex=True, sharey=True)
     colours = rank_colours(row["rank"] for row in points)
     kinds = list(dict.fromkeys((row["arm"], row["batch_size"]) for row in points))
-    kinds = kinds if len(kinds) <= len(MARKERS) else []  # more cannot be told apart; those on the front are named
+    kinds = kinds if len(kinds) <= len(MARKERS) else []  # no markers for more; cells on the front are named
     for axes, (rows, value, front, title) in zip(grid.flat, sides, strict=True):
         _points(axes, rows, value, colours, kinds)
         _front(axes, [row for row in rows if row[front]], value)
@@ -170,14 +182,17 @@ def _points(axes: Any, rows: list[Row], value: str, colours: dict[int, str], kin
 
 
 def _front(axes: Any, rows: list[Row], value: str) -> None:
-    """Steps: what the best cell reaches at each cost. Named are the cells on it, as far as there is room."""
+    """Draws the front as steps: the best value at each cost.
+
+    The cells on it are named as far as there is room.
+    """
     rows = sorted(rows, key=lambda row: row["mean_tokens"])
     axes.step(
         [row["mean_tokens"] / 1e6 for row in rows], [row[value] for row in rows], where="post", color=COLOURS[1], lw=1.6
     )
     first, last = np.log(axes.dataLim.intervalx)
     named: list[float] = []
-    apart = 0.4 if any(row["arm"] for row in rows) else 0.1  # names of arms are long
+    apart = 0.4 if any(row["arm"] for row in rows) else 0.1  # labels with arms are long
     for row in sorted(rows, key=lambda row: -row[value]):
         x = (np.log(row["mean_tokens"] / 1e6) - first) / ((last - first) or 1.0)
         if all(abs(x - other) > apart for other in named):

@@ -1,4 +1,4 @@
-"""Where ranks are mixed: the LoRA rank of each module, layers by types."""
+"""Maps of mixed ranks: the LoRA rank of each module, as a grid of layers by module types."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from rankrl.report.figures.grid import readable
 
 
 def rank_map(content: dict[str, Any], to: Path) -> Path:
-    """Draws an allocation.json as allocation.svg and .png in `to`; returns the SVG's path."""
+    """Draws `content` of an allocation.json as allocation.svg and .png; returns the SVG's path."""
     title = f"LoRA rank by module: {content['method']}\n{content['spent']:,} of {content['budget']:,} parameters"
     with look():
         return save(rank_maps({title: {row["module"]: row["rank"] for row in content["modules"]}}), to, "allocation")
 
 
 def rank_maps(maps: dict[str, dict[str, float]]) -> Canvas:
-    """Layers x modules, the LoRA rank of a module in its cell; a panel for each title, at most three in a row."""
+    """Figure: layers x module types with the LoRA rank of a module in its cell.
+
+    `maps`: title -> module -> rank. One panel per title, at most three in a row.
+    """
     places = [{layer_and_type(module): rank for module, rank in ranks.items()} for ranks in maps.values()]
     layers = sorted({layer for ranks in places for layer, _ in ranks})
     kinds = list(dict.fromkeys(kind for ranks in places for _, kind in ranks))

@@ -10,34 +10,37 @@ from rankrl.report.figures.canvas import COLOURS, LINES, MARKERS, MAX_DOTS, n_te
 Row = dict[str, Any]
 Ends = tuple[float, float] | None
 Point = Callable[[Row], tuple[float, Ends]]
-"""The value of a row of statistics, and its interval."""
+"""A function from a row of statistics to one of its values and the interval of that value."""
 GAIN = "gain over the base\n(fraction correct)"
 
 
 def signal(row: Row) -> tuple[float, Ends]:
-    """Mean gain, with the interval that counts the runs of a seed as one where they stand together."""
+    """Mean gain of a row, with its 95 % interval clustered by seed."""
     return row["mean_gain"], row["blocked_ci95"]
 
 
 def reliability(row: Row) -> tuple[float, Ends]:
-    """Share of runs without a loss."""
+    """Share of runs that are not negative, with its 95 % interval clustered by seed."""
     low, high = row["blocked_risk_ci95"]
     return 1 - row["negative_gain_risk"], (1 - high, 1 - low)
 
 
 def lengths(points: list[tuple[float, Ends]]) -> list[list[float]]:
-    """Of the bars below and above; without the minus of a rounding error, which matplotlib refuses."""
+    """Lengths of the error bars: [below each point, above each point].
+
+    Not below 0, as a rounding error could make them: matplotlib refuses that.
+    """
     below = [max(value - ends[0], 0.0) if ends else 0.0 for value, ends in points]
     return [below, [max(ends[1] - value, 0.0) if ends else 0.0 for value, ends in points]]
 
 
 def style(i: int) -> dict[str, Any]:
-    """Colour, marker and line of the i-th series, all different up to 28."""
+    """Colour, marker and line style of series `i`; the first 28 series all differ."""
     return {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "ls": LINES[i // 7 % 4], "lw": 1.6}
 
 
 def lines(axes: Any, rows: list[Row], x: str, point: Point) -> None:
-    """A line for each arm: a value and its interval against `x`."""
+    """Draws a line for each arm: value and interval by `point`, against the column `x`."""
     arms = sorted({row["arm"] for row in rows})
     for i, (arm, shift) in enumerate(zip(arms, shifts(len(arms)), strict=True)):
         ours = [row for row in rows if row["arm"] == arm]
@@ -57,13 +60,13 @@ def lines(axes: Any, rows: list[Row], x: str, point: Point) -> None:
 
 
 def _runs(rows: list[Row]) -> str:
-    """`n = 6 runs`, or `n = 24 runs of 6 seeds`, where the interval is over seeds."""
+    """Sample size in words: `n = 6 runs`, or `n = 24 runs of 6 seeds` where seeds have several."""
     runs, seeds = [row["n_seeds"] for row in rows], [row["n_blocks"] for row in rows]
     return n_text(runs, "runs") + (f" of {n_text(seeds, 'seeds').removeprefix('n = ')}" if runs != seeds else "")
 
 
 def dots(axes: Any, results: list[Row], x: str, value: Callable[[Row], float]) -> None:
-    """Every run a dot, beside the mean, or it would hide it."""
+    """Draws a dot for every run, left of the mean so that neither hides the other."""
     arms = sorted({run["arm"] for run in results})
     for i, (arm, shift) in enumerate(zip(arms, shifts(len(arms)), strict=True)):
         ours = [run for run in results if run["arm"] == arm]

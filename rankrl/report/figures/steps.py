@@ -1,4 +1,4 @@
-"""Curves over PPO steps, KL at the end of training against gain, and hyperparameters against rank."""
+"""Figures of curves over PPO steps, of final KL against gain, and of hyperparameters by rank."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from rankrl.report.figures.series import GAIN, Row, style
 from rankrl.report.statistics.cells import outcome_gain
 
 Curves = dict[str, Curve]
-"""By run_id."""
+"""run_id -> curve."""
 MOST_LINES = 40
-"""Thin lines of a colour in a panel."""
+"""Most thin lines of one colour in a panel."""
 KNOBS = {
     "alpha": "LoRA alpha",
     "lr": "learning rate",
@@ -45,12 +45,16 @@ KNOBS = {
 
 
 def drawn(curve: Curve) -> Curve:
-    """What figures need of a curve: all of it, for 10,000 runs, would fill memory."""
+    """The curve with only what figures need: whole curves of 10,000 runs would fill the memory."""
     return [{key: line[key] for key in ("step", "accuracy", "kl_ref") if key in line} for line in curve]
 
 
 def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
-    """Training accuracy against PPO step; a panel for each rank (each arm, if many): runs thin, their mean thick."""
+    """Figure: training accuracy against PPO step; runs as thin lines, their mean as a thick one.
+
+    One panel per rank and one colour per arm; the other way round with more than FEW_ARMS arms.
+    None if no curve has an accuracy.
+    """
     if not any(points(curve, "accuracy") for curve in curves.values()):
         return None
     panel, colour = ("rank", "arm") if len({run["arm"] for run in results}) <= FEW_ARMS else ("arm", "rank")
@@ -70,7 +74,7 @@ def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
 
 
 def _curves(axes: Any, curves: list[Curve], i: int, label: str) -> None:
-    """The mean at a step is over the runs that reached it."""
+    """Draws the runs of one series and their mean, at each step over the runs that reached it."""
     steps, values = aligned(curves, "accuracy")
     if len(steps):
         paths = [np.column_stack((steps, value)) for value in values]
@@ -81,13 +85,13 @@ def _curves(axes: Any, curves: list[Curve], i: int, label: str) -> None:
 
 
 def last_kl(curve: Curve) -> float | None:
-    """KL to the base (nats per token), mean over the last tenth of the steps."""
+    """KL to the base (nats per token), mean over the last tenth of the steps; None without KL."""
     values = points(curve, "kl_ref")
     return float(np.mean([kl for step, kl in values if step > 0.9 * values[-1][0]])) if values else None
 
 
 def kl_and_gain(curves: Curves, results: list[Row]) -> Canvas | None:
-    """Gain against how far the run went from the base: every run a dot."""
+    """Figure: gain against the final KL to the base, one dot per run; None with fewer than two."""
     ends = [(run, kl) for run in results if (kl := last_kl(curves.get(run["run_id"], []))) is not None]
     if len(ends) < 2:
         return None
@@ -95,7 +99,7 @@ def kl_and_gain(curves: Curves, results: list[Row]) -> Canvas | None:
     canvas, grid = panels(1, 6.6, 3.8)
     (axes,) = grid.flat
     colours, arms = rank_colours(run["rank"] for run, _ in ends), sorted({run["arm"] for run, _ in ends})
-    arms = arms if len(arms) <= len(MARKERS) else []  # more cannot be told apart
+    arms = arms if len(arms) <= len(MARKERS) else []  # no markers for more
     for j, (rank, colour) in enumerate(colours.items()):
         for i, arm in enumerate(arms or [""]):
             ours = [(run, kl) for run, kl in ends if run["rank"] == rank and arm in ("", run["arm"])]
@@ -123,7 +127,11 @@ def kl_and_gain(curves: Curves, results: list[Row]) -> Canvas | None:
 
 
 def knobs_by_rank(knobs: dict[tuple[str, int], dict[str, float]]) -> Canvas | None:
-    """Hyperparameters as the runs had them: (arm, rank) -> knob -> value. Arms that share all values share a line."""
+    """Figure: hyperparameters of the runs against rank, one panel each.
+
+    `knobs`: (arm, rank) -> knob -> value. Arms that share all values share a line. None without
+    known knobs, or with fewer than two ranks.
+    """
     names = [name for name in KNOBS if any(name in values for values in knobs.values())]
     if not names or len({rank for _, rank in knobs}) < 2:
         return None

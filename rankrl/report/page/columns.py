@@ -1,6 +1,6 @@
-"""The columns of the page's tables: what each is called, and how its values read.
+"""The columns of the page's tables: their titles, and how their values are formatted.
 
-Text is formatted here alone: page.js sorts and filters by the text that a reader sees.
+Values become text here and nowhere else: page.js sorts and filters by the text that a reader sees.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Column:
 
 
 def signed(value: float) -> str:
-    """A gain or a difference, as a fraction: +0.0855."""
+    """A gain or a difference as a signed fraction, such as +0.0855."""
     return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -31,7 +31,7 @@ def two(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """Integers with separators; others to four significant digits or decimals."""
+    """Integers, and values from 1000 on, with separators; others to four significant digits."""
     text = f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return text.replace("-", "\N{MINUS SIGN}")
 

@@ -1,4 +1,7 @@
-"""Every run's curves in little text: subsampled, in whole numbers, deflated, in chunks of which a click unpacks one."""
+"""The curves of every run, packed for the page: subsampled, quantised and deflated.
+
+They are stored in chunks of runs; a click unpacks one chunk.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,19 @@ SERIES = {
     "lr": "learning rate",
 }
 LEVELS = 255
-"""A curve is drawn to 1/255 of its range, which no screen shows; the exact numbers stay in metrics.jsonl."""
+"""A curve is drawn to 1/255 of its range, finer than a screen shows.
+
+The exact numbers stay in metrics.jsonl."""
 CHUNK_RUNS = 200
 POINTS, FEW_POINTS, MANY_RUNS = 64, 24, 1000
 LARGEST = 1e30
 
 
 def quantise(values: list[Any]) -> list[Any]:
-    """[lowest, highest, levels]: each value in 1/255 of the range; what is no finite number is null. [] without any."""
+    """[lowest, highest, levels]: each value as a level from 0 (lowest) to LEVELS (highest).
+
+    A value that is not a finite number becomes None. [] without finite numbers.
+    """
     numbers = [_number(value) for value in values]
     finite = [value for value in numbers if value is not None]
     if not finite:
@@ -41,12 +49,12 @@ def quantise(values: list[Any]) -> list[Any]:
 
 
 def _number(value: Any) -> float | None:
-    """What a curve can show; None for NaN, text, and what no metric comes to."""
+    """The value as a float; None for NaN, text, and numbers too large for any metric."""
     return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else None
 
 
 def packed(run: Path, points: int) -> dict[str, Any]:
-    """Steps and quantised curves of one run; {} without metrics."""
+    """Steps and quantised curves of one run, at most `points` steps; {} without metrics."""
     lines = [line for line in curve(run, points) if _number(line["step"]) is not None]
     found = {name: quantise([line.get(name) for line in lines]) for name in SERIES}
     curves = {name: levels for name, levels in found.items() if levels}
@@ -54,7 +62,10 @@ def packed(run: Path, points: int) -> dict[str, Any]:
 
 
 def curve_scripts(directory: Path, run_ids: list[str]) -> str:
-    """The elements that page.js reads: chunks in the order of the table of runs, and what the curves are called."""
+    """Script elements for page.js: chunks of curves in the order of `run_ids`, and curve names.
+
+    "" if no run has curves. `run_ids` are in the order of the table of runs.
+    """
     points = POINTS if len(run_ids) <= MANY_RUNS else FEW_POINTS
     starts = range(0, len(run_ids), CHUNK_RUNS)
     chunks = [[packed(directory / name, points) for name in run_ids[start : start + CHUNK_RUNS]] for start in starts]

@@ -1,4 +1,7 @@
-"""The page: one self-contained HTML file, which needs no network, and scripts only to sort, filter and draw curves."""
+"""The report page: one self-contained HTML file, which needs no network.
+
+Its script only sorts and filters tables, and draws curves.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 BOARD = "http://localhost:6006"
 FIRST_WORDS = 7
-"""Sentences of the answer that stand open; further ones unfold."""
+"""Sentences of the answer that are always shown; further ones unfold on a click."""
 
 
 @cache
@@ -33,7 +36,10 @@ def _asset(name: str) -> str:
 
 
 def page(sweep: SweepRecords, summary: dict[str, Any], figures: list[Figure], entries: list[Entry]) -> str:
-    """The whole file. Whatever comes from run directories is escaped; besides, the policy lets no script run but page.js."""
+    """The whole HTML file.
+
+    All text from run directories is escaped; besides, the policy allows no script but page.js.
+    """
     problems = [row | {"run": row["run"] or "(the whole sweep)"} for row in summary["problems"]]
     parts = [
         section("figures", "Figures", _figures(figures)),
@@ -68,7 +74,10 @@ def page(sweep: SweepRecords, summary: dict[str, Any], figures: list[Figure], en
 
 
 def _policy() -> str:
-    """Content-Security-Policy: this very script, styles of drawings, images within drawings, and nothing else."""
+    """Content-Security-Policy: allows page.js (by its hash), inline styles and embedded images.
+
+    The drawings need styles and images. Everything else is refused.
+    """
     digest = base64.b64encode(hashlib.sha256(_asset("page.js").encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -80,7 +89,7 @@ def _heading(part: str) -> list[tuple[str, str]]:
 
 
 def _answer(summary: dict[str, Any]) -> str:
-    """The words, the key numbers, and what stands in their way."""
+    """The answer as HTML: sentences, a warning if the records have problems, key numbers."""
     words = [escape(text).replace(" %", "&nbsp;%") for text in summary["words"]]
     more = _list(words[1:FIRST_WORDS])
     if words[FIRST_WORDS:]:
@@ -106,7 +115,7 @@ def _list(lines: list[str]) -> str:
 
 
 def key_numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value, about) of the few numbers to see first; as HTML."""
+    """(name, value, about) of the few numbers to see first, as HTML."""
     ranks, footprint = summary["ranks"], summary["footprint"]
     compared = {row["against"] for row in summary["comparisons"]}  # the reference arm, if there are arms
     low = min(ranks, key=lambda row: (row["rank"], row["arm"] not in compared))
@@ -140,7 +149,7 @@ def _figures(figures: list[Figure]) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    """The SVG itself, so that it follows light and dark; its files beside it."""
+    """A figure with its SVG inline, so that it follows light and dark mode, and its file links."""
     svg = figure.path.read_text()
     svg = svg[svg.index("<svg") :]
     label, stem = escape(figure.alt), quote(figure.path.stem)
@@ -163,7 +172,7 @@ def _runs(sweep: SweepRecords) -> str:
 
 
 def _ledger(entries: list[Entry]) -> str:
-    """Where the sweep stands, and the runs that have not finished."""
+    """Section on the state of the sweep: counts by state, and the runs that have not finished."""
     if not entries:
         return ""
     stand = ", ".join(f"{number} {state}" for state, number in counts(entries).items())
@@ -173,7 +182,7 @@ def _ledger(entries: list[Entry]) -> str:
 
 
 def _settings(sweep: SweepRecords) -> str:
-    """What each rank derives, what differs by arm, and on demand everything else."""
+    """Section of settings: derived from each rank, different by arm, and (folded) shared by all."""
     found = settings.settings(sweep.directory, sweep.results)
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""The page's sections of tables, each with a note on how its numbers come about."""
+"""The page's sections of tables, each with a note on how its numbers are computed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ EVALUATION = {
 
 
 def section(name: str, title: str, *tables: str, note: str = "") -> str:
-    """A landmark with its heading; "" if there is no table in it."""
+    """A <section> element with heading, tables and note; "" if all tables are empty."""
     content = "".join(tables)
     if not content:
         return ""
@@ -93,14 +93,18 @@ def section(name: str, title: str, *tables: str, note: str = "") -> str:
 
 
 def statistics(summary: dict[str, Any], key: str, title: str, caption: str) -> str:
-    """Cells or a family: every statistic, and mean and interval drawn."""
+    """Section of the cells or a family: a table of all statistics, with mean and interval drawn."""
     rows = summary[key]
     shown = table(f"{key}-table", rows, _statistics_columns(rows), caption, plots=MEAN)
     return section(key, title, shown, note=NOTES[key])
 
 
 def _statistics_columns(rows: list[Row]) -> dict[str, Column]:
-    """Without what says nothing more: blocks where each run is its own, failures where there are none."""
+    """The columns of statistics without those that add nothing.
+
+    Left out are values that equal another column's, as where each run has a seed of its own, and
+    counts of failed or diverged runs where there are none.
+    """
     same = {"n_blocks": "n_seeds", "gain_ci95": "blocked_ci95", "risk_ci95": "blocked_risk_ci95"}
     idle = {key for key, other in same.items() if all(row[key] == row[other] for row in rows)}
     idle |= {key for key in ("failed_runs", "diverged_runs") if not any(row[key] for row in rows)}
@@ -108,12 +112,12 @@ def _statistics_columns(rows: list[Row]) -> dict[str, Column]:
 
 
 def simple(summary: dict[str, Any], key: str, title: str, shape: dict[str, Column], caption: str) -> str:
-    """A list of the summary as it is."""
+    """Section with one list of the summary as a table, unchanged."""
     return section(key, title, table(f"{key}-table", summary[key], shape, caption), note=NOTES[key])
 
 
 def comparisons(summary: dict[str, Any]) -> str:
-    """The arms against the reference arm, pooled and by cell."""
+    """Section on the arms against the reference arm, pooled and by cell; "" with a single arm."""
     rows = summary["comparisons"]
     if not rows:
         return ""
@@ -128,11 +132,11 @@ def comparisons(summary: dict[str, Any]) -> str:
 
 
 def against_reference(summary: dict[str, Any]) -> str:
-    """Ranks against the reference rank, and which may be the best."""
+    """Section on the ranks against the reference rank, and on which ranks and cells may be best."""
     rows = summary["against_reference"]
     caption = f"One row per rank, against rank {rows[0]['reference_rank']}" if rows else ""
     shape = columns.AGAINST_REFERENCE
-    if len({row["reference_rank"] for row in rows}) == 1:  # which the caption says
+    if len({row["reference_rank"] for row in rows}) == 1:  # the caption names it
         shape = {key: column for key, column in shape.items() if key != "reference_rank"}
     shown = table("against-table", rows, shape, caption, ("mean_difference", "family_ci95"))
     best = _best(summary["best_set"], "Ranks") + _best(summary["best_cells"], "Cells") if shown else ""
@@ -140,7 +144,7 @@ def against_reference(summary: dict[str, Any]) -> str:
 
 
 def _best(found: dict[str, Any], what: str) -> str:
-    """The set that holds the best one; a long one unfolds."""
+    """Paragraph on the set that holds the best, by name; folded if longer than MOST_NAMED."""
     members, excluded = found["members"], found["excluded"]
     if not members or not excluded:
         return f"<p>{what}: none is told apart from the best.</p>" if members else ""
@@ -152,7 +156,7 @@ def _best(found: dict[str, Any], what: str) -> str:
 
 
 def budget(summary: dict[str, Any]) -> str:
-    """What a budget buys, with the cost models in words."""
+    """Section on what a budget buys, with the cost models in words."""
     rows = summary["budget"]
     shown = table("budget-table", rows, columns.BUDGET, "Runs that one budget buys at each rank")
     models = {row["model"]: row["cost_model"] for row in rows}
@@ -167,7 +171,7 @@ def footprint(summary: dict[str, Any]) -> str:
 
 
 def evaluation(summary: dict[str, Any]) -> str:
-    """Where the noise comes from, and gains by source."""
+    """Section on the sources of noise, and on gains by source of the items."""
     found = summary["evaluation"]
     noise = table("noise-table", [found] if found else [], EVALUATION, "Noise of items, samples and seeds")
     sources = table(
@@ -177,7 +181,7 @@ def evaluation(summary: dict[str, Any]) -> str:
 
 
 def tables(summary: dict[str, Any]) -> list[str]:
-    """All sections of statistics, in reading order; those without rows are empty."""
+    """All sections of statistics as HTML, in reading order; "" for each one without rows."""
     arms = statistics(summary, "arms", "Arms", "One row per arm, over ranks, batch sizes and seeds")
     return [
         statistics(summary, "ranks", "Ranks", "One row per rank, over batch sizes and seeds"),

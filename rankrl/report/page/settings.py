@@ -1,4 +1,4 @@
-"""What the runs were set to: what each rank derives, where arms differ, and everything that all runs share."""
+"""Settings of the runs: those derived from the rank, those that differ by arm, and shared ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import yaml
 from rankrl.report.valid import LARGEST_FILE_BYTES
 
 MOST_LEAVES, DEEPEST = 2000, 16
-"""A run.yaml may come from anywhere: aliases can make a small file as large a tree as they like."""
+"""Largest number of settings and of levels read from a run.yaml, which may come from anywhere.
+
+Aliases can make a huge tree of a small file."""
 LONGEST_TEXT, LARGEST = 200, 1e15
 PER_RUN = ("run_id", "arm", "rank", "batch_size", "seed", "trainable_params", "derived")
 SHORT = reprlib.Repr()
@@ -21,18 +23,21 @@ SHORT.maxlist, SHORT.maxlevel = 20, 4
 
 
 def resolved(run: Path) -> dict[str, Any]:
-    """A run.yaml, read by a safe loader; {} where it is missing or damaged: the report names such runs elsewhere."""
+    """Content of a run.yaml, read by a safe loader; {} if it is missing or damaged.
+
+    The report names such runs elsewhere.
+    """
     path = run / "run.yaml"
     try:
         text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_FILE_BYTES else ""
-        tree = yaml.safe_load(text)  # in Python: the one in C ends the process where a file nests deeply
+        tree = yaml.safe_load(text)  # not the loader in C, which crashes on deep nesting
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     return tree if isinstance(tree, dict) else {}
 
 
 def flat(tree: dict[str, Any]) -> dict[str, str]:
-    """{"a": {"b": 1}} -> {"a.b": "1"}. Long and deep values are cut."""
+    """A tree with dotted keys: {"a": {"b": 1}} -> {"a.b": "1"}. Long and deep values are cut."""
     return dict(islice(_leaves(tree, "", 0), MOST_LEAVES))
 
 
@@ -53,7 +58,7 @@ def _short(value: Any) -> str:
 
 
 def settings(directory: Path, results: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """(arm, rank) -> run.yaml of its first run that has one."""
+    """(arm, rank) -> content of run.yaml, from the first run of each that has a readable one."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for result in results:
         place = (result["arm"], result["rank"])
@@ -63,7 +68,7 @@ def settings(directory: Path, results: list[dict[str, Any]]) -> dict[tuple[str, 
 
 
 def derived(found: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per arm and rank: each derived hyperparameter."""
+    """One row per arm and rank with the value of each derived hyperparameter."""
     rows = []
     for (arm, rank), tree in found.items():
         knobs = tree.get("derived")
@@ -76,7 +81,10 @@ def derived(found: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]
 
 
 def split(found: dict[tuple[str, int], dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Settings that differ by arm, a row each with a column per arm; and those that all arms share, with their value."""
+    """(settings that differ by arm, settings that all arms share), one row per setting.
+
+    A row has a column per arm in the first list, and the column `value` in the second.
+    """
     arms = {
         arm: flat({k: v for k, v in tree.items() if k not in PER_RUN}) for (arm, _), tree in reversed(found.items())
     }

@@ -1,4 +1,4 @@
-"""Tables of the page as HTML: the first rows; further ones as JSON, which page.js shows when asked."""
+"""Tables of the page: the first rows as HTML, further ones as JSON that page.js shows on demand."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rankrl.report.page.columns import Column
 
 Row = dict[str, Any]
 VISIBLE_ROWS = 100
-"""As many in the HTML, and more at a time. Same number in page.js."""
+"""Rows in the HTML, and rows that a click adds. page.js has the same number."""
 NONE = "–"  # noqa: RUF001
 
 
 def used(rows: list[Row], columns: dict[str, Column]) -> dict[str, Column]:
-    """The columns for which a row has a value."""
+    """The columns for which at least one row has a value."""
     return {key: column for key, column in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
 
 
 def texts(row: Row, columns: dict[str, Column]) -> list[str]:
-    """A row as it reads; what is missing is a dash."""
+    """The cells of a row as text; a missing value is a dash."""
     return [NONE if row.get(key) in (None, "") else column.text(row[key]) for key, column in columns.items()]
 
 
@@ -33,10 +33,10 @@ def table(
     plots: tuple[str, str] | None = None,
     link: str = "",
 ) -> str:
-    """A table with its caption; "" without rows.
+    """A table with its caption as HTML; "" without rows.
 
-    `name`: the element's id. `plots`: keys of a mean and its interval, drawn in a column after the mean. `link`: the column that
-    leads to run directories.
+    `name`: the element's id. `plots`: keys of a mean and its interval, which are drawn in a column
+    after the mean. `link`: the column whose cells link to run directories.
     """
     if not rows:
         return ""
@@ -83,13 +83,13 @@ def _linked(run: str) -> str:
 
 
 def data(name: str, content: Any) -> str:
-    """JSON for page.js. No text in it can end the element: < is escaped."""
+    """Script element with JSON for page.js; < is escaped, so no text in it can end the element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'
 
 
 def forest(rows: list[Row], mean: str, ends: str) -> list[str]:
-    """For each row a cell that draws its mean and interval, all on one axis that holds zero."""
+    """One table cell per row that draws its mean and interval, all on one axis that has zero."""
     values = [v for row in rows for v in [row[mean], *(row.get(ends) or [])]] + [0.0]
     low, high = min(values), max(values)
     scale = 140 / ((high - low) or 1)

@@ -1,4 +1,4 @@
-"""What a fixed budget of seconds buys at each rank, and what an adapter weighs at any scale."""
+"""Runs that a fixed time budget buys at each rank, and adapter sizes at the shipped scales."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from rankrl.report.statistics.intervals import t_quantile
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHORTEST_S = 1e-3
-"""Of a run: below, its time was not measured."""
+"""Runs with a shorter `wall_s` are left out: their time was not measured."""
 LARGE_SCALES = ("qwen3-8b", "qwen3-30b-a3b", "qwen3-235b-a22b")
 
 
 def linear_cost(params: list[float], seconds: list[float]) -> tuple[float, float]:
-    """(c0 in seconds, c1 in seconds per parameter) of seconds = c0 + c1 x parameters; least squares, neither below 0."""
+    """Least-squares fit of seconds = c0 + c1 x parameters, with c0 and c1 not below 0.
+
+    Returns (c0 in seconds, c1 in seconds per parameter).
+    """
     unit = max(*params, 1.0)
     table = np.column_stack([np.ones(len(params)), np.array(params) / unit])
     (c0, c1), _ = optimize.nnls(table, np.array(seconds, dtype=float))
@@ -26,14 +29,17 @@ def linear_cost(params: list[float], seconds: list[float]) -> tuple[float, float
 
 
 def half_width(sd: float | None, n: int) -> float | None:
-    """Half of the 95 % t interval of a mean of `n` runs with this sd; None below two."""
+    """Half-width of the 95 % t interval of the mean of `n` runs; None without `sd` or if n < 2."""
     return None if sd is None or n < 2 else t_quantile(0.975, n - 1) * sd / sqrt(n)
 
 
 def budget(results: list[Result]) -> list[dict[str, Any]]:
-    """Seed-runs and the interval's half-width at each arm and rank for what the dearest rank's runs have cost, by two cost models.
+    """Seed-runs that the budget buys, and the half-width of the 95 % interval of their mean gain.
 
-    Measured seconds are those of the runs as they ran: beside others, and on whatever machine.
+    One row per arm, rank and cost model. The budget is the total time of the runs of the most
+    expensive arm and rank. A run costs its mean measured time ("measured"), or what a line fitted
+    to all runs gives ("linear"). Times are wall-clock seconds as measured: other runs may have
+    shared the machine, and machines may differ.
     """
     families = by_key([result for result in results if result["wall_s"] > SHORTEST_S], ("arm", "rank"))
     if not families:
@@ -59,14 +65,17 @@ def budget(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def _cell_sd(results: list[Result]) -> float | None:
-    """Between the seeds of a cell, pooled over cells."""
+    """sd of gains between the seeds of a cell, pooled over cells; None if no cell has two runs."""
     cells = [[outcome_gain(run) for run in runs] for runs in by_key(results, CELL).values()]
     freedom = sum(len(cell) - 1 for cell in cells)
     return sqrt(sum(float(np.var(cell)) * len(cell) for cell in cells) / freedom) if freedom else None
 
 
 def scale_footprint(scale: str, ranks: tuple[int, ...] = RANKS) -> list[dict[str, Any]]:
-    """Adapters of every module at the ranks that a scale allows. Raises ValueError for an unknown scale."""
+    """Adapter size at each of the `ranks` that the scale allows, all modules adapted.
+
+    Raises ValueError for an unknown scale.
+    """
     from rankrl.recipe.load import load_scale
     from rankrl.recipe.plan import adapter_params, largest_rank
 

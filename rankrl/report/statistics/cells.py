@@ -1,11 +1,13 @@
 """Run records -> statistics of cells, rank families, batch families and arms.
 
-Scores and gains are fractions; sd has ddof 1; gain intervals are Student t, risk intervals Clopper-Pearson, both 95 %. A failed or
-diverged run is an outcome: it counts as negative, and its gain, where none was measured, as the loss of the whole base score.
+Scores and gains are fractions; sd has ddof 1; gain intervals are Student t, risk intervals
+Clopper-Pearson, both 95 %. A failed or diverged run is an outcome: it counts as negative. If its
+gain was not measured, the gain is taken as the loss of the whole base score.
 
-Runs of one seed share prompts and initial adapters. A family (several cells of one rank, say) therefore has as many independent
-units as seeds, not as runs: `blocked_ci95` and `blocked_risk_ci95` count so; `gain_ci95` and `risk_ci95` take every run for an
-independent one.
+Runs of one seed share prompts and initial adapters. A family (such as all cells of one rank)
+therefore has as many independent units as it has seeds, not as it has runs. `blocked_ci95` and
+`blocked_risk_ci95` are clustered by seed; `gain_ci95` and `risk_ci95` treat every run as
+independent.
 """
 
 from __future__ import annotations
@@ -24,16 +26,17 @@ CELL = ("arm", "rank", "batch_size")
 
 
 def outcome_gain(result: Result) -> float:
-    """The gain of a run; without one, a score of 0 is assumed."""
+    """Gain of a run; if none was measured, minus the base score (as for a final score of 0)."""
     return result["gain"] if result["gain"] is not None else -(result["base_score"] or 0.0)
 
 
 def negative(result: Result) -> bool:
+    """Whether a run counts as negative: it failed, diverged, or has a gain below 0."""
     return result["status"] != "finished" or outcome_gain(result) < 0
 
 
 def by_key(results: list[Result], keys: tuple[str, ...]) -> dict[tuple, list[Result]]:
-    """Results by the values of `keys`, in ascending order."""
+    """Results grouped by their values of `keys`, the groups in ascending order of these values."""
     groups: dict[tuple, list[Result]] = defaultdict(list)
     for result in results:
         groups[tuple(result[key] for key in keys)].append(result)
@@ -41,7 +44,11 @@ def by_key(results: list[Result], keys: tuple[str, ...]) -> dict[tuple, list[Res
 
 
 def seed_means(results: list[Result]) -> list[float]:
-    """A value per seed: the mean over its runs of gain less the cell's mean, plus the mean of the cells. Of one cell: the gains."""
+    """One value per seed: the mean deviation of its runs plus the mean of the cell means.
+
+    The deviation of a run is its gain minus its cell's mean gain. With a single cell, the values
+    are the gains themselves.
+    """
     cells = {cell: [outcome_gain(r) for r in runs] for cell, runs in by_key(results, CELL).items()}
     means = {cell: sum(gains) / len(gains) for cell, gains in cells.items()}
     level = sum(means.values()) / len(means)
@@ -50,7 +57,7 @@ def seed_means(results: list[Result]) -> list[float]:
 
 
 def summarise(results: list[Result]) -> dict[str, Any]:
-    """Statistics of the runs of one cell or family."""
+    """Statistics of the runs of one cell or one family, as in a row of summary.json."""
     gains = [outcome_gain(result) for result in results]
     n, mean, best = len(gains), sum(gains) / len(gains), max(gains)
     sd = float(np.std(gains, ddof=1)) if n > 1 else None
@@ -80,7 +87,7 @@ def summarise(results: list[Result]) -> dict[str, Any]:
 
 
 def _blocked(results: list[Result]) -> dict[str, Any]:
-    """What the runs say with the seed as the independent unit."""
+    """Statistics clustered by seed: the seed, not the run, is the independent unit."""
     seeds = list(by_key(results, ("seed",)).values())
     shares = [sum(map(negative, runs)) / len(runs) for runs in seeds]
     return {
@@ -92,7 +99,7 @@ def _blocked(results: list[Result]) -> dict[str, Any]:
 
 
 def grouped(results: list[Result], keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """One row of statistics per value of `keys`, in ascending order."""
+    """One row of statistics per combination of values of `keys`, in ascending order."""
     groups = by_key(results, keys)
     fewest = min(map(len, groups.values()))
     rows = [dict(zip(keys, values, strict=True)) | summarise(runs) for values, runs in groups.items()]
@@ -106,7 +113,10 @@ def grouped(results: list[Result], keys: tuple[str, ...]) -> list[dict[str, Any]
 
 
 def _add_marginal(rows: list[dict[str, Any]]) -> None:
-    """Gain per million more tokens over the cheapest row; None where it costs the same but for a hundredth."""
+    """Adds `marginal_efficiency`: extra gain over the cheapest row per million extra tokens.
+
+    None for a row that costs at most 1 % more tokens than the cheapest one.
+    """
     cheapest = min(rows, key=lambda row: row["mean_tokens"])
     for row in rows:
         more = (row["mean_tokens"] - cheapest["mean_tokens"]) / 1e6
@@ -116,7 +126,7 @@ def _add_marginal(rows: list[dict[str, Any]]) -> None:
 
 
 def footprint(results: list[Result]) -> list[dict[str, Any]]:
-    """Trainable parameters and bytes by rank."""
+    """Trainable parameters of the adapter and its bytes, one row per rank in ascending order."""
     by_rank = {result["rank"]: result for result in results}
     return [size_of(rank, by_rank[rank]["trainable_params"], by_rank[rank]["base_params"]) for rank in sorted(by_rank)]
 
@@ -132,7 +142,7 @@ def size_of(rank: int, trainable_params: int, base_params: int) -> dict[str, Any
 
 
 def summary(results: list[Result]) -> dict[str, Any]:
-    """Statistics of all groups, and the footprint."""
+    """Statistics of the cells, ranks, batch sizes and arms, and the adapter footprint by rank."""
     return {
         "cells": grouped(results, CELL),
         "ranks": grouped(results, ("arm", "rank")),

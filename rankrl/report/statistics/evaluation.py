@@ -1,7 +1,8 @@
-"""Items against seeds: how much of a gain's spread is the evaluation's, from the samples in evals.parquet.
+"""How much of the spread of gains is due to the evaluation items, and how much to the seeds.
 
-Items and seeds are crossed: every run answers the same items, so an easy draw of items lifts all gains alike and does not show in
-the spread over seeds. Axes: R runs, I items, W resamples.
+The data are the samples in evals.parquet. Items and seeds are crossed: every run answers the same
+items, so an easy draw of items raises all gains alike and does not show in the spread over seeds.
+Axes: R runs, I items, W resamples.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ COLUMNS = ["step", "item_id", "source", "correct"]
 
 @dataclass(frozen=True)
 class Answers:
-    """Share of correct samples by item."""
+    """Share of correct samples by item, at the last step of each run and at the base.
+
+    `samples` and `base_samples` are the samples per item behind these shares.
+    """
 
     results: list[Result]
-    """Of the R runs whose samples could be read."""
+    """The R runs whose samples could be read."""
     items: list[str]
     sources: np.ndarray
     final_RI: np.ndarray
@@ -35,7 +39,12 @@ class Answers:
 
 
 def read_answers(directory: Path, results: list[Result]) -> tuple[Answers | None, list[dict[str, str]]]:
-    """The samples of the finished runs, and the runs whose samples are missing, damaged, or of other items, by name."""
+    """Reads the samples of the finished runs. Returns (answers, problems).
+
+    Problems, [{run, problem}], name the runs whose samples are missing, damaged, or of other items
+    than those of the first run. If no run has samples, answers are None, and one problem with run
+    "" stands for all.
+    """
     problems, kept, finals = [], [], []
     first: tuple[np.ndarray, ...] | None = None
     for result in (r for r in results if r["status"] == "finished"):
@@ -49,7 +58,7 @@ def read_answers(directory: Path, results: list[Result]) -> tuple[Answers | None
             KeyError,
             TypeError,
             NotImplementedError,
-        ) as error:  # pyarrow's own errors are among these
+        ) as error:  # pyarrow's own errors are subclasses of these
             said = " ".join(str(error).split())[:120]
             problems.append(
                 {"run": result["run_id"], "problem": f"evals.parquet: {said}; its gain counts all the same"}
@@ -58,14 +67,18 @@ def read_answers(directory: Path, results: list[Result]) -> tuple[Answers | None
         first = first or shares
         kept.append(result)
         finals.append(shares[2])
-    if first is None:  # one line says it
+    if first is None:  # one line stands for all runs
         return None, [{"run": "", "problem": f"of no run: {row['problem']}"} for row in problems[:1]]
     names, sources, _, base, samples, base_samples = first
     return Answers(kept, list(names), sources, np.array(finals), base, int(samples), int(base_samples)), problems
 
 
 def _shares(path: Path, steps: int) -> tuple[Any, ...]:
-    """Items in order, their sources, shares of correct samples at the last step and at the base, and samples per item of both."""
+    """Shares of correct samples by item in one evals.parquet.
+
+    Returns (sorted item ids, their sources, shares at step `steps`, shares at step 0, and the
+    fewest samples of an item at step `steps` and at step 0). Raises ValueError for unusable data.
+    """
     import pyarrow.parquet as pq
 
     if not path.exists():
@@ -90,11 +103,15 @@ def _shares(path: Path, steps: int) -> tuple[Any, ...]:
 
 
 def evaluation(answers: Answers) -> dict[str, Any]:
-    """Where the spread of gains comes from; all sd in fractions of correct answers.
+    """Sources of the spread of gains; every sd is in fractions of correct answers.
 
-    item_sd: of the mean item gains over items; item_error = item_sd / sqrt(items): of the mean gain on another draw of items,
-    common to all runs. eval_noise_sd: of one run's final score from so few samples an item; base_error: that of the base score,
-    common to all runs. seed_sd: between seeds of a cell, less the evaluation noise. None where one sample an item cannot tell.
+    item_sd: sd over items of the gain of an item, averaged over runs.
+    item_error = item_sd / sqrt(items): standard error of the mean gain under another draw of
+    items, common to all runs.
+    eval_noise_sd: sd of one run's final score due to its few samples per item.
+    base_error: the same for the base score, common to all runs.
+    seed_sd: sd between the seeds of a cell, without the evaluation noise.
+    A value that the data do not determine is None: one sample per item shows no evaluation noise.
     """
     item_gain_I = (answers.final_RI - answers.base_I).mean(0)
     items = len(answers.items)
@@ -113,7 +130,10 @@ def evaluation(answers: Answers) -> dict[str, Any]:
 
 
 def _sampling_sd(shares_RI: np.ndarray, samples: int) -> float | None:
-    """Of a run's score on these very items: sqrt(mean p (1 - p) / (samples - 1) / items), unbiased in the variance."""
+    """sd of a run's score on these same items: sqrt(mean p (1 - p) / (samples - 1) / items).
+
+    The variance is unbiased. None with fewer than two samples per item.
+    """
     if samples < 2:
         return None
     return float(np.sqrt((shares_RI * (1 - shares_RI)).mean() / (samples - 1) / shares_RI.shape[1]))
@@ -130,7 +150,10 @@ def _seed_sd(answers: Answers, noise: float | None) -> float | None:
 
 
 def negative_on_other_items(answers: Answers) -> list[tuple[Result, float]]:
-    """Each run with the chance that its gain is negative on another draw of as many items (bootstrap of items, seeded)."""
+    """Each run with the probability that its gain is negative on another draw of as many items.
+
+    Estimated by a bootstrap over items with a fixed seed.
+    """
     items = len(answers.items)
     weights_WI = np.random.default_rng(0).multinomial(items, np.full(items, 1 / items), size=RESAMPLES) / items
     gains_RW = (answers.final_RI - answers.base_I) @ weights_WI.T
@@ -140,7 +163,10 @@ def negative_on_other_items(answers: Answers) -> list[tuple[Result, float]]:
 def add_item_risk(
     rows: list[dict[str, Any]], keys: tuple[str, ...], chances: list[tuple[Result, float]]
 ) -> list[dict[str, Any]]:
-    """The rows, statistics by `keys`, with p_negative_items: the mean chance over their runs; None without samples."""
+    """Adds p_negative_items to the rows (statistics by `keys`) and returns them.
+
+    It is the mean over a row's runs of the probabilities in `chances`; None without samples.
+    """
     found: dict[tuple, list[float]] = {}
     for result, chance in chances:
         found.setdefault(tuple(result[key] for key in keys), []).append(chance)
@@ -151,7 +177,7 @@ def add_item_risk(
 
 
 def by_source(answers: Answers) -> list[dict[str, Any]]:
-    """The gain of each arm and rank by source of the items, with the seed as block."""
+    """Mean gain of each arm and rank by source of the items, with an interval clustered by seed."""
     place = {id(result): i for i, result in enumerate(answers.results)}
     rows = []
     for (arm, rank), runs in by_key(answers.results, ("arm", "rank")).items():

@@ -1,8 +1,9 @@
-"""Paired differences, and families of them: Holm's p values, simultaneous intervals, and what may be claimed.
+"""Paired differences and families of them: Holm's p values, simultaneous intervals and verdicts.
 
-The unit is the seed: differences between runs of one seed are averaged over batch sizes before an interval is made. A family's
-intervals are Bonferroni's (t at level 1 - 0.05/m for m rows), so that all hold at once in 95 % of sweeps, whatever the correlation;
-a verdict is taken from these alone. p_holm (Holm 1979) tells the same with a little more power.
+The seed is the independent unit: differences between runs of one seed are averaged over batch
+sizes before an interval is made. The family-wise intervals are Bonferroni's (t at level 1 - 0.05/m
+for m rows), so that all of them hold at once in 95 % of sweeps, whatever the correlation. A verdict
+is taken from these intervals alone; p_holm (Holm 1979) tests the same with a little more power.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ Row = dict[str, Any]
 
 
 def paired(differences: list[tuple[int, float]]) -> Row:
-    """(seed, difference) of every pair -> the mean difference with interval and two-sided p, the seed as block."""
+    """Mean of paired differences with its 95 % t interval and two-sided p, clustered by seed.
+
+    `differences`: (seed, difference) of every pair; those of one seed are averaged first.
+    """
     blocks = seed_blocks(differences)
     return {
         "n_pairs": len(differences),
@@ -40,7 +44,10 @@ def seed_blocks(differences: list[tuple[int, float]]) -> list[float]:
 
 
 def t_test(values: list[float], above: float | None = None) -> float | None:
-    """p of the one-sample t test: two-sided against 0, or one-sided for a mean above `above`. None where all values are equal."""
+    """p of the one-sample t test: two-sided against 0, or one-sided for a mean above `above`.
+
+    None with fewer than two values, or where all are equal.
+    """
     x = np.asarray(values, dtype=float)
     if len(x) < 2 or np.ptp(x) <= EQUAL:
         return None
@@ -50,7 +57,10 @@ def t_test(values: list[float], above: float | None = None) -> float | None:
 
 
 def holm(ps: Iterable[float | None]) -> list[float | None]:
-    """Holm's adjusted p values; a missing one counts as 1 in the size of the family."""
+    """Holm's adjusted p values, in the given order.
+
+    A missing p value stays None, but counts as 1 in the size of the family.
+    """
     given = list(ps)
     order = sorted((i for i, p in enumerate(given) if p is not None), key=lambda i: given[i])  # type: ignore[arg-type,return-value]
     adjusted: list[float | None] = [None] * len(given)
@@ -62,7 +72,10 @@ def holm(ps: Iterable[float | None]) -> list[float | None]:
 
 
 def judge(rows: list[Row]) -> list[Row]:
-    """The rows of a family, each with p_holm, family_ci95 and verdict: higher, lower or inconclusive."""
+    """Adds p_holm, family_ci95 and verdict to the rows of one family, and returns them.
+
+    verdict: higher or lower if the family-wise interval excludes 0, else inconclusive.
+    """
     for row, p in zip(rows, holm(row["p"] for row in rows), strict=True):
         ends = family_interval(row, len(rows))
         verdict = "inconclusive" if not ends or ends[0] <= 0 <= ends[1] else "higher" if ends[0] > 0 else "lower"
@@ -71,7 +84,7 @@ def judge(rows: list[Row]) -> list[Row]:
 
 
 def family_interval(row: Row, m: int) -> list[float] | None:
-    """The row's own interval, widened to hold together with m - 1 others."""
+    """The row's own t interval, widened (Bonferroni) to hold jointly with m - 1 others; or None."""
     if row["difference_ci95"] is None:
         return None
     low, high = row["difference_ci95"]

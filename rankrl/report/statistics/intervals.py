@@ -1,4 +1,4 @@
-"""Estimates and 95 % intervals of samples of runs. Sources: methods reference 6; each formula's own is named with it."""
+"""Estimates and 95 % intervals from samples of runs. Sources are named with the formulas."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ LEVEL = 0.95
 RESAMPLES = 1000
 PRIOR_FREEDOM = 4
 EQUAL = 1e-9
-"""Gains that differ by less are equal: scores lie on a grid, and a few seeds with one value are no certainty."""
+"""Values that differ by less count as equal, and then there is no interval: scores lie on a grid,
+so a few seeds may share one value by chance."""
 
 
 def t_quantile(p: float, freedom: int) -> float:
-    """Of Student's t; a twentieth of the time of scipy.stats.t.ppf."""
+    """Quantile p of Student's t; takes a twentieth of the time of scipy.stats.t.ppf."""
     return float(special.stdtrit(freedom, p))
 
 
@@ -31,7 +32,10 @@ def t_interval(values: Any, level: float = LEVEL) -> list[float] | None:
 
 
 def clopper_pearson(events: float, n: int) -> list[float]:
-    """Exact interval of a proportion (Clopper and Pearson 1934). `events` may be a sum of shares, as in Korn and Graubard 1998."""
+    """Exact 95 % interval of a proportion (Clopper and Pearson 1934).
+
+    `events` may be a sum of shares, as in Korn and Graubard 1998.
+    """
     tail = (1 - LEVEL) / 2
     low = special.betaincinv(events, n - events + 1, tail) if events > 0 else 0.0
     high = special.betaincinv(events + 1, n - events, 1 - tail) if events < n else 1.0
@@ -39,10 +43,13 @@ def clopper_pearson(events: float, n: int) -> list[float]:
 
 
 def expected_max(values: Any, k: int) -> float:
-    """Expected best of k runs, unbiased: sum over i of C(i-1, k-1)/C(n, k) x_(i) (Tang et al. 2020, 2004.13705)."""
+    """Unbiased estimate of the expected best of k runs: sum over i of C(i-1, k-1)/C(n, k) x_(i).
+
+    x_(i): the i-th smallest of the n values (Tang et al. 2020, 2004.13705).
+    """
     x = np.sort(np.asarray(values, dtype=float))
     n = len(x)
-    if n > 1000:  # the same weights, in logarithms: C(n, k) is beyond floats
+    if n > 1000:  # the same weights by logarithms: C(n, k) overflows a float
         i = np.arange(k, n + 1)
         weights = np.exp(special.gammaln(i) - special.gammaln(i - k + 1) - special.gammaln(k))
         return float(weights / weights.sum() @ x[k - 1 :])
@@ -51,9 +58,9 @@ def expected_max(values: Any, k: int) -> float:
 
 @lru_cache(maxsize=256)
 def upside_null(n: int) -> tuple[float, float] | None:
-    """Where (best - mean) / sd of n normal values lies, 95 %, by simulation (seeded). None below three values.
+    """95 % range of (best - mean) / sd for n normal values, by seeded simulation; None if n < 3.
 
-    At n = 6: 0.81 to 1.89. A gap between best and mean inside says nothing of latent upside.
+    At n = 6: 0.81 to 1.89. A gap between best and mean in this range is no sign of latent upside.
     """
     if n < 3:
         return None
@@ -63,12 +70,16 @@ def upside_null(n: int) -> tuple[float, float] | None:
 
 
 def iqm(values: Any) -> float:
-    """Interquartile mean: the mean without the lowest and the highest quarter (rliable: 4 of 6 values)."""
+    """Interquartile mean: that of the middle half of the values (as in rliable: 4 of 6 values)."""
     return float(stats.trim_mean(np.asarray(values, dtype=float), 0.25))
 
 
 def iqm_interval(by_seed: list[list[float]]) -> list[float] | None:
-    """Percentile bootstrap over seeds (seeded) of the interquartile mean of all their runs. Covers too little at few seeds."""
+    """95 % interval of the interquartile mean of all runs: percentile bootstrap over seeds.
+
+    `by_seed`: the gains of each seed. The resampling is seeded. None with fewer than two seeds;
+    with few seeds the interval covers the true value in less than 95 % of cases.
+    """
     seeds, widest = len(by_seed), max(map(len, by_seed))
     if seeds < 2:
         return None
@@ -85,7 +96,11 @@ def iqm_interval(by_seed: list[list[float]]) -> list[float] | None:
 
 
 def seeds_for_risk(events: int, risk: float) -> int:
-    """Runs, no further one negative, after which the risk is below `risk` (one-sided 95 %): 14/29/59 for 20/10/5 % from 0."""
+    """Total number of runs at which the one-sided 95 % upper bound of the risk is below `risk`.
+
+    `events`: the negative runs so far; no further run may be negative. With none, 14, 29 and 59
+    runs for a risk of 20, 10 and 5 %.
+    """
     n = events + (ceil(log(0.05) / log(1 - risk)) if events == 0 else 1)
     while events and special.betaincinv(events + 1, n - events, LEVEL) >= risk:
         n += 1
@@ -93,13 +108,19 @@ def seeds_for_risk(events: int, risk: float) -> int:
 
 
 def seeds_for_difference(sd: float, difference: float) -> int:
-    """Pairs that show `difference` with 80 % power at two-sided 5 %: ((1.960 + 0.842) sd / difference)^2, sd that of a pair's."""
+    """Pairs that show `difference` with 80 % power in a two-sided test at 5 %; at least 2.
+
+    ((1.960 + 0.842) sd / difference)^2 with `sd` that of the paired differences.
+    """
     z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
     return max(2, ceil((z * sd / difference) ** 2))
 
 
 def shrunk(variances: list[float], freedom: list[int]) -> list[float]:
-    """Variances drawn to their pooled one as if it had PRIOR_FREEDOM degrees: (d0 s0^2 + d s^2) / (d0 + d) (Smyth 2004)."""
+    """Variances shrunk to their pooled value: (d0 s0^2 + d s^2) / (d0 + d) (Smyth 2004).
+
+    d0 = PRIOR_FREEDOM and s0^2 the pooled variance; `freedom`: degrees of freedom d of each.
+    """
     if not sum(freedom):
         return variances
     pooled = sum(d * v for d, v in zip(freedom, variances, strict=True)) / sum(freedom)
@@ -107,5 +128,5 @@ def shrunk(variances: list[float], freedom: list[int]) -> list[float]:
 
 
 def sd_of_mean(interval: list[float] | None, n: int) -> float | None:
-    """The sd of the n values whose t interval this is."""
+    """sd of n values from the 95 % t interval of their mean; None without an interval."""
     return None if interval is None else float((interval[1] - interval[0]) / 2 * sqrt(n) / t_quantile(0.975, n - 1))

@@ -1,4 +1,7 @@
-"""Runs against runs of the same seed, which share prompts, sampling and rows of A: arms, ranks, and the set of the best."""
+"""Comparisons between runs of the same seed: arms, ranks, and the set of the best.
+
+Runs of one seed share prompts, sampling and rows of A.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,30 @@ from rankrl.report.statistics.family import Row, holm, judge, paired, seed_block
 from rankrl.report.statistics.intervals import EQUAL, LEVEL, sd_of_mean, seeds_for_difference, shrunk
 
 MARGIN = 0.01
-"""Gain that a low rank may lose against the reference and still be called non-inferior."""
+"""Non-inferiority margin: gain (a fraction) that a low rank may lose against the reference."""
 REFERENCE_RANK = 32
 
 
 def reference_arm(arms: list[str]) -> str | None:
-    """The arm that the others are compared with: `off`, or the first by name. None where there is nothing to compare."""
+    """The arm to compare others with: `off`, else the first by name; None with fewer than two."""
     if len(arms) < 2:
         return None
     return "off" if "off" in arms else min(arms)
 
 
 def reference_rank(ranks: list[int]) -> int:
-    """32, or the largest where that is not in the sweep."""
+    """The rank to compare the others with: 32, or the largest one where 32 is not in the sweep."""
     return REFERENCE_RANK if REFERENCE_RANK in ranks else max(ranks)
 
 
 def comparisons(results: list[Result]) -> list[Row]:
-    """A row for each arm, rank and batch size but the reference's: the gains minus the reference's of the same seed.
+    """Each arm against the reference arm, one row per arm, rank and batch size that both have.
 
-    Interval: Student t, 95 %, of the mean of the paired differences; `family_ci95` holds for all rows at once. None where all
-    differences are equal. `pairing`: correlation of the arm's gains with the reference's over seeds; pairing helps by as much.
-    Seeds that only one of the two has are left out and counted.
+    A difference is the gain of a run minus that of the reference arm's run of the same seed.
+    difference_ci95: 95 % t interval of the mean paired difference. family_ci95: family-wise, holds
+    for all rows at once. Both are None for one pair, or where all differences are equal.
+    pairing: correlation over seeds of the arm's gains with the reference's; pairing helps by as
+    much. unpaired_seeds: number of seeds that only one of the two has; they are left out.
     """
     against = reference_arm(sorted({result["arm"] for result in results}))
     cells = {cell: {run["seed"]: run for run in runs} for cell, runs in by_key(results, CELL).items()}
@@ -62,7 +67,10 @@ def _paired(pairs: list[tuple[Result, Result]]) -> Row:
 
 
 def correlation(pairs: list[tuple[float, float]]) -> float | None:
-    """Pearson's; None with fewer than three pairs, which always lie on a line, or where one side does not vary."""
+    """Pearson's correlation; None where one side does not vary, or with fewer than three pairs.
+
+    Two pairs always lie on a line.
+    """
     x, y = zip(*pairs, strict=True)
     if len(pairs) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
@@ -70,7 +78,10 @@ def correlation(pairs: list[tuple[float, float]]) -> float | None:
 
 
 def matched(ours: list[Result], theirs: list[Result], *but: str) -> list[tuple[int, float]]:
-    """(seed, gain less gain) of runs that agree in all of arm, rank, batch size and seed `but` these."""
+    """(seed, gain of ours minus gain of theirs) of each pair of matching runs.
+
+    Two runs match if they have the same arm, rank, batch size and seed, without the keys in `but`.
+    """
     keys = tuple(key for key in (*CELL, "seed") if key not in but)
     reference = {tuple(run[key] for key in keys): outcome_gain(run) for run in theirs}
     found = [(run["seed"], outcome_gain(run), reference.get(tuple(run[key] for key in keys))) for run in ours]
@@ -78,7 +89,7 @@ def matched(ours: list[Result], theirs: list[Result], *but: str) -> list[tuple[i
 
 
 def arm_comparisons(results: list[Result]) -> list[Row]:
-    """Each arm against the reference arm, over all ranks and batch sizes that both have."""
+    """Each arm against the reference arm, pooled over all ranks and batch sizes that both have."""
     arms = {arm: runs for (arm,), runs in by_key(results, ("arm",)).items()}
     against = reference_arm(list(arms))
     rows = []
@@ -90,10 +101,11 @@ def arm_comparisons(results: list[Result]) -> list[Row]:
 
 
 def against_reference(results: list[Result]) -> list[Row]:
-    """Each rank of an arm against the reference rank, at the batch sizes and seeds that both have.
+    """Each rank of an arm against its reference rank, at the batch sizes and seeds that both have.
 
-    `noninferior`: the mean is above the reference's less MARGIN; one-sided t test at 2.5 %, Holm's correction over the rows.
-    `seeds_needed`: seeds in all that show a difference of MARGIN with 80 % power.
+    noninferior: the mean is above the reference's minus MARGIN, by a one-sided t test at 2.5 % with
+    Holm's correction over the rows. seeds_needed: total number of seeds that shows a difference of
+    MARGIN with 80 % power.
     """
     families = by_key(results, ("arm", "rank"))
     rows = []
@@ -111,7 +123,10 @@ def against_reference(results: list[Result]) -> list[Row]:
 
 
 def _add_seeds_needed(rows: list[Row]) -> None:
-    """From each row's sd over seeds, drawn to that of all rows: of a few seeds alone it may be anything."""
+    """Adds seeds_needed to each row, from its sd over seeds, shrunk to the pooled sd of all rows.
+
+    The sd of a few seeds alone is too uncertain. None where nothing varies.
+    """
     freedom = [row["n_blocks"] - 1 for row in rows]
     spread = [sd_of_mean(row["difference_ci95"], row["n_blocks"]) or 0.0 for row in rows]
     for row, variance in zip(rows, shrunk([sd**2 for sd in spread], freedom), strict=True):
@@ -119,10 +134,11 @@ def _add_seeds_needed(rows: list[Row]) -> None:
 
 
 def best_set(results: list[Result], keys: tuple[str, ...]) -> dict[str, Any]:
-    """The groups that are not distinguishable from the best: the truly best is among them in 95 % of sweeps.
+    """Groups not distinguishable from the best: the true best is among them in 95 % of sweeps.
 
-    A group is excluded if another one is above it over common batch sizes and seeds: one-sided paired t tests, corrected for all
-    others (Hsu's comparisons with the best, 1984, with Bonferroni's bound; the seed is the block).
+    `keys` define the groups. A group is excluded if another one is above it over common batch sizes
+    and seeds: one-sided paired t tests clustered by seed, corrected for all other groups (Hsu's
+    comparisons with the best, 1984, with Bonferroni's bound).
     """
     groups = by_key(results, keys)
     gains_GBS = _table(groups)
@@ -135,7 +151,10 @@ def best_set(results: list[Result], keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _table(groups: dict[tuple, list[Result]]) -> np.ndarray:
-    """[G, B, S] gains of groups (arms at one batch size each), batch sizes and seeds; NaN where there is no run."""
+    """Gains `[G, B, S]` by group, batch size and seed; NaN where there is no run.
+
+    A group has at most one run per batch size and seed.
+    """
     runs = [run for members in groups.values() for run in members]
     batches = {b: i for i, b in enumerate(sorted({run["batch_size"] for run in runs}))}
     seeds = {s: i for i, s in enumerate(sorted({run["seed"] for run in runs}))}
@@ -147,7 +166,10 @@ def _table(groups: dict[tuple, list[Result]]) -> np.ndarray:
 
 
 def _least_p(differences_GBS: np.ndarray) -> float:
-    """The smallest one-sided p among the groups for a mean difference above 0; 1 where none has two seeds that differ."""
+    """Smallest one-sided p over the groups for a mean difference above 0, clustered by seed.
+
+    1 where no group has two seeds with different values.
+    """
     has = np.isfinite(differences_GBS)
     per_seed_GS = np.where(has, differences_GBS, 0).sum(1) / np.where(has.any(1), has.sum(1), np.nan)
     n_G = np.isfinite(per_seed_GS).sum(1)
@@ -163,7 +185,7 @@ def _least_p(differences_GBS: np.ndarray) -> float:
 
 
 def compared(results: list[Result]) -> dict[str, Any]:
-    """All comparisons for summary.json."""
+    """All comparisons between runs of the same seed, by their keys in summary.json."""
     return {
         "comparisons": comparisons(results),
         "arm_comparisons": arm_comparisons(results),

@@ -1,4 +1,7 @@
-"""Tokens against gain: the cells that no cheaper or equally cheap one matches. Axes: W resamples, C cells, S seeds."""
+"""The Pareto front of gain against tokens: cells that no cell of the same or lower cost matches.
+
+Axes: W resamples, C cells, S seeds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ RESAMPLES = 500
 
 
 def on_front(tokens: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Which cells (last axis) have a higher value than all that cost as much or less; NaN is on no front."""
+    """Which cells (last axis) have a higher value than every other that costs as much or less.
+
+    Returns booleans of the shape of `value`; a cell with a NaN value is never on the front.
+    """
     value = np.where(np.isfinite(value), value, -np.inf)
     order = np.lexsort((-value, tokens))
     ranked = np.take_along_axis(value, order, -1)
@@ -25,7 +31,11 @@ def on_front(tokens: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 
 def front_shares(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:
-    """Share of bootstrap sweeps, seeds drawn for all cells alike, in which each cell is on the front: by mean, by lower end."""
+    """Share of bootstrap resamples in which each cell is on the front.
+
+    Returns (`[C]` by mean gain, `[C]` by the lower end of its 95 % t interval). Seeds are
+    resampled, with the same draw for all cells.
+    """
     cells = by_key(results, CELL)
     seeds = {seed: i for i, (seed,) in enumerate(by_key(results, ("seed",)))}
     has_CS, gain_CS, tokens_CS = (np.zeros((len(cells), len(seeds))) for _ in range(3))
@@ -44,9 +54,10 @@ def front_shares(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pareto_points(results: list[Result], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per row of `cells` (statistics by arm, rank and batch size, in order).
+    """Tokens, gain and membership of the front for each row of `cells`.
 
-    Risk-averse: the lower end of the gain's interval takes the place of its mean.
+    `cells`: statistics by arm, rank and batch size, in ascending order. For the risk-averse front,
+    the lower end of the gain's interval takes the place of the mean.
     """
     tokens = np.array([cell["mean_tokens"] for cell in cells], dtype=float)
     mean = np.array([cell["mean_gain"] for cell in cells])
@@ -65,7 +76,10 @@ def pareto_points(results: list[Result], cells: list[dict[str, Any]]) -> list[di
 
 
 def pareto(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The non-dominated cells by rising token cost: what the best mean gain is for so many tokens a run."""
+    """The cells on the front by rising token cost.
+
+    Each row gives the best mean gain for its number of tokens per run.
+    """
     front = sorted((point for point in points if point["on_front"]), key=lambda point: point["mean_tokens"])
     return [
         {"token_budget": point["mean_tokens"], **{key: point[key] for key in (*CELL, "mean_gain")}} for point in front

@@ -1,4 +1,7 @@
-"""pass@k: the unbiased estimate of Chen et al. (2107.03374), overall and by source, with intervals clustered by item."""
+"""pass@k, overall and by source: the unbiased estimate of Chen et al. (2107.03374).
+
+Intervals are clustered by item.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from rankrl.report.statistics.intervals import t_interval
 
 @dataclass
 class Marks:
-    """The samples of one item."""
+    """Marks of the samples of one item; each list has one entry per sample."""
 
     source: str
     correct: list[bool] = field(default_factory=list)
@@ -22,25 +25,31 @@ class Marks:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k): the chance that at least one of k samples, drawn from the n, is correct."""
+    """Probability that at least one of k samples, drawn from the n, is correct.
+
+    1 - C(n - c, k) / C(n, k) with c = `correct`.
+    """
     return 1 - comb(n - correct, k) / comb(n, k)
 
 
 def item_interval(values: list[float]) -> list[float] | None:
-    """95 % interval of the mean of one value per item, within [0, 1]; None for one item, or where all items are alike.
+    """95 % interval of the mean of one value per item, within [0, 1].
 
-    The item is the unit, because samples of one item are not independent: mean +- t(0.975, G - 1) SE over G items with
-    SE^2 = sum_g (v_g - mean)^2 / (G (G - 1)). For shares of equally many samples an item this is the cluster-robust variance of
-    the mean of all samples, sum_g (sum_i e_gi)^2 / N^2 times G / (G - 1) (Liang and Zeger 1986; Miller, 2411.00640).
+    None for one item, or where all items are alike. The item is the unit, because samples of one
+    item are not independent: mean +- t(0.975, G - 1) SE over G items with
+    SE^2 = sum_g (v_g - mean)^2 / (G (G - 1)). For shares of equally many samples per item this is
+    the cluster-robust variance of the mean of all samples,
+    sum_g (sum_i e_gi)^2 / N^2 times G / (G - 1) (Liang and Zeger 1986; Miller, 2411.00640).
     """
     interval = t_interval(values) if len(set(values)) > 1 else None
     return interval and [max(0.0, interval[0]), min(1.0, interval[1])]
 
 
 def pass_rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per source and, last, for all items, from samples with item_id, source, correct, boxed and truncated.
+    """One row per source, then one for all items; all estimates are fractions.
 
-    pass_at_k has k = 1, 2, 4, ... up to the samples of an item, each with its mean over items and its interval. All are fractions.
+    `samples` have item_id, source, correct, boxed and truncated. pass_at_k: k = 1, 2, 4, ... up to
+    the number of samples per item -> the mean over items and its 95 % interval.
     """
     items: dict[str, Marks] = {}
     for sample in samples:
@@ -70,7 +79,7 @@ def _estimate(items: list[Marks], k: int) -> dict[str, Any]:
 
 
 def pass_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of text from `pass_rows`, intervals in brackets."""
+    """Lines of a text table of the rows of `pass_rows`, with intervals in brackets."""
     ks = list(rows[-1]["pass_at_k"])
     wide = max(len("source"), *(len(row["source"]) for row in rows))
     head = "".join(f"  {f'pass@{k}':<20}" for k in ks)

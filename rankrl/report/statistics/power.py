@@ -1,4 +1,4 @@
-"""Open claims of a sweep, and how many more seeds each needs."""
+"""Claims that a sweep leaves open, and how many more seeds each one needs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from rankrl.report.statistics.intervals import seeds_for_risk
 from rankrl.report.statistics.paired import MARGIN, reference_rank
 
 RISK = 0.1
-"""A risk below this is what "reliable" asks for: 29 seeds without a negative one."""
+"""Reliable means a risk below this, which 29 seeds show if none of them is negative."""
 
 
 def named(row: Row) -> str:
-    """`arm on, rank 4, batch 16`, as far as a row has them."""
+    """A row in words, such as `arm on, rank 4, batch 16`, from those of the three that it has."""
     parts = [f"arm {row['arm']}"] if row.get("arm") else []
     parts += [f"{word} {row[key]}" for word, key in (("rank", "rank"), ("batch", "batch_size")) if key in row]
     return ", ".join(parts) or "all runs"
 
 
 def power(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """[{claim, seeds_more}]: differences of MARGIN with 80 % power, and risks below RISK if no further run is negative."""
+    """Open claims, each with the number of further seeds that it needs: [{claim, seeds_more}].
+
+    Differences of MARGIN are to be shown with 80 % power; risks below RISK, if no further run is
+    negative.
+    """
     return _ranks(summary) + _arms(summary) + _risks(summary)
 
 
@@ -47,7 +51,10 @@ def _arms(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _risks(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of the lowest rank and the reference rank of each arm: those that the sweep is about."""
+    """Open claims on the risk, for the lowest rank and the reference rank of each arm.
+
+    These are the ranks that the sweep is about.
+    """
     rows = []
     for row in summary["ranks"]:
         ranks = [r["rank"] for r in summary["ranks"] if r["arm"] == row["arm"]]

@@ -1,10 +1,14 @@
 """Which cells get the next seeds, and when to stop.
 
-Where: OCBA (Chen et al. 2000): N_i / N_j = (sd_i / d_i)^2 / (sd_j / d_j)^2 with d_i the distance to the best cell, and
-N_best = sd_best sqrt(sum (N_i / sd_i)^2); sds drawn to their pooled value, distances below the margin count as the margin.
-When: a t confidence sequence (Lai 1976; Wang and Ramdas 2024, 2310.03722) of every paired difference, which holds however often
-one looks: the values m with (1 + n c^2)^(-1/2) [(1 + t^2/v) / (1 + t^2/(v (1 + n c^2)))]^(n/2) < 1/alpha, t that of n differences
-less m, v = n - 1, c = 1 the sd of the standardised effect that is looked for.
+Allocation: OCBA (Chen et al. 2000), N_i / N_j = (sd_i / d_i)^2 / (sd_j / d_j)^2 with d_i the
+distance to the best cell, and N_best = sd_best sqrt(sum (N_i / sd_i)^2). The sds are shrunk to
+their pooled value; distances below the margin count as the margin.
+
+Stopping: a t confidence sequence (Lai 1976; Wang and Ramdas 2024, 2310.03722) of every paired
+difference, which stays valid however often one looks. It holds the values m with
+(1 + n c^2)^(-1/2) [(1 + t^2/v) / (1 + t^2/(v (1 + n c^2)))]^(n/2) < 1/alpha, where t is the
+t statistic of the n differences against a mean of m, v = n - 1, and c = 1 is the sd of the
+standardised effect that is looked for.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ Cell = tuple[str, int, int]
 
 
 def half_sequence(sd: float, n: int, alpha: float) -> float:
-    """Half of the t confidence sequence's interval at n values; infinite while it holds every mean."""
+    """Half-width of the t confidence sequence at n values; infinite while it excludes no mean."""
     if n < 2 or sd <= EQUAL:
         return inf
     grown = 1 + n
@@ -32,7 +36,10 @@ def half_sequence(sd: float, n: int, alpha: float) -> float:
 
 
 def ocba(means: list[float], sds: list[float], total: int) -> list[float]:
-    """Seeds of each cell, as real numbers, if `total` are given out to tell the best cell from the others."""
+    """OCBA allocation: seeds of each cell, as real numbers that sum to `total`.
+
+    It is made to tell the best cell from the others.
+    """
     best = int(np.argmax(means))
     distance = np.maximum(np.max(means) - np.array(means), MARGIN)
     sd = np.maximum(np.array(sds), EQUAL)
@@ -43,7 +50,10 @@ def ocba(means: list[float], sds: list[float], total: int) -> list[float]:
 
 
 def below(results: list[Result]) -> dict[Cell, str]:
-    """Cells that another one is above, at any time of looking (union bound over all pairs): cell -> which and by how much."""
+    """Cells that another cell is above: cell -> text with that cell and the difference.
+
+    Valid whenever one looks, for all pairs of cells at once (union bound, level 1 - ALPHA).
+    """
     cells = by_key(results, CELL)
     seeds = {seed: i for i, (seed,) in enumerate(by_key(results, ("seed",)))}
     gains_CS = np.full((len(cells), len(seeds)), np.nan)
@@ -63,7 +73,10 @@ def below(results: list[Result]) -> dict[Cell, str]:
 
 
 def _leads(differences_CS: np.ndarray, unit_N: np.ndarray) -> np.ndarray:
-    """Mean differences over common seeds that are beyond their confidence sequences (of sd 1 at n seeds: `unit_N`), else 0."""
+    """Mean differences `[C]` over common seeds where their confidence sequence is above 0, else 0.
+
+    `unit_N`: half-width of the confidence sequence for an sd of 1 at n seeds.
+    """
     has_CS = np.isfinite(differences_CS)
     n_C = has_CS.sum(1)
     given_CS, several = np.where(has_CS, differences_CS, 0.0), np.maximum(n_C, 2)
@@ -76,17 +89,22 @@ def _leads(differences_CS: np.ndarray, unit_N: np.ndarray) -> np.ndarray:
 
 
 def propose_more(results: list[Result], budget: int, kept_back: list[int]) -> dict[str, Any]:
-    """`propose` without the seeds that choose nothing (recipe section `stages`): neither asked nor given."""
+    """`propose` without the seeds in `kept_back`: their runs are ignored, and none is assigned.
+
+    These seeds take no part in choosing cells (recipe section `stages`).
+    """
     choosing = [result for result in results if result["seed"] not in kept_back]
     most = len({result["seed"] for result in choosing}) + len(kept_back) + max(budget, 0)
     return propose(choosing, budget, [seed for seed in range(most) if seed not in kept_back])
 
 
 def propose(results: list[Result], budget: int, seeds: list[int] | None = None) -> dict[str, Any]:
-    """{stop, why, cells: [{arm, rank, batch_size, n_seeds, mean_gain, sd, add, seeds, why}], below: [...]} for `budget` more runs.
+    """The cells that should get the next `budget` runs, or that the sweep may stop.
 
-    `seeds`: those that may be given; default: as many as are needed, from 0. A cell gets the first that it has not had, so that
-    cells go on sharing seeds. Raises ValueError for a budget below 1.
+    Returns {stop, why, cells: [{arm, rank, batch_size, n_seeds, mean_gain, sd, add, seeds, why}],
+    below: [{arm, rank, batch_size, why}]}. `seeds`: those that may be assigned; default: as many as
+    needed, from 0. A cell gets the first seeds that it has not had, so that cells keep sharing
+    seeds. Raises ValueError for a budget below 1.
     """
     if budget < 1:
         raise ValueError(f"--budget: got {budget}, allowed: a number of runs, at least 1")
@@ -105,7 +123,7 @@ def propose(results: list[Result], budget: int, seeds: list[int] | None = None) 
 
 
 def _rows(cells: dict[Any, list[Result]], budget: int, seeds: list[int] | None) -> list[dict[str, Any]]:
-    """The open cells that get seeds, with these."""
+    """Rows of the open cells that get seeds, with the seeds that each gets."""
     gains = [[outcome_gain(run) for run in runs] for runs in cells.values()]
     means = [float(np.mean(values)) for values in gains]
     raw = [float(np.var(values, ddof=1)) if len(values) > 1 else 0.0 for values in gains]
@@ -128,7 +146,10 @@ def _unused(runs: list[Result], budget: int, seeds: list[int] | None) -> list[in
 
 
 def deal(wanted: list[float], most: list[int], budget: int) -> list[int]:
-    """`budget` seeds one by one, each to the cell that lacks most of what it should get; none to one that has no seed left."""
+    """Number of seeds for each cell; at most `budget` in all, and at most `most` for each cell.
+
+    Seeds are dealt one by one, each to the cell that lacks most of the number in `wanted`.
+    """
     given = [0] * len(wanted)
     for _ in range(budget):
         able = [i for i in range(len(wanted)) if given[i] < most[i]]
