@@ -50,7 +50,7 @@ Directions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Maps that are applied to a module's x and delta first; an empty list changes nothing."""
+    """Maps of a module's x and delta, applied before sketching; an empty list changes nothing."""
 
     of_x: list[LowRankMap]
     of_delta: list[LowRankMap]

@@ -165,11 +165,11 @@ class AdapterHost:
         return {module: (layer.lora_A[name].weight, layer.lora_B[name].weight) for module, layer in layers.items()}
 
     def update(self, name: str, table: list[ModuleRank]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Module -> (A, B) with delta W = scale B A, in a form that an engine may round.
+        """Module -> (A, B) with delta W = scale B A, in a form that survives an engine's rounding.
 
         Where B started at B0 they have twice the rank: [A; A - A0] and [B - B0, B0]. PEFT's form,
         [A; A0] and [B, -B0], has the same product B A - B0 A0, but as a difference of two large
-        terms, which an engine has rounded.
+        terms that an engine has rounded.
         """
         factors = self.factors(name, table)
         if name not in self.offset:

@@ -1,6 +1,6 @@
 """Reads and checks an adapter on disk in PEFT's format, before anything heavy is loaded: no torch.
 
-`key` is the name by which an error calls the setting that led to the adapter.
+In all functions, `key` names the setting in errors.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ INSTALL = "make setup (CPU) or pip install -e .[gpu]"
 CHECKPOINT_BYTES = 16
 """Bytes of a trained parameter in a checkpoint: weight, previous weight, two moments, in fp32."""
 SHM_BYTES = 10e9
-"""With less free in /dev/shm, and less than 0.3 of memory, Ray 2.55 puts its store on disk."""
+"""Ray 2.55 puts its object store on disk if /dev/shm is smaller than this and 0.3 of memory."""
 HEAD_PORTS = (20_000, 29_999)
 """Range (first, last) from which Ray's port on a cluster is taken (slurm/sweep.sh)."""
 
