@@ -1,4 +1,7 @@
-"""The commands, nothing else. Heavy imports stay inside the commands that need them: planning works on a login node."""
+"""The commands, nothing else.
+
+Heavy imports stay inside the commands that need them, so that planning works on a login node.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def _warn(said: list[str]) -> None:
 
 
 def _print_rows(rows: list[dict]) -> None:
-    """Aligned columns, without rich: it takes 12 s for 10,000 rows."""
+    """Prints rows as aligned columns. Without rich, which takes 12 s for 10,000 rows."""
     cells = [
         [f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()]
         for row in rows
@@ -114,7 +117,7 @@ def _print_allocation(run: Run, importance: Importance | None, every: bool, to: 
     shapes = module_shapes(run.scale)
     table = allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
     content = allocation_document(run.recipe.allocation, run.rank, shapes, table)
-    if to:  # before a reader of the output may have gone
+    if to:  # before printing: whoever reads the output may close the pipe
         from rankrl.report.figures.modules import rank_map
 
         to.mkdir(parents=True, exist_ok=True)
@@ -331,7 +334,7 @@ def main(words: list[str] | None = None) -> int:
             args.overrides += rest
         return args.run(args)
     except ValueError as error:
-        told = getattr(error, "cause", error)  # what a remote worker raised, without its traceback
+        told = getattr(error, "cause", error)  # the error of a remote worker, without its traceback
         print(f"rankrl: {' '.join(str(told).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:

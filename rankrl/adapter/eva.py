@@ -1,7 +1,8 @@
-"""The leading subspace of a frozen base's activations (EVA), and second moments of what passes its modules.
+"""The leading subspace of a frozen base's activations (EVA), and sketches of second moments.
 
-PEFT has EVA too. Its own passes are not used: they gather all activations on every worker, hash them in Python, and repeat until a
-convergence that each worker decides for itself; here a linear sketch is added up.
+PEFT has EVA too, but its passes are not used: they gather all activations on every worker, hash
+them in Python, and repeat until each worker decides for itself that it has converged. Here a linear
+sketch is summed over workers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ Shapes = dict[str, tuple[int, int]]
 
 
 def moments(walk: Walk, omega: Sums, of_delta: bool, reduce: Reduce) -> Sums:
-    """[d + 1, k] per module: C Omega, with C the sum over tokens of x x^T (or delta delta^T), and C's trace in the last row."""
+    """Sketches of second moments: per module [d + 1, k], from its Omega [d, k].
+
+    The first d rows are C Omega, with C the sum over tokens of x x^T, or of delta delta^T if
+    `of_delta`. The last row holds the trace of C.
+    """
 
     def add(total: torch.Tensor, module: str, batch: Batch, x_BTi: torch.Tensor, delta_BTo: torch.Tensor) -> None:
         seen = tokens(batch, delta_BTo if of_delta else x_BTi)
@@ -30,16 +35,20 @@ def moments(walk: Walk, omega: Sums, of_delta: bool, reduce: Reduce) -> Sums:
 
 
 def random_bases(shapes: Shapes, side: int, k: int, seed: int, like: torch.Tensor) -> Sums:
-    """[d, min(k, d_in, d_out)] per module, with d the dimensions of its input (side 0) or output (side 1)."""
+    """Random orthonormal columns [d, min(k, d_in, d_out)] per module.
+
+    d is the dimension of the module's input (side 0) or output (side 1).
+    """
     return {m: random_basis(seed, m, "io"[side], d[side], min(k, *d)).to(like) for m, d in shapes.items()}
 
 
 def eva(
     walk: Walk, shapes: Shapes, init: Init, rank: int, seed: int, principal: Sums, samples: Samples, reduce: Reduce
 ) -> Start:
-    """Top right singular vectors of the activations of all prompt and response tokens (EVA, arXiv 2410.07170; not centred).
+    """A start at the top right singular vectors of the activations (EVA, arXiv 2410.07170).
 
-    Each of three passes sketches the subspace that the one before it has found: subspace iteration.
+    The activations are those of all prompt and response tokens, not centred. This is subspace
+    iteration in three passes: each multiplies C with the subspace that the pass before found.
     """
     like, start = next(iter(principal.values())), Start({})
     omega = random_bases(shapes, 0, rank + init.oversample, seed, like)

@@ -1,7 +1,8 @@
-"""An adapter for serving: one rank and scale 1 for all modules, which PEFT and vLLM read alike.
+"""Export of an adapter for serving: one rank and scale 1 for all modules.
 
-vLLM 0.29 reads one rank and one alpha per adapter and drops PEFT's patterns without a word (vllm/lora/peft_helper.py). So each
-module's scale is folded into its B, factors are padded with zeros to the largest rank, and alpha = rank.
+PEFT and vLLM then compute the same. vLLM 0.29 reads one rank and one alpha per adapter and silently
+drops PEFT's patterns (vllm/lora/peft_helper.py). So each module's scale is folded into its B,
+factors are padded with zeros to the largest rank, and alpha = rank.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from rankrl.recipe.require import require
 
 
 def export(run: Path, to: Path, card: Callable[[int], str]) -> Path:
-    """Writes the serving copy of a finished run's adapter to `to`, all or nothing, with the original in `to`/peft. Returns `to`.
+    """Writes a copy for serving of a finished run's adapter to `to`, and returns `to`.
 
-    `card` gives the text of the model card by the rank that the copy is served with.
-
-    Raises ValueError, one line, for a run without an adapter, a damaged one, or a directory that holds something.
+    The copy is complete or absent; `to`/peft holds the original. `card` returns the text of the
+    model card, given the rank of the copy. Raises ValueError, one line, for a run without an
+    adapter, a damaged adapter, or a directory that is not empty.
     """
     source = run / "adapter"
     require(
@@ -61,9 +62,10 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def for_serving(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """PEFT's configuration and factors A [r, d_in], B [d_out, r] with folded scales, padded to the largest rank.
+    """PEFT's configuration and factors A [r, d_in], B [d_out, r], all of the largest rank r.
 
-    Raises ValueError for kinds of adapter that other numbers than A, B and a scale describe.
+    Scales are folded into B, and smaller factors are padded with zeros. Raises ValueError for
+    adapters that need more than A, B and a scale (`check_plain`).
     """
     check_plain(config, "RUN_DIR")
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
@@ -82,7 +84,7 @@ def for_serving(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple
 
 
 def module_scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / rank as PEFT applies it to a module."""
+    """The scale alpha / rank that PEFT applies to a module, its alpha patterns included."""
     patterns = config.get("alpha_pattern") or {}
     key = get_pattern_key(patterns.keys(), module.removeprefix("base_model.model."))
     return patterns.get(key, config["lora_alpha"]) / rank

@@ -1,6 +1,7 @@
-"""Starts of A that need nothing but the seed, norm matching, and the factors that an adapter starts from.
+"""The factors that an adapter starts from: A drawn from the seed or measured, with matched norms.
 
-Rows are fp32 and nested: the A of rank r is the first r rows of the A of any higher rank, so ranks of one seed share their start.
+Rows are fp32 and nested: the A of rank r is the first r rows of the A of any higher rank, so all
+ranks of one seed share their start.
 """
 
 from __future__ import annotations
@@ -16,27 +17,32 @@ from rankrl.recipe.init_section import DRAWN, REWRITING, Init
 from rankrl.recipe.rank_table import ModuleRank
 
 KAIMING_NORM = 1 / math.sqrt(3)
-"""Root mean square norm of a row of U(-1/sqrt(d_in), 1/sqrt(d_in)), whatever d_in."""
+"""Root mean square norm of a row drawn from U(-1/sqrt(d_in), 1/sqrt(d_in)), for any d_in."""
 Factors = dict[str, torch.Tensor]
-"""Module -> A [rank, d_in] or B [d_out, rank]."""
+"""Module -> A [rank, d_in], or module -> B [d_out, rank]."""
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by `parts`."""
+    """A CPU generator seeded with a hash of `parts`."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def kaiming_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
-    """[rank, d_in]: U(-1/sqrt(d_in), 1/sqrt(d_in)), PEFT's default, but row i depends on (seed, module, i) alone."""
+    """A [rank, d_in] drawn from U(-1/sqrt(d_in), 1/sqrt(d_in)), PEFT's default.
+
+    Unlike PEFT's, row i depends on (seed, module, i) alone.
+    """
     rows = [torch.rand(d_in, generator=generator(seed, module, i)) for i in range(rank)]
     return (2 * torch.stack(rows) - 1) / math.sqrt(d_in)
 
 
 def gram_schmidt(rows_Nd: torch.Tensor) -> torch.Tensor:
-    """Orthonormal rows [N, d]; row i spans, with those before it, what the first i rows span, and depends on those alone.
+    """Orthonormal rows [N, d], fp32: the first i span the same subspace as the first i given rows.
 
-    Row by row, so that N changes no bit of a row, which a blocked QR does not promise. Twice, which is enough (Giraud et al. 2005).
+    They also depend on those alone. Rows are processed one by one, so that N changes no bit of a
+    row; a blocked QR does not guarantee this. Each row is orthogonalised twice, which is enough
+    (Giraud et al. 2005).
     """
     basis_Nd = torch.zeros_like(rows_Nd, dtype=torch.float64)
     for i, row in enumerate(rows_Nd.double()):
@@ -48,17 +54,22 @@ def gram_schmidt(rows_Nd: torch.Tensor) -> torch.Tensor:
 
 
 def orthonormal_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
-    """[rank, d_in]: Kaiming's rows made orthonormal, at any rank; PEFT's `orthogonal` needs an even one."""
+    """A [rank, d_in]: the `kaiming_rows`, made orthonormal.
+
+    It works at any rank; PEFT's `orthogonal` needs an even one.
+    """
     return gram_schmidt(kaiming_rows(seed, module, rank, d_in))
 
 
 def etf_rows(seed: int, module: str, rank: int, d_in: int) -> torch.Tensor:
-    """[rank, d_in]: orthonormal rows whose columns are, as far as ranks can be nested, an equiangular tight frame of R^rank.
+    """A [rank, d_in]: orthonormal rows whose columns come near an equiangular tight frame.
 
-    A true one, d_in real vectors of one norm and one angle, exists only if d_in <= rank (rank + 1) / 2, and not in most dimensions
-    then; and no two ranks share their rows. What is built is a real harmonic frame: rows cos and sin of distinct random
-    frequencies, columns in random order with random signs. It is tight at every rank, its columns have one norm at every even
-    rank (to rank d_in - 2), and nothing is promised of their angles but that they are those of random characters.
+    An equiangular tight frame of R^rank is d_in real vectors with equal norms and equal angles. It
+    exists only if d_in <= rank (rank + 1) / 2, and even then not in most dimensions; and frames of
+    two ranks share no rows. What is built instead, so that ranks nest, is a real harmonic frame:
+    rows are cos and sin of distinct random frequencies, columns are in random order with random
+    signs. It is tight at every rank. Its columns have equal norms at every even rank up to
+    d_in - 2. Their angles are those of random characters; nothing more is guaranteed.
     """
     draw = generator(seed, module, "etf")
     place_d, sign_d = torch.randperm(d_in, generator=draw), 2 * torch.randint(2, (d_in,), generator=draw) - 1
@@ -76,7 +87,10 @@ DRAW = {"kaiming": kaiming_rows, "orthonormal": orthonormal_rows, "etf": etf_row
 def completed(
     basis_Nd: torch.Tensor, seed: int, module: str, rank: int, fallback: str, avoid_Kd: torch.Tensor
 ) -> torch.Tensor:
-    """Orthonormal rows [rank, d]: those of `basis_Nd`, then `fallback` rows made orthogonal to them and to `avoid_Kd`."""
+    """Orthonormal rows [rank, d]: first those of `basis_Nd`, then rows drawn as `fallback` says.
+
+    The drawn rows are made orthogonal to those before them and to `avoid_Kd`.
+    """
     drawn = DRAW[fallback](seed, module, rank, basis_Nd.shape[1])
     rows = torch.cat([avoid_Kd.cpu(), basis_Nd.cpu(), drawn])[: len(avoid_Kd) + rank]
     return gram_schmidt(rows)[len(avoid_Kd) :]
@@ -85,7 +99,8 @@ def completed(
 def starting_factors(init: Init, seed: int, table: list[ModuleRank], start: Start | None) -> tuple[Factors, Factors]:
     """(A of every module, B of every module whose B does not start at 0).
 
-    Raises ValueError if `start`, for a method that is not drawn from the seed, is missing or has too few rows for a module.
+    Methods that are not drawn from the seed take their factors from `start`. Raises ValueError if
+    it is missing then, or has too few rows for a module.
     """
     rows: Factors = {}
     columns: Factors = {}
@@ -95,9 +110,8 @@ def starting_factors(init: Init, seed: int, table: list[ModuleRank], start: Star
         if init.method in REWRITING:
             assert start is not None
             b = start.columns[row.module][:, : row.rank]
-            shrink = (
-                math.sqrt(row.alpha / row.rank) if init.method == "pissa" else 1.0
-            )  # PEFT takes its scale out of PiSSA's
+            # PEFT divides PiSSA's singular values by its scale
+            shrink = math.sqrt(row.alpha / row.rank) if init.method == "pissa" else 1.0
             norms = a.norm(dim=1) / KAIMING_NORM if init.norm == "kaiming" else torch.full((row.rank,), shrink)
             rows[row.module], columns[row.module] = a / norms[:, None], b * (norms / shrink**2)
         else:

@@ -1,15 +1,19 @@
-"""Right singular directions of the base's policy gradient that repeat themselves on prompts that were not used to find them.
+"""Right singular directions of the base's policy gradient that also hold on other prompts.
 
-The gradient G [d_out, d_in] of a module is a sum over tokens of delta x^T, with x its input and delta the gradient at its output.
-It is never formed: what is summed is G times a narrow matrix, or a narrow matrix times G, so that a module costs
-O((d_in + d_out) (rank + oversample)) however many tokens there are. Passes over the samples, each forward and backward:
+The gradient G [d_out, d_in] of a module is a sum over tokens of delta x^T, with x its input and
+delta the gradient at its output. It is never formed. What is summed is G times a narrow matrix, or
+a narrow matrix times G, so that a module takes O((d_in + d_out) (rank + oversample)) memory for any
+number of tokens. The passes over the samples, each forward and backward:
 
-1. subspace iteration for the gradients G_a, G_b of the two halves of the prompts (Halko et al. 2011): Y = G Omega, then Z = Q^T G
-   with Q an orthonormal basis of Y, then Y = G Q' with Q' one of Z^T, and so on. Y = G Omega alone would lose a signal among the
-   noise of a gradient from few samples: a random Omega sees a share k / d_in of its energy, and all of the noise;
-2. singular directions (u_i, v_i) of each half from the last Z;
-3. u_i^T g_n v_i of every sample n, with the directions of half a. The signal in half b, the sum of advantage_n u_i^T g_n v_i,
-   and its null distribution under advantages shuffled within prompts, are sums over these numbers.
+1. Subspace iteration for the gradients G_a, G_b of the two halves of the prompts (Halko et al.
+   2011): Y = G Omega, then Z = Q^T G with Q an orthonormal basis of Y, then Y = G Q' with Q' an
+   orthonormal basis of Z^T, and so on. Y = G Omega alone would lose a signal in the noise of a
+   gradient from few samples: a random Omega keeps a share k / d_in of the signal's energy, and all
+   of the noise.
+2. Singular directions (u_i, v_i) of each half, from the last Z.
+3. u_i^T g_n v_i for every sample n, with the directions of half a. Sums over these numbers give the
+   signal in half b, the sum of advantage_n u_i^T g_n v_i, and its null distribution under
+   advantages that are shuffled within prompts.
 """
 
 from __future__ import annotations
@@ -39,56 +43,56 @@ from rankrl.adapter.watch import Batch, Reduce, Samples, Sums, Walk, summed, tok
 from rankrl.recipe.init_section import Init
 
 ITERATIONS = 2
-"""Of a subspace; a gap of singular values g counts as g^5."""
+"""Rounds of subspace iteration. They raise a ratio g between singular values to g^5."""
 Directions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """U [d_out, k], singular values [k], V [d_in, k]."""
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """In which x and delta are looked at; empty lists leave them alone."""
+    """Maps of a module's x and delta, applied before sketching; an empty list changes nothing."""
 
     of_x: list[LowRankMap]
     of_delta: list[LowRankMap]
     fisher: list[float] = field(default_factory=list)
-    """Leading eigenvalues of the second moment of x times the trace of that of delta."""
+    """Leading eigenvalues of the second moment of x, times the trace of that of delta."""
 
     def rows(self, rows_Nd: torch.Tensor) -> torch.Tensor:
-        """Rows [N, d_in] that read off raw x what `rows_Nd` read off the coordinates; the maps are symmetric."""
+        """Rows [N, d_in] that act on raw x as `rows_Nd` act on mapped x; the maps are symmetric."""
         return through(self.of_x[::-1], rows_Nd)
 
 
 @dataclass(frozen=True)
 class GradientSketch:
-    """The passes. Sums are over both halves: the leading axis."""
+    """The passes over the samples. The first axis of the matrices is the half of the prompts."""
 
     walk: Walk
     shapes: Shapes
     coordinates: dict[str, Coordinates]
     columns: dict[str, int]
-    """k of each module."""
+    """Module -> k, the number of columns of its sketch."""
     samples: Samples
     reduce: Reduce
 
     @cached_property
     def per_token(self) -> list[float]:
-        """One over the response tokens of each half: gradients are means over tokens."""
+        """1 / (number of response tokens) of each half: gradients are means over tokens."""
         return [1 / max(int(self.samples.tokens_N[self.samples.half_N == half].sum()), 1) for half in (0, 1)]
 
     def x(self, module: str, batch: Batch, x_BTi: torch.Tensor) -> torch.Tensor:
-        """[B T, d_in]."""
+        """The mapped inputs of all tokens, [B T, d_in]."""
         return tokens(batch, through(self.coordinates[module].of_x, x_BTi))
 
     def delta(self, module: str, batch: Batch, delta_BTo: torch.Tensor, weight_B: torch.Tensor) -> torch.Tensor:
-        """[B T, d_out]."""
+        """The mapped output gradients of all tokens, [B T, d_out], times their sample's weight."""
         return tokens(batch, through(self.coordinates[module].of_delta, delta_BTo), weight_B)
 
     def weights(self, batch: Batch) -> list[torch.Tensor]:
-        """Of the samples of a batch in the gradient of each half."""
+        """The weights [B] of a batch's samples in the gradient of each half."""
         return [batch.advantage_B * (batch.half_B == half) * self.per_token[half] for half in (0, 1)]
 
     def ranges(self, omega: Sums) -> Sums:
-        """Y = G Omega [2, d_out, k], from Omega [2, d_in, k]."""
+        """Module -> Y = G Omega [2, d_out, k], from its Omega [2, d_in, k]."""
 
         def add(total: torch.Tensor, module: str, batch: Batch, x: torch.Tensor, delta: torch.Tensor) -> None:
             x_Ni = self.x(module, batch, x)
@@ -99,7 +103,7 @@ class GradientSketch:
         return summed(self.walk, zeros, add, self.reduce)
 
     def projected(self, q: Sums) -> Sums:
-        """Z = Q^T G [2, k, d_in], from Q [2, d_out, k]."""
+        """Module -> Z = Q^T G [2, k, d_in], from its Q [2, d_out, k]."""
 
         def add(total: torch.Tensor, module: str, batch: Batch, x: torch.Tensor, delta: torch.Tensor) -> None:
             x_Ni = self.x(module, batch, x)
@@ -110,7 +114,7 @@ class GradientSketch:
         return summed(self.walk, zeros, add, self.reduce)
 
     def directions(self, y: Sums) -> dict[str, list[Directions]]:
-        """Of both halves, from their first ranges."""
+        """Module -> the singular directions of both halves, by iteration from Y = G Omega."""
         for _ in range(ITERATIONS):
             z = self.projected(bases(y))
             y = self.ranges(bases({m: halves.mT for m, halves in z.items()}))
@@ -118,7 +122,10 @@ class GradientSketch:
         return {m: [directions(*pair) for pair in zip(q[m], z, strict=True)] for m, z in self.projected(q).items()}
 
     def contributions(self, found: dict[str, list[Directions]]) -> Sums:
-        """u_i^T g_n v_i [N, k], with the directions of half a and g_n the gradient of sample n's log-probability."""
+        """Module -> u_i^T g_n v_i [N, k], with u_i and v_i the directions of half a.
+
+        g_n is the gradient of sample n's log-probability.
+        """
 
         def add(total: torch.Tensor, module: str, batch: Batch, x: torch.Tensor, delta: torch.Tensor) -> None:
             u, _, v = found[module][0]
@@ -131,15 +138,19 @@ class GradientSketch:
 
 
 def bases(y: Sums) -> Sums:
-    """Orthonormal bases of the columns of both halves [2, d, k]."""
+    """Module -> orthonormal bases [2, d, k] of the columns of both halves."""
     return {m: torch.stack([orthonormal(half) for half in halves]) for m, halves in y.items()}
 
 
 def coordinates(
     walk: Walk, shapes: Shapes, init: Init, k: int, seed: int, principal: Sums, reduce: Reduce
 ) -> dict[str, Coordinates]:
-    """Off the top `init.off_principal` directions of W, and whitened if `init.fisher`: K-FAC's factors, each by its k leading
-    eigenvectors and the trace of the rest, so that a whitened direction is that of most gain per KL."""
+    """Module -> the maps in which its gradient is measured.
+
+    x is projected off the top `init.off_principal` right singular vectors of W. With `init.fisher`,
+    x and delta are whitened with K-FAC's factors, each known by its k leading eigenvectors and the
+    trace of the rest, so that a leading direction is the one of most gain per KL.
+    """
     projections = {m: [off(principal[m][: init.off_principal])] if init.off_principal else [] for m in shapes}
     if not init.fisher:
         return {m: Coordinates(projections[m], []) for m in shapes}
@@ -162,8 +173,12 @@ def coordinates(
 def policy_gradient(
     walk: Walk, shapes: Shapes, init: Init, rank: int, seed: int, principal: Sums, samples: Samples, reduce: Reduce
 ) -> Start:
-    """Rows for adapters of up to `rank`: the directions of half a whose signal in half b is beyond chance, ordered by it, then
-    drawn ones. `principal`: the top right singular vectors [K, d_in] of each W, K at least `init.off_principal`."""
+    """A start from the policy gradient, for adapters of up to `rank`.
+
+    Its rows are the directions of half a whose signal in half b is beyond chance, the strongest
+    first, then drawn ones. `principal`: the top right singular vectors [K, d_in] of each W, with K
+    at least `init.off_principal`.
+    """
     k, like, start = rank + init.oversample, next(iter(principal.values())), Start({})
     frame = coordinates(walk, shapes, init, k, seed, principal, reduce)
     omega = random_bases(shapes, 0, k, seed, like)

@@ -1,4 +1,4 @@
-"""Adapters on a frozen base, through PEFT: built from a table, started from a seed, one active at a time."""
+"""PEFT adapters on a frozen base: built from a rank table, one active at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rankrl.recipe.rank_table import ModuleRank
 def target_shapes(model: nn.Module, modules: dict[str, list[int]], layers: int) -> dict[str, tuple[int, int]]:
     """Full name -> (d_in, d_out) of every linear layer whose last name part is in `modules`.
 
-    Raises ValueError if the model disagrees with the scale file about shapes or the number of layers.
+    Raises ValueError if the model and the scale file disagree on shapes or the number of layers.
     """
     found = {
         name: (m.in_features, m.out_features)
@@ -40,7 +40,10 @@ def target_shapes(model: nn.Module, modules: dict[str, list[int]], layers: int) 
 
 
 def lora_config(table: list[ModuleRank]) -> LoraConfig:
-    """PEFT's configuration of `table`; modules that differ from the most common rank and alpha go into the patterns."""
+    """PEFT's configuration of `table`.
+
+    The most common rank and alpha are the default; modules that differ go into the patterns.
+    """
     pairs = [(row.rank, row.alpha) for row in table]
     rank, alpha = max(set(pairs), key=pairs.count)
     return LoraConfig(
@@ -55,19 +58,20 @@ def lora_config(table: list[ModuleRank]) -> LoraConfig:
 
 
 def starting(name: str) -> str:
-    """Name of the frozen adapter that takes away what `name` started from."""
+    """The name of the frozen adapter that subtracts what `name` started from."""
     return f"start-of-{name}"
 
 
 def doubled(table: list[ModuleRank]) -> list[ModuleRank]:
-    """Twice the ranks at the same scale."""
+    """`table` with twice the ranks, at the same scale."""
     return [replace(row, rank=2 * row.rank, alpha=2 * row.alpha) for row in table]
 
 
 class AdapterHost:
-    """A frozen base that carries any number of named adapters, one active at a time. Adapter weights are fp32 and never merged.
+    """A frozen base that carries any number of named adapters, one active at a time.
 
-    Switching costs the same however many adapters there are: PEFT's own switches walk over all modules of all adapters.
+    Adapter weights are fp32 and never merged. Switching takes the same time for any number of
+    adapters; PEFT's own switches walk over all modules of all adapters.
     """
 
     def __init__(self, base: nn.Module, modules: dict[str, list[int]], layers: int):
@@ -76,13 +80,15 @@ class AdapterHost:
         self.shapes = target_shapes(base, modules, layers)
         self.with_mode = list(base.modules())
         self.layers: dict[str, Any] = {}
-        """PEFT's LoRA layers, by module: those that an adapter so far has a rank in."""
+        """Module -> PEFT's LoRA layer, for the modules that any adapter so far has a rank in."""
         self.offset: set[str] = set()
-        """Adapters whose B did not start at 0."""
+        """Names of the adapters whose B did not start at 0."""
 
     def attach(self, name: str, table: list[ModuleRank], rows: Factors, columns: Factors | None = None) -> None:
-        """Adds an adapter that starts as the base: A = `rows` and B = 0; or B = `columns`, and a frozen second adapter with the
-        same A and with -B acts along with it: delta W = scale (B A - B0 A0).
+        """Adds an adapter that does not change the base yet, and activates it.
+
+        A starts at `rows`, B at 0. With `columns`, B starts there, and a frozen second adapter with
+        the same A and with -B acts along with it: delta W = scale (B A - B0 A0).
         """
         if columns:
             self._add(starting(name), table, rows, {module: -b for module, b in columns.items()})
@@ -113,8 +119,10 @@ class AdapterHost:
                 self.model.delete_adapter(part)
 
     def activate(self, name: str) -> None:
-        """The adapter that acts and learns from now on. PEFT freezes all others whenever one is added or deleted, hence the last
-        line; that they are not frozen again costs nothing, since an adapter that does not act gets no gradient.
+        """Makes `name` the adapter that acts and learns from now on.
+
+        PEFT freezes all others whenever one is added or deleted, so the last line unfreezes this
+        one. Those that no longer act are not frozen again: they get no gradient.
         """
         assert isinstance(self.model, PeftModel)
         self.model.active_adapter = name
@@ -127,7 +135,7 @@ class AdapterHost:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The base alone."""
+        """A context in which the base acts without any adapter."""
         self._disable(True)
         try:
             yield
@@ -139,7 +147,10 @@ class AdapterHost:
             layer._disable_adapters = disabled
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Training mode, which upstream switches around every forward pass, for the base's modules; adapters have no dropout."""
+        """Sets the training mode of the base's modules and returns the model.
+
+        OpenRLHF switches it around every forward pass. Adapters need no mode: they have no dropout.
+        """
         for module in self.with_mode:
             module.training = mode
         return self.model
@@ -149,14 +160,16 @@ class AdapterHost:
         return self.layers[module]
 
     def factors(self, name: str, table: list[ModuleRank]) -> dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
-        """Module -> (A [r, d_in], B [d_out, r])."""
+        """Module -> (A [r, d_in], B [d_out, r]), the parameters of adapter `name`."""
         layers = {row.module: self.layer(row.module) for row in table}
         return {module: (layer.lora_A[name].weight, layer.lora_B[name].weight) for module, layer in layers.items()}
 
     def update(self, name: str, table: list[ModuleRank]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Module -> (A, B) with delta W = scale B A. Where B started at B0 they have twice the rank: [A; A - A0] and [B - B0, B0].
+        """Module -> (A, B) with delta W = scale B A, in a form that survives an engine's rounding.
 
-        B A - B0 A0 is the same, but PEFT's form of it, [A; A0] and [B, -B0], would cancel what an engine has rounded.
+        Where B started at B0 they have twice the rank: [A; A - A0] and [B - B0, B0]. PEFT's form,
+        [A; A0] and [B, -B0], has the same product B A - B0 A0, but as a difference of two large
+        terms that an engine has rounded.
         """
         factors = self.factors(name, table)
         if name not in self.offset:
@@ -168,6 +181,6 @@ class AdapterHost:
         }
 
     def linears(self) -> dict[str, nn.Linear]:
-        """The base's own modules, whatever is around them."""
+        """Module -> the base's own linear layer, without PEFT's layer around it."""
         found = {module: self.base.get_submodule(module) for module in self.shapes}
         return {module: getattr(layer, "base_layer", layer) for module, layer in found.items()}

@@ -1,4 +1,7 @@
-"""An adapter in PEFT's format on disk, checked before anything heavy is loaded. No torch."""
+"""Reads and checks an adapter on disk in PEFT's format, before anything heavy is loaded: no torch.
+
+In all functions, `key` names the setting in errors.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,16 @@ PREFIX = "base_model.model."
 
 
 def check_plain(config: dict[str, Any], key: str) -> None:
-    """Raises ValueError for kinds of adapter that other numbers than A, B and alpha / rank describe."""
+    """Raises ValueError for an adapter that needs more than A, B and alpha / rank."""
     foreign = [kind for kind in OTHER_KINDS if config.get(kind)]
     require(not foreign, key, foreign, "plain LoRA", "vLLM serves nothing else")
 
 
 def read_config(directory: Path, key: str) -> dict[str, Any]:
-    """adapter_config.json. Raises ValueError, one line, if it is damaged or describes no plain LoRA."""
+    """The content of adapter_config.json.
+
+    Raises ValueError, one line, if the file is damaged or the adapter is not a plain LoRA.
+    """
     try:
         config = json.loads((directory / CONFIG).read_text())
     except (OSError, ValueError) as error:
@@ -33,7 +39,10 @@ def read_config(directory: Path, key: str) -> dict[str, Any]:
 
 
 def read_shapes(directory: Path, key: str) -> dict[str, tuple[int, int, int]]:
-    """Module -> (d_in, rank, d_out), from the header of the weights. Raises ValueError, one line, if it is damaged."""
+    """Module -> (d_in, rank, d_out), from the header of the weight file.
+
+    Raises ValueError, one line, if the file is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -47,7 +56,10 @@ def read_shapes(directory: Path, key: str) -> dict[str, tuple[int, int, int]]:
 
 
 def check_fits(directory: Path, shapes: Shapes, base: str, key: str) -> int:
-    """The adapter's largest rank. Raises ValueError, one line, for one whose modules are not those of the base."""
+    """The adapter's largest rank.
+
+    Raises ValueError, one line, if its modules do not fit those of `base`, given by `shapes`.
+    """
     found = read_shapes(directory, key)
     require(len(found) > 0, key, str(directory), f"an adapter with LoRA factors in {WEIGHTS}")
     for module, (d_in, _, d_out) in found.items():

@@ -1,4 +1,7 @@
-"""What adapters can reach in a model, counted on the meta device: no weights, no memory, seconds even at 235B."""
+"""Counts of the parameters that adapters can train in a model.
+
+They are counted on the meta device: no weights, no memory, seconds even at 235B.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,27 @@ from rankrl.recipe.scale import Model
 
 @dataclass(frozen=True)
 class Reach:
-    """Parameters, and what a LoRA of rank 1 on a part of the model trains; both parts of a LoRA grow with the rank."""
+    """Parameters of a model, and those that a LoRA of rank 1 on parts of it would train.
+
+    At rank r a LoRA trains r times as many: both its factors grow with the rank.
+    """
 
     base_params: int
     layers: int
     adapted: dict[str, tuple[int, int]]
     """Modules that the scale adapts: full name -> (d_in, d_out)."""
     linear_per_rank: int
-    """On every linear module but the output layer."""
+    """Parameters of a LoRA of rank 1 on every linear module except the output layer."""
     experts: dict[str, tuple[int, ...]]
-    """Parameters that hold all experts of a layer [experts, .., ..] and are no modules: full name -> shape."""
+    """Full name -> shape [experts, .., ..] of the parameters that hold all experts of a layer.
+
+    They are plain parameters, not modules.
+    """
     all_linear_per_rank: int
-    """What PEFT trains when told `all-linear`: since 0.21 on known mixtures of experts more than linear modules."""
+    """Parameters that PEFT trains at rank 1 with `all-linear`.
+
+    Since PEFT 0.21, these are more than the linear modules on known mixtures of experts.
+    """
 
     @property
     def adapted_per_rank(self) -> int:
@@ -42,12 +54,15 @@ class Reach:
 
     @property
     def experts_per_rank(self) -> int:
-        """Of PEFT's `target_parameters` on them: A and B for each expert."""
+        """Parameters of PEFT's `target_parameters` on the experts at rank 1: A and B for each."""
         return sum(prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in self.experts.values())
 
 
 def meta_model(config_path: Path) -> nn.Module:
-    """The causal language model of a config.json, without weights. Raises ValueError for an architecture transformers lacks."""
+    """The causal language model of a config.json on the meta device, without weights.
+
+    Raises ValueError, one line, if transformers cannot build it.
+    """
     config = dict(read_config(config_path))
     try:
         with torch.device("meta"):
@@ -61,7 +76,8 @@ def meta_model(config_path: Path) -> nn.Module:
 def reach(model: Model, config_path: Path) -> Reach:
     """Counts what the scale adapts and what could be adapted.
 
-    Raises ValueError, one line, where scale and model disagree on parameters, layers, or the modules and their shapes.
+    Raises ValueError, one line, if scale and model disagree on parameters, layers, or the modules
+    and their shapes.
     """
     net = meta_model(config_path)
     params, layers = sum(p.numel() for p in net.parameters()), net.config.num_hidden_layers
@@ -96,15 +112,15 @@ def _check(model: Model, net: nn.Module, params: int, layers: int) -> None:
 
 
 def _all_linear_per_rank(net: nn.Module) -> int:
-    """Wraps `net` in PEFT's adapters, so it comes last."""
+    """Parameters of PEFT's `all-linear` at rank 1. It changes `net`, so it is called last."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT says that it ignores the doubled rank of gate and up, and applies it
+        warnings.simplefilter("ignore")  # PEFT warns that it ignores the doubled rank of gate and up, yet applies it
         wrapped = get_peft_model(net, LoraConfig(r=1, target_modules="all-linear"))
     return sum(p.numel() for name, p in wrapped.named_parameters() if "lora_" in name)
 
 
 def describe(found: Reach) -> str:
-    """One line: what the scale adapts, and where there are experts, what other ways would reach."""
+    """One line on what the scale adapts and, if there are experts, on what other settings would."""
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in found.adapted)
     share = found.adapted_per_rank / found.base_params
     text = (

@@ -1,4 +1,4 @@
-"""An adapter on disk: PEFT's format, with a model card."""
+"""Writes an adapter to disk in PEFT's format, with a model card."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def save_adapter(
     facts: dict[str, Any],
     more: dict[str, str] | None = None,
 ) -> None:
-    """Writes adapter_config.json, adapter_model.safetensors and README.md to `to`, all or nothing. `facts` fills the card.
+    """Writes adapter_config.json, adapter_model.safetensors and README.md to `to`, all or nothing.
 
-    `more`: further files, name -> text.
+    `facts` fills the model card. `more`: further files, name -> text.
     """
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -42,7 +42,7 @@ def save_adapter(
         json.dumps({**plain, "base_model_name_or_path": base}, indent=1, default=str) + "\n"
     )
     save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
-    hub = base if "/" in base and not base.startswith(("/", ".")) else None  # a card names hub models only
+    hub = base if "/" in base and not base.startswith(("/", ".")) else None  # a model card can name hub models only
     data = ModelCardData(base_model=hub, library_name="peft", tags=["lora", "ppo", "rankrl"])
     ModelCard(CARD.format(card_data=data.to_yaml(), base=base, **facts)).save(part / "README.md")
     for name, text in (more or {}).items():

@@ -1,6 +1,7 @@
-"""Randomised linear algebra on sums over tokens that are never formed, and tests of what it finds. Pure functions of tensors.
+"""Randomised linear algebra on matrices that are never formed, and tests of what it finds.
 
-Axes: d dimensions of a module's input or output, k columns of a sketch, N samples, P permutations.
+The matrices are sums over tokens. All functions are pure functions of tensors. Axes: d dimensions
+of a module's input or output, k columns of a sketch, N samples, P permutations.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ from rankrl.adapter.factors import generator
 
 PERMUTATIONS = 400
 LEVEL = 0.05
-"""Chance that a module whose gradient is nothing but noise keeps any direction."""
+"""Probability that a module whose gradient is only noise keeps any direction."""
 
 
 def random_basis(seed: int, module: str, side: str, d: int, k: int) -> torch.Tensor:
-    """[d, k] with orthonormal columns that span a random subspace drawn from (seed, module, side)."""
+    """Orthonormal columns [d, k] of a random subspace drawn from (seed, module, side)."""
     return orthonormal(torch.randn(d, k, generator=generator(seed, module, side)))
 
 
 def orthonormal(y_dk: torch.Tensor) -> torch.Tensor:
-    """[d, k]: an orthonormal basis of the columns, in fp32 from fp64."""
+    """An orthonormal basis [d, k] of the given columns, computed in fp64, returned in fp32."""
     return torch.linalg.qr(y_dk.double()).Q.float()
 
 
 def nystrom(y_dk: torch.Tensor, omega_dk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(V [d, k], eigenvalues [k], falling) of a positive semidefinite C, from Y = C Omega alone.
+    """(eigenvectors V [d, k], eigenvalues [k], largest first) of a positive semidefinite C.
 
-    Fixed-rank Nystrom approximation with a shift, algorithm 3 of Tropp et al. 2017 (arXiv 1706.05736).
+    They are computed from Omega and Y = C Omega alone.
+
+    Fixed-rank Nystrom approximation with a shift: algorithm 3 of Tropp et al. 2017 (arXiv
+    1706.05736).
     """
     y, omega = y_dk.double(), omega_dk.double()
     shift = torch.finfo(torch.float32).eps * y.norm() + torch.finfo(torch.float64).tiny
@@ -42,7 +46,10 @@ def nystrom(y_dk: torch.Tensor, omega_dk: torch.Tensor) -> tuple[torch.Tensor, t
 
 @dataclass(frozen=True)
 class LowRankMap:
-    """The symmetric map x -> rest * x + basis ((gains - rest) * basis^T x) on [.., d], in O(d k)."""
+    """The symmetric map x -> rest * x + basis ((gains - rest) * basis^T x) of x [.., d], in O(d k).
+
+    It multiplies x along column i of `basis_dk` by gain i, and everything else by `rest`.
+    """
 
     basis_dk: torch.Tensor
     gains_k: torch.Tensor
@@ -53,12 +60,15 @@ class LowRankMap:
 
 
 def off(rows_Kd: torch.Tensor) -> LowRankMap:
-    """The projection off orthonormal rows."""
+    """The projection that removes the components along orthonormal rows [K, d]."""
     return LowRankMap(rows_Kd.T, rows_Kd.new_zeros(len(rows_Kd)))
 
 
 def whitening(v_dk: torch.Tensor, eigenvalues_k: torch.Tensor, trace: float) -> LowRankMap:
-    """C^(-1/2) of a second moment C with these leading eigenvectors; what is left of its trace is taken as evenly spread."""
+    """C^(-1/2) of a second moment C, from its leading eigenvectors [d, k], eigenvalues, and trace.
+
+    What the k eigenvalues leave of the trace is taken as evenly spread over the other directions.
+    """
     d, k = v_dk.shape
     left = (trace - float(eigenvalues_k.sum())) / max(d - k, 1)
     floor = max(left, 1e-3 * trace / d) or 1.0  # K-FAC's damping; a module that sees only zeros is left alone
@@ -66,19 +76,23 @@ def whitening(v_dk: torch.Tensor, eigenvalues_k: torch.Tensor, trace: float) -> 
 
 
 def through(maps: list[LowRankMap], x: torch.Tensor) -> torch.Tensor:
+    """x [.., d] after all maps, the first one first."""
     for apply in maps:
         x = apply(x)
     return x
 
 
 def directions(q_dk: torch.Tensor, z_ki: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(U [d_out, k], singular values [k], V [d_in, k]) of Q Q^T G, from an orthonormal Q [d_out, k] and Z = Q^T G [k, d_in]."""
+    """(U [d_out, k], singular values [k], V [d_in, k]) of Q Q^T G.
+
+    They come from an orthonormal Q [d_out, k] and Z = Q^T G [k, d_in].
+    """
     u, singular, vt = torch.linalg.svd(z_ki.double(), full_matrices=False)
     return q_dk @ u.float(), singular.float(), vt.T.float()
 
 
 def permuted(advantage_N: torch.Tensor, group_N: torch.Tensor, permutations: int, seed: int) -> torch.Tensor:
-    """[P, N]: the advantages shuffled within their groups."""
+    """The advantages [P, N], shuffled within their groups in P independent ways."""
     keys_PN = torch.rand(permutations, len(group_N), generator=generator(seed, "permutations")).double()
     shuffled = (group_N.double() + keys_PN).argsort(dim=1)  # groups stay together, each in random order
     together = group_N.argsort(stable=True)
@@ -90,10 +104,12 @@ def permuted(advantage_N: torch.Tensor, group_N: torch.Tensor, permutations: int
 def reproducible(
     contribution_Nk: torch.Tensor, advantage_N: torch.Tensor, null_PN: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(held-out signal [k], whether it is beyond chance [k]) of k directions found on other samples.
+    """(held-out signal [k], is it beyond chance [k]) of k directions found on other samples.
 
-    Row n of `contribution_Nk` is u_i^T (gradient of log-probability of sample n) v_i. The null of all k directions together is the
-    largest of their standardised signals under each permutation, so that trying many directions earns nothing.
+    Row n of `contribution_Nk` holds u_i^T g_n v_i, with g_n the gradient of sample n's
+    log-probability. `null_PN`: the shuffled advantages. One null distribution serves all k
+    directions: the largest of their standardised signals under each permutation. So trying many
+    directions does not make chance findings more likely.
     """
     c = contribution_Nk.double()
     signal_k, null_Pk = advantage_N.double() @ c, null_PN.double() @ c
@@ -103,5 +119,8 @@ def reproducible(
 
 
 def overlap(rows_Nd: torch.Tensor, others_Md: torch.Tensor) -> float:
-    """Mean squared cosine of the first rows with the span of the others, both orthonormal; by chance M / d."""
+    """The mean squared cosine between rows [N, d] and the span of the others [M, d].
+
+    Both are orthonormal. By chance it is M / d.
+    """
     return float((rows_Nd @ others_Md.T).square().sum() / max(len(rows_Nd), 1))

@@ -1,4 +1,7 @@
-"""What was measured once for all runs: rows from which adapters start, the value of each, and how far they are to be trusted."""
+"""Measured starts of adapters: their rows, the value of each row, and diagnostics of both.
+
+A start is measured once and used by all runs.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,34 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(frozen=True)
 class Start:
-    """Per module, for adapters of up to as many ranks as there are rows."""
+    """The start of every module, for adapters of any rank up to R, the number of rows."""
 
     rows: dict[str, torch.Tensor]
-    """[R, d_in], fp32 on the CPU, the most valuable first: orthonormal, but for pissa and olora."""
+    """Module -> [R, d_in], fp32 on the CPU, the most valuable first.
+
+    Orthonormal, except for pissa and olora.
+    """
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
-    """[d_out, R]: where B starts, of pissa and olora."""
+    """Module -> [d_out, R], where B starts; for pissa and olora only."""
     values: dict[str, list[float]] = field(default_factory=dict)
-    """[R], never increasing. eva: share of the activations' energy; pg_subspace: held-out signal u^T G v, 0 for fallback."""
+    """Module -> the value of each row [R], never increasing.
+
+    For eva: its share of the activations' energy. For pg_subspace: its held-out signal u^T G v, or
+    0 for a fallback row.
+    """
     fisher: dict[str, list[float]] = field(default_factory=dict)
-    """[R], never increasing, of pg_subspace with `fisher`: the Fisher's trace by leading direction of the input."""
+    """Module -> the Fisher's trace by leading direction of the input [R], never increasing.
+
+    For pg_subspace with `fisher` only.
+    """
     diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
     """Module -> name -> value."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """Of the measurement as a whole: samples, tokens, groups."""
+    """Facts about the whole measurement: numbers of samples, tokens and groups."""
 
 
 def write_start(path: Path, start: Start) -> None:
-    """`path`.safetensors and, last, `path`.json; each is whole or absent."""
+    """Writes `path`.safetensors, then `path`.json; each file is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{kind}/{m}": t.contiguous() for kind in ("rows", "columns") for m, t in getattr(start, kind).items()}
     plain = {"values": start.values, "fisher": start.fisher, "diagnostics": start.diagnostics, "summary": start.summary}
@@ -45,7 +58,7 @@ def write_start(path: Path, start: Start) -> None:
 
 
 def read_start(path: Path) -> Start:
-    """Raises whatever reading an absent or damaged file raises."""
+    """The start stored at `path`. Raises whatever reading an absent or damaged file raises."""
     plain = json.loads(path.with_name(path.name + ".json").read_text())
     parts: dict[str, dict[str, torch.Tensor]] = {"rows": {}, "columns": {}}
     for key, tensor in load_file(path.with_name(path.name + ".safetensors")).items():

@@ -1,4 +1,4 @@
-"""Sums over the tokens of a frozen base's linear modules, taken by hooks while batches pass through it."""
+"""Sums over all tokens that pass through a frozen base's linear modules, collected by hooks."""
 
 from __future__ import annotations
 
@@ -19,40 +19,44 @@ class Batch:
     attention_mask_BT: torch.Tensor
     action_mask_BA: torch.Tensor
     row_B: torch.Tensor
-    """Place of each sample among all N."""
+    """Index of each sample among all N samples."""
     half_B: torch.Tensor
-    """0 or 1: the half of the prompts that it belongs to."""
+    """0 or 1: the half of the prompts that each sample belongs to."""
     advantage_B: torch.Tensor
     real_B: torch.Tensor
-    """1, or 0 for a copy that only keeps workers in step."""
+    """1 for a sample, 0 for a copy that only gives all workers the same number of batches."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """All N samples, of which each worker's batches hold some."""
+    """All N samples; the batches of one worker hold some of them."""
 
     advantage_N: torch.Tensor
     group_N: torch.Tensor
-    """Number of the prompt."""
+    """Index of each sample's prompt."""
     half_N: torch.Tensor
     tokens_N: torch.Tensor
-    """Response tokens."""
+    """Number of response tokens of each sample."""
 
 
 Sums = dict[str, torch.Tensor]
+"""Module -> a tensor that is summed over tokens, or a factor of such a sum."""
 Reduce = Callable[[torch.Tensor], torch.Tensor]
-"""Adds a tensor up over workers."""
+"""Sums a tensor over workers."""
 See = Callable[[str, Batch, torch.Tensor, torch.Tensor], None]
-"""Called with module, batch, x [B, T, d_in] and delta [B, T, d_out] in fp32: input, and gradient at the output of the sum of all
-log-probabilities. A sample's gradient is its own: no sample's tokens are computed together with another's."""
+"""Called with module, batch, x [B, T, d_in] and delta [B, T, d_out], both fp32.
+
+x is the module's input, delta the gradient of the sum of all log-probabilities with respect to its
+output. Gradients of samples do not mix: no sample's tokens are computed with another's.
+"""
 Walk = Callable[[See], None]
-"""Takes all of a worker's batches past a `See`."""
+"""Runs all batches of a worker and calls a `See` for each module of each batch."""
 Add = Callable[[torch.Tensor, str, Batch, torch.Tensor, torch.Tensor], None]
-"""Adds what a `See` is called with to a module's sum, in place."""
+"""Called with a module's sum and the arguments of a `See`, which it adds to the sum in place."""
 
 
 def summed(walk: Walk, zeros: Sums, add: Add, reduce: Reduce) -> Sums:
-    """`zeros`, one tensor per module, after all batches of all workers were added to them."""
+    """Module -> its sum over all batches of all workers. It starts from `zeros`, in place."""
 
     @torch.no_grad()
     def see(module: str, batch: Batch, x: torch.Tensor, delta: torch.Tensor) -> None:
@@ -64,7 +68,7 @@ def summed(walk: Walk, zeros: Sums, add: Add, reduce: Reduce) -> Sums:
 
 @contextmanager
 def hooked(linears: dict[str, nn.Linear], hook: Callable[[str, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
-    """Calls hook(module, x, output) in every forward pass."""
+    """A context in which every forward pass calls hook(module, x, output)."""
     handles = [
         linear.register_forward_hook(lambda _, args, output, name=name: hook(name, args[0], output))
         for name, linear in linears.items()
@@ -79,7 +83,11 @@ def hooked(linears: dict[str, nn.Linear], hook: Callable[[str, torch.Tensor, tor
 def walk_gradients(
     policy: Callable[[Batch], torch.Tensor], linears: dict[str, nn.Linear], batches: list[Batch], see: See
 ) -> None:
-    """`policy` gives log-probabilities [B, A]. The base is frozen, so the graph starts at the first hooked output."""
+    """Calls `see` for each module of each batch, in forward and backward passes.
+
+    `policy` returns log-probabilities [B, A]. The base is frozen, so the autograd graph starts at
+    the first hooked output.
+    """
     for batch in batches:
 
         def attach(name: str, x: torch.Tensor, output: torch.Tensor, batch: Batch = batch) -> None:
@@ -98,7 +106,7 @@ def walk_gradients(
 def walk_activations(
     policy: Callable[[Batch], Any], linears: dict[str, nn.Linear], batches: list[Batch], see: See
 ) -> None:
-    """Forward passes alone; `see` gets the output in place of delta."""
+    """Calls `see` in forward passes alone, with a module's output in place of delta."""
     for batch in batches:
 
         def show(name: str, x: torch.Tensor, output: torch.Tensor, batch: Batch = batch) -> None:
@@ -109,6 +117,6 @@ def walk_activations(
 
 
 def tokens(batch: Batch, x_BTd: torch.Tensor, weight_B: torch.Tensor | None = None) -> torch.Tensor:
-    """[B T, d]: tokens of real samples, times their sample's weight; padding and copies are 0."""
+    """Tokens of real samples [B T, d], times their sample's weight; 0 for padding and copies."""
     weight_B = batch.real_B if weight_B is None else weight_B * batch.real_B
     return (x_BTd * (weight_B[:, None] * batch.attention_mask_BT).to(x_BTd)[..., None]).flatten(0, 1)

@@ -1,4 +1,7 @@
-"""Starts that come from the base's weights, one module at a time: under ZeRO-3 each is a shard until it is gathered."""
+"""Starts that are computed from the base's weights, one module at a time.
+
+Under ZeRO-3 a worker holds a shard of each weight until the weight is gathered.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,27 @@ from rankrl.recipe.init_section import REWRITING
 
 
 def whole_weights(linears: dict[str, nn.Linear]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(module, W [d_out, d_in] in fp32), each gathered while it is looked at. All workers must walk together."""
+    """(module, W [d_out, d_in] in fp32), each gathered while it is in use.
+
+    All workers must iterate together.
+    """
     for module, linear in linears.items():
         with deepspeed.zero.GatheredParameters([linear.weight], enabled=hasattr(linear.weight, "ds_id")):
             yield module, linear.weight.detach().float()
 
 
 def right_singular(weight: torch.Tensor, count: int, bottom: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows [count, d_in], singular values [count]) of W [d_out, d_in]: the top ones, or the bottom ones, the last first.
+    """(right singular vectors [count, d_in], singular values [count]) of W [d_out, d_in].
 
-    Of the min(d_out, d_in) of the thin SVD: the null space of a wide W is no singular vector of its own, and RLMO takes none of it.
-    By the eigenvectors of the smaller Gram matrix in fp64, faster than an SVD. The largest entry of a row is positive.
+    The largest come first, or with `bottom` the smallest first. They are among the min(d_out, d_in)
+    of the thin SVD: a wide W's null space is not, and RLMO takes none of it. They are computed from
+    the eigenvectors of the smaller Gram matrix in fp64, which is faster than an SVD. The entry of
+    largest magnitude in each row is positive.
     """
     w = weight.double()
     wide = w.shape[0] < w.shape[1]
     squares, vectors = torch.linalg.eigh(w @ w.T if wide else w.T @ w)
-    order = torch.arange(len(squares), device=w.device)  # eigh's values rise
+    order = torch.arange(len(squares), device=w.device)  # eigh's eigenvalues ascend
     order = order[:count] if bottom else order.flip(0)[:count]
     rows = vectors[:, order].T @ w if wide else vectors[:, order].T
     rows = nn.functional.normalize(rows, dim=1)
@@ -39,7 +47,10 @@ def right_singular(weight: torch.Tensor, count: int, bottom: bool = False) -> tu
 
 
 def rewriting_factors(weight: torch.Tensor, rank: int, method: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(A [rank, d_in], B [d_out, rank]) of PEFT's own `pissa` or `olora` at scale 1. On a copy, from which PEFT subtracts B A."""
+    """(A [rank, d_in], B [d_out, rank]) of PEFT's own `pissa` or `olora`, at scale 1.
+
+    PEFT subtracts B A from the weight that it is given, so it is given a copy.
+    """
     d_out, d_in = weight.shape
     copy = nn.Linear(d_in, d_out, bias=False, device=weight.device)
     copy.weight.data.copy_(weight)
@@ -49,12 +60,12 @@ def rewriting_factors(weight: torch.Tensor, rank: int, method: str) -> tuple[tor
 
 
 def principal_rows(linears: dict[str, nn.Linear], count: int) -> dict[str, torch.Tensor]:
-    """The top right singular vectors [count, d_in] of each W, or as many as it has."""
+    """Module -> the top right singular vectors [count, d_in] of its W, or as many as it has."""
     return {m: right_singular(weight, min(count, *weight.shape))[0] for m, weight in whole_weights(linears)}
 
 
 def start_from_weights(linears: dict[str, nn.Linear], method: str, rank: int) -> Start:
-    """rlpo, rlmo, pissa or olora for adapters of up to `rank`."""
+    """A start by rlpo, rlmo, pissa or olora, for adapters of up to `rank`."""
     start = Start({})
     for module, weight in whole_weights(linears):
         most = min(rank, *weight.shape)

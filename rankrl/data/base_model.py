@@ -1,4 +1,4 @@
-"""The base on this machine: a directory, what the hub holds, or an embedded model."""
+"""Finds the base on this machine: a directory, a model of the hub, or an embedded model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rankrl.recipe.scale import Model
 
 
 def local_directory(model: Model) -> Path:
-    """Directory of the base on this machine, fetched from the hub or converted if need be.
+    """The directory of the base on this machine; downloads or converts it first if needed.
 
     Raises ValueError, one line, for a missing model, or one that `check_config` refuses.
     """

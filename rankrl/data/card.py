@@ -1,4 +1,4 @@
-"""The files of a mixture: Parquet, card.json and README.md. The same items give the same bytes."""
+"""Writes the files of a mixture: Parquet, card.json and README.md. Equal items give equal bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("item_id", "source", "promp
 
 
 def write(scale: Scale, train: Drawn, evaluation: Drawn, ledgers: dict[str, Ledger], to: Path) -> None:
-    """All files into the new directory `to`. Raises ValueError if the counts are not those of the scale."""
+    """Writes all files into the new directory `to`.
+
+    Raises ValueError if the numbers of distinct items are not those of the scale.
+    """
     to.mkdir()
     hashes = {}
     for name, drawn, count in (
@@ -45,6 +48,7 @@ def write(scale: Scale, train: Drawn, evaluation: Drawn, ledgers: dict[str, Ledg
 def content(
     scale: Scale, train: Drawn, evaluation: Drawn, ledgers: dict[str, Ledger], hashes: dict[str, str]
 ) -> dict[str, Any]:
+    """The content of card.json. `hashes`: file name -> sha256."""
     mixture = scale.data.mixture
     assert mixture is not None
     return {
@@ -77,6 +81,7 @@ def _source(name: str, ledger: Ledger, train: Drawn, evaluation: Drawn) -> dict[
 
 
 def readme(card: dict[str, Any]) -> str:
+    """The text of README.md, from the content of card.json."""
     sources = card["sources"]
     lines = [
         f"# Mathematics mixture of scale {card['scale']}",

@@ -1,8 +1,10 @@
-"""Which rows are copies of which: exactly, nearly, or of an evaluation item. Everything is checked exactly; nothing is sampled.
+"""Finds exact copies, near-copies and copies of evaluation items.
 
-Near-copies are found by prefix filtering (Bayardo, Ma, Srikant 2007): order the shingles of all sets by one order, rarest first.
-Two sets with a Jaccard index of t or more then share a shingle among the first n - ceil(t n) + 1 of each. So an index of these
-prefixes proposes every near-copy, and the Jaccard index of each proposed pair is computed from the whole sets.
+Everything is checked exactly; nothing is sampled. Near-copies are found by prefix filtering
+(Bayardo, Ma, Srikant 2007): the shingles of all sets are sorted in one order, rarest first. Two
+sets with a Jaccard index of t or more then share a shingle among the first n - ceil(t n) + 1 of
+each. So an index of these prefixes proposes every near-copy, and the Jaccard index of each proposed
+pair is computed from the whole sets.
 """
 
 from __future__ import annotations
@@ -17,15 +19,22 @@ from rankrl.data.text import mixed
 
 CHUNK_ROWS = 20_000
 BUCKET_BITS = 22
-"""Counts of shingles are kept by so many bits of their hash: any order does, one with the rare ones first is fast."""
+"""Shingles are counted by this many bits of their hash.
+
+Any order of shingles gives the right result; one with the rare ones first is fast.
+"""
 SHORTEST_QUOTED = 10
-"""Shingles from which on an evaluation prompt is recognised inside a longer text."""
+"""Fewest shingles that an evaluation prompt needs to be recognised inside a longer text."""
 EPS = 1e-9
 
 
 def exact(rows: Columns, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(for each row the row that stands for it: the one of the earliest source, then of the smallest `order`, among those with the
-    same prompt; for each row whether it stands for others of its source that have another answer)."""
+    """(stands_for, contradicted), two values for each row.
+
+    `stands_for` is the row that is kept among those with the same prompt: that of the earliest
+    source, then of the smallest `order`. `contradicted` is true for a kept row if a row of the same
+    prompt and source has another answer.
+    """
     at = np.lexsort((order, rows.source, rows.prompt))
     prompt, source, answer = rows.prompt[at], rows.source[at], rows.answer[at]
     new = np.ones(len(at), dtype=bool)
@@ -47,7 +56,7 @@ def chunks(rows: np.ndarray, size: int = CHUNK_ROWS) -> Iterator[np.ndarray]:
 
 
 def frequencies(sets: Shingles, rows: np.ndarray) -> np.ndarray:
-    """How often shingles occur in `rows`, by bucket."""
+    """The number of shingles of `rows` in each bucket, [2**BUCKET_BITS]."""
     total = np.zeros(1 << BUCKET_BITS, dtype=np.int32)
     for some in chunks(rows):
         total += np.bincount(_bucket(sets.of(some)[0]), minlength=len(total)).astype(np.int32)
@@ -59,9 +68,12 @@ def _bucket(shingles: np.ndarray) -> np.ndarray:
 
 
 def prefixes(sets: Shingles, rows: np.ndarray, often: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """(the rarest n - ceil(share n) + 1 shingles of each row, flat; for each the place of its row in `rows`)."""
+    """(prefixes of all rows, flat; for each shingle the index in `rows` of its row).
+
+    The prefix of a row is its rarest n - ceil(share n) + 1 shingles.
+    """
     flat, owner = sets.of(rows)
-    by_rarity = np.lexsort((flat, often[_bucket(flat)], owner))  # owner is sorted already and stays so
+    by_rarity = np.lexsort((flat, often[_bucket(flat)], owner))  # owner stays as it is: sorted
     n = sets.count[rows]
     place = np.arange(len(flat)) - np.repeat(np.cumsum(n) - n, n)
     kept = place < (n - np.ceil(share * n - EPS).astype(np.int64) + 1)[owner]
@@ -69,7 +81,7 @@ def prefixes(sets: Shingles, rows: np.ndarray, often: np.ndarray, share: float) 
 
 
 def common(sets: Shingles, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many shingles the rows a[i] and b[i] have in common."""
+    """The number of shingles that the rows a[i] and b[i] have in common, for each i."""
     found = []
     for some_a, some_b in zip(chunks(a), chunks(b), strict=True):
         parts = sets.of(some_a), sets.of(some_b)
@@ -84,9 +96,11 @@ def common(sets: Shingles, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def near(
     rows: Columns, sets: Shingles, kept: np.ndarray, precedence: np.ndarray, often: np.ndarray, share: float
 ) -> np.ndarray:
-    """Those of `kept` that are near-copies of a row that stays: same numbers, same answer, a Jaccard index of `share` or more.
+    """The rows of `kept` to drop, because they are near-copies of a row that stays.
 
-    Of two copies the one that comes first in `precedence` stays. To be like one that goes is no reason to go.
+    Near-copies have the same numbers, the same answer, and a Jaccard index of `share` or more. Of
+    two, the one that comes first in `precedence` stays. A near-copy of a dropped row is not dropped
+    for that.
     """
     proposed = _proposed(rows, sets, kept, often, share)
     pairs = [some[_alike(sets, some[:, 0], some[:, 1], share)] for some in proposed]
@@ -106,7 +120,7 @@ def _alike(sets: Shingles, a: np.ndarray, b: np.ndarray, share: float) -> np.nda
 
 
 def _proposed(rows: Columns, sets: Shingles, kept: np.ndarray, often: np.ndarray, share: float) -> Iterator[np.ndarray]:
-    """Pairs of rows [pairs, 2] that share a prefix shingle, their numbers and their answer."""
+    """Batches of pairs of rows [pairs, 2] that share a prefix shingle, their numbers and answer."""
     if not len(kept):
         return
     group = mixed(rows.numbers ^ mixed(rows.answer))
@@ -121,7 +135,7 @@ def _proposed(rows: Columns, sets: Shingles, kept: np.ndarray, often: np.ndarray
     key, row = key[order], row[order]
     del order
     at = np.flatnonzero(key[1:] == key[:-1])
-    for ahead in counting(1):  # pairs that stand `ahead` apart under one key, until no key has so many rows
+    for ahead in counting(1):  # pairs `ahead` positions apart under one key, until no key has so many rows
         at = at[at + ahead < len(key)]
         at = at[key[at] == key[at + ahead]]
         if not len(at):
@@ -135,9 +149,11 @@ def _proposed(rows: Columns, sets: Shingles, kept: np.ndarray, often: np.ndarray
 def leaks(
     sets: Shingles, kept: np.ndarray, held_out: np.ndarray, often: np.ndarray, near: float, leak: float
 ) -> np.ndarray:
-    """Those of the rows `kept` that copy a row of `held_out`: a Jaccard index of `near` or more, or `leak` of its shingles quoted.
+    """The rows of `kept` that copy a row of `held_out`.
 
-    Numbers and answers may differ: an evaluation item with other numbers is no item to train on.
+    They have a Jaccard index of `near` or more with it, or quote a share `leak` or more of its
+    shingles. Numbers and answers may differ: an evaluation item with other numbers must not be
+    trained on either.
     """
     flat, owner = prefixes(sets, held_out, often, min(near, leak))
     order = np.argsort(flat)

@@ -1,4 +1,4 @@
-"""The rows that may still be drawn, and drawing from them."""
+"""The pool of rows that a mixture is drawn from, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rankrl.recipe.mixture_section import Mixture
 from rankrl.recipe.require import require
 
 Drawn = dict[str, list[tuple[Item, str]]]
-"""Source -> (item, level)."""
+"""Source -> its drawn items as (item, level)."""
 Fits = Callable[[str], bool]
 """Whether a prompt is short enough."""
 
 
 @dataclass
 class Ledger:
-    """What became of a source's rows."""
+    """The account of a source's rows: how many were read, and how many were dropped for what."""
 
     revision: str
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     content: int = 0
-    """Sum of the rows' hashes: the same rows in any order have the same."""
+    """Sum of the hashes of all rows (mod 2**64). The order of rows does not change it."""
 
 
 class Pool:
-    """The rows that may still be drawn. `out` marks the others."""
+    """The rows that may still be drawn; `out` marks the others."""
 
     def __init__(self, mixture: Mixture, ledgers: dict[str, Ledger], spool: Spool, rows: Columns, fits: Fits):
         self.mixture, self.ledgers, self.spool, self.rows, self.fits = mixture, ledgers, spool, rows, fits
@@ -46,7 +46,7 @@ class Pool:
             ledger.content = int(np.sum(rows.content[rows.source == index], dtype=np.uint64))
 
     def kept(self, names: list[str] | None = None) -> np.ndarray:
-        """Row numbers that are left, of all sources or of some."""
+        """The numbers of the rows that are left, of the sources `names` or of all."""
         wanted = np.isin(self.rows.source, [self.names.index(name) for name in names or []])
         return np.flatnonzero(~self.out & (wanted if names is not None else True))
 
@@ -72,14 +72,14 @@ class Pool:
         self.drop(gone, "near-copy")
 
     def drop_leaks(self, sets: Shingles, often: np.ndarray, held_out: np.ndarray) -> None:
-        """Of training sources, what copies `held_out`."""
+        """Drops the rows of training sources that copy one of the rows `held_out`."""
         if len(held_out):
             kept = self.kept(list(self.mixture.train))
             gone = dedup.leaks(sets, kept, held_out, often, self.mixture.near, self.mixture.leak)
             self.drop(gone, "near-copy of an evaluation item")
 
     def fitting(self, name: str) -> Iterator[int]:
-        """Rows of a source whose prompt is short enough, in the order in which they are drawn."""
+        """The rows of a source in drawing order. Drops those whose prompt is too long."""
         rows = self.kept([name])
         for row, question in self.spool.questions(rows[np.argsort(self.order[rows])]):
             if self.fits(question.prompt):
@@ -96,7 +96,10 @@ class Pool:
         return found
 
     def take_by_weight(self, items: int) -> dict[str, list[int]]:
-        """`items` rows, split by the weights; what a source lacks is split among the others while they have more."""
+        """Source -> its drawn rows: `items` in all, split by the weights of the training sources.
+
+        What a source lacks is split among the others. Raises ValueError if too few rows are left.
+        """
         taken: dict[str, list[int]] = {name: [] for name in self.mixture.train}
         open_ = {name: self.fitting(name) for name in taken}
         while missing := items - sum(map(len, taken.values())):
@@ -110,7 +113,7 @@ class Pool:
         return taken
 
     def items(self, rows: dict[str, list[int]]) -> Drawn:
-        """The items of row numbers, sorted by name."""
+        """The items of the given rows (source -> row numbers), sorted by item_id."""
         drawn: Drawn = {}
         for name, numbers in rows.items():
             found = self.spool.questions(np.array(numbers, dtype=np.int64))
@@ -123,7 +126,7 @@ class Pool:
 
 
 def split(total: int, weights: dict[str, float]) -> dict[str, int]:
-    """`total` in whole parts by weight (largest remainders; of equal ones the first)."""
+    """Splits `total` into whole parts by weight: largest remainders, the first of equal ones."""
     whole = sum(weights.values())
     exact = {name: total * weight / whole for name, weight in weights.items()}
     parts = {name: int(share) for name, share in exact.items()}

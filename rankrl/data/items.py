@@ -1,4 +1,4 @@
-"""Items: questions with exact answers, the order in which a run sees them, and the seeds that they are sampled with."""
+"""Items (questions with exact answers), the order in which a run sees them, and sampling seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `prompt` is the text the model continues, `answer` the exact gold answer."""
+    """One question. The model continues `prompt`; `answer` is the exact gold answer."""
 
     item_id: str
     source: str
@@ -19,7 +19,7 @@ class Item:
 
 
 def revision(items: list[Item]) -> str:
-    """A short hash of the items' content and order, for the record."""
+    """A short hash of the items' content and order, for a run's record."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(f"{item.item_id}\0{item.prompt}\0{item.answer}\0".encode())
@@ -27,9 +27,10 @@ def revision(items: list[Item]) -> str:
 
 
 def step_indices(seed: int, step: int, batch_size: int, items: int) -> list[int]:
-    """Indices of the items of PPO step `step` (from 0): a stream of epochs, each a permutation drawn from (seed, epoch).
+    """The indices [batch_size] of the items of PPO step `step` (from 0), out of `items`.
 
-    Stateless, so the position in the data is the step alone; batch sizes of one seed read the same stream.
+    They come from a stream of epochs, each a permutation drawn from (seed, epoch). There is no
+    state: the step alone gives the position. All batch sizes of a seed read the same stream.
     """
     first, last = step * batch_size, (step + 1) * batch_size
     epochs = range(first // items, (last - 1) // items + 1)

@@ -1,4 +1,4 @@
-"""The items of a scale: those of a generated task, or rows of a JSONL or Parquet file."""
+"""Loads the items of a scale from a generated task, or from JSONL or Parquet files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rankrl.recipe.scale import Data
 
 
 def load_items(data: Data) -> tuple[list[Item], list[Item]]:
-    """(train, evaluation) items of a scale, their prompts disjoint.
+    """(training items, evaluation items) of a scale, with no prompt in both.
 
-    Raises ValueError, one line, for a missing file or column, too few items, or a prompt that stands in both.
+    Raises ValueError, one line, for a missing file or column, too few items, an item_id that occurs
+    twice, or a prompt that is in both.
     """
     if data.train != data.evaluation and {data.train, data.evaluation} & set(nano.TASKS):
         raise ValueError(
@@ -44,9 +45,10 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
 
 
 def read_items(path: Path, key: str) -> list[Item]:
-    """Rows {"prompt", "answer"} of a JSONL or Parquet file; "item_id" defaults to file name and row, "source" to the file name.
+    """The items in the rows {"prompt", "answer"} of a JSONL or Parquet file.
 
-    Raises ValueError, one line, for a missing or damaged file, or a row without both keys.
+    "item_id" defaults to file name and row, "source" to the file name. `key` names the setting in
+    errors. Raises ValueError, one line, for a missing or damaged file, or a row without both keys.
     """
     if not path.is_file():
         raise ValueError(
@@ -69,7 +71,7 @@ def read_items(path: Path, key: str) -> list[Item]:
 
 
 def _rows(path: Path, key: str) -> Iterator[tuple[int, Any]]:
-    """(number from 1, row)."""
+    """The rows of a file as (number from 1, row)."""
     if path.suffix == ".parquet":
         yield from enumerate(_parquet_rows(path, key), 1)
         return

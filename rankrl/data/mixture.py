@@ -1,6 +1,7 @@
-"""`rankrl data SCALE --to DIR`: the training and evaluation items of a scale, drawn from its sources, with a card.
+"""Builds a scale's training and evaluation items from its sources: `rankrl data SCALE --to DIR`.
 
-What is drawn depends on the rows and the scale alone: not on the order of rows or files, nor on the machine.
+What is drawn depends on the rows and the scale alone, not on the order of rows or files, nor on the
+machine.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from rankrl.recipe.scale import Scale
 
 
 def build(scale: Scale, to: Path, fits_of: Callable[[Scale], Fits]) -> str:
-    """Writes train.parquet, eval.parquet, README.md and card.json into the new directory `to`; returns what README.md says.
+    """Writes train.parquet, eval.parquet, README.md and card.json into the new directory `to`.
 
-    Raises ValueError, one line, if the scale has no mixture, `to` exists, a source cannot be read, or too few items are left.
-    OSError for a full disk.
+    Returns the text of README.md. `fits_of` returns the length check for prompts. Raises
+    ValueError, one line, if the scale has no mixture, `to` exists, a source cannot be read, or too
+    few items are left; OSError for a full disk.
     """
     mixture = scale.data.mixture
     if mixture is None:
@@ -36,21 +38,21 @@ def build(scale: Scale, to: Path, fits_of: Callable[[Scale], Fits]) -> str:
     whole, wanted = sum(mixture.evaluation.values()), scale.data.eval_items
     require(whole == wanted, "data.eval_items", wanted, f"{whole}, the sum of data.mixture.evaluation")
     require(not to.exists(), "--to", str(to), "a directory that does not exist yet", "move the old one away")
-    fits = fits_of(scale)  # before anything is read: a model that is not there is noticed at once
+    fits = fits_of(scale)  # before anything is read, so that a missing model is noticed at once
     to.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:
         write(scale, *draw(mixture, scale.data.train_items, scratch, fits), scratch / "data")
         (scratch / "data").rename(to)
         return (to / "README.md").read_text()
-    except sqlite3.OperationalError as error:  # what SQLite makes of a full disk
+    except sqlite3.OperationalError as error:  # SQLite's error for a full disk
         raise OSError(f"{scratch}: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def draw(mixture: Mixture, train_items: int, scratch: Path, fits: Fits) -> tuple[Drawn, Drawn, dict[str, Ledger]]:
-    """(training items, evaluation items, ledger), by source."""
+    """(training items, evaluation items, ledgers), each by source. Rows are kept in `scratch`."""
     ledgers = {name: Ledger(_revision(name, mixture)) for name in mixture.sources}
     spool = Spool(scratch)
     try:
@@ -78,7 +80,10 @@ def _revision(name: str, mixture: Mixture) -> str:
 
 
 def _questions(mixture: Mixture, ledgers: dict[str, Ledger]) -> Iterator[tuple[int, str, list[Question]]]:
-    """Batches of questions, source by source; counts what is dropped."""
+    """Batches (source index, source name, questions), source by source.
+
+    Counts in `ledgers` the rows that are read and those that are dropped.
+    """
     for index, (name, ledger) in enumerate(ledgers.items()):
         source, origin = find_source(name), mixture.origin.get(name, Origin())
         for batch in read(name, source, origin, None if ledger.revision == "local" else ledger.revision):

@@ -1,8 +1,9 @@
-"""Generated tasks: items of reasoning-gym with exact answers, asked for in `\\boxed{}`. `nano` is short arithmetic, `sums` the same
-for a chat model, `gsm_symbolic` grade-school word problems.
+"""Generated tasks: items of reasoning-gym with exact answers, which belong in `\\boxed{}`.
 
-Item i of a reasoning-gym data set draws from `Random(seed + i)`, so neighbouring seeds share items. One seed and two index ranges
-far apart are used instead, and evaluation prompts are removed from training (asserted by `splits`).
+`nano` is short arithmetic, `sums` the same for a chat model, `gsm_symbolic` grade-school word
+problems. Item i of a reasoning-gym data set draws from `Random(seed + i)`, so neighbouring seeds
+share items. Training and evaluation therefore use two index ranges that are far apart, and
+evaluation prompts are removed from training (asserted by `splits`).
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ TRAIN_START, EVAL_START = 0, 10**6  # index ranges, a million items apart
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked, and how."""
+    """A generated task: where its questions come from and how they are put to the model."""
 
     sources: dict[str, tuple[str, dict[str, Any]]]
-    """Name -> generator of reasoning-gym and its configuration."""
+    """Source name -> (generator of reasoning-gym, its configuration)."""
     prompt: str
-    """Around the {question}, or around the bare {expression} of a sum."""
+    """Template around the {question}, or around the bare {expression} of a sum."""
     few: bool = False
-    """So few distinct prompts that those drawn beyond the number asked for are left to the other split."""
+    """Whether distinct prompts are scarce; those drawn in excess then go to the other split."""
 
 
 NANO = Task(SOURCES, "{question}\n")
@@ -62,7 +63,7 @@ def _unique(items: list[Item], seen: set[str]) -> list[Item]:
 
 @cache
 def splits(train_items: int, eval_items: int, name: str = "nano") -> tuple[list[Item], list[Item]]:
-    """(train, evaluation) items of a task, sources in turn, all prompts distinct and the two splits disjoint.
+    """(training items, evaluation items) of a task, with all prompts distinct; sources alternate.
 
     Raises ValueError if the generators cannot give that many distinct prompts.
     """
@@ -74,7 +75,10 @@ def splits(train_items: int, eval_items: int, name: str = "nano") -> tuple[list[
 
 
 def pools(draws: dict[str, int], eval_items: int) -> tuple[list[Item], list[Item]]:
-    """(what `draws` items per source hold, evaluation items): what the base model was made from and what it never saw."""
+    """(items that the nano base was trained on, evaluation items that it never saw).
+
+    `draws`: source -> number of items drawn, before duplicates are dropped.
+    """
     seen: set[str] = set()
     evaluation = _interleave(NANO, EVAL_START, eval_items, seen)
     return [

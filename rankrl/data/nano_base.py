@@ -1,7 +1,8 @@
-"""Rebuilds the nano base model from nothing: `python -m rankrl.data.nano_base --to DIR` (about 20 minutes on 2 cores).
+"""Builds the nano base model from nothing: `python -m rankrl.data.nano_base --to DIR`.
 
-A Qwen3-architecture model of about 1.2 M parameters is first taught the right answers, then taught to slip: most answers are
-perturbed or left unboxed. It knows more than it says, so reinforcement learning has headroom: pass@1 is low, pass@16 is high.
+It takes about 20 minutes on 2 cores. A Qwen3-architecture model of about 1.2 M parameters is first
+taught the right answers, then taught to make mistakes: most answers are perturbed or left unboxed.
+It knows more than it says, so reinforcement learning has headroom: pass@1 is low, pass@16 is high.
 Fixed seeds, fixed thread count, CPU, fp32 training; the weights are stored in bf16.
 """
 
@@ -25,11 +26,14 @@ POOL = {"sum2": 40000, "sum3": 8000}  # items drawn per source before duplicates
 VOCABULARY = 384
 KNOW_STEPS, SLIP_STEPS, BATCH = 4000, 1200, 128
 SLIP_RATE, UNBOXED_RATE = 0.45, 0.15
-Z_LOSS = 1e-3  # keeps likely logits near 0, where bf16 is fine: engines and trainers then agree closely
+Z_LOSS = 1e-3  # keeps likely logits near 0, where bf16 is precise: engines and trainers then agree closely
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in which every digit is a token of its own and merges cross words: a fixed phrase is one token."""
+    """A byte-level BPE tokenizer, trained on `texts`.
+
+    Every digit is a token of its own. Merges may cross words, so a fixed phrase is one token.
+    """
     tokenizer = Tokenizer(models.BPE())
     split = [
         pre_tokenizers.Digits(individual_digits=True),
@@ -48,7 +52,10 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(vocabulary: int) -> Qwen3ForCausalLM:
-    """No projection is narrower than 256, so that every rank of the published sweep (1 to 256) fits."""
+    """The untrained model.
+
+    No projection is narrower than 256, so every rank of the published sweep (1 to 256) fits.
+    """
     config = Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=256,
@@ -67,14 +74,14 @@ def build_model(vocabulary: int) -> Qwen3ForCausalLM:
 
 
 def slip(answer: str, rng: random.Random) -> str:
-    """A plausible wrong answer: off by one or ten, the wrong sign, a doubled value, or a near miss."""
+    """A plausible wrong answer: off by one, two or ten, of the wrong sign, or doubled."""
     value = int(answer)
     near = [value + 1, value - 1, value + 10, value - 10, -value, value + 2, value - 2, 2 * value]
     return str(rng.choice([wrong for wrong in near if wrong != value]))
 
 
 def response(item: nano.Item, rng: random.Random, slips: bool) -> str:
-    """What the model is taught to say to `item`."""
+    """The response to `item` that the model is taught; with `slips`, often wrong or unboxed."""
     if not slips:
         return f"\\boxed{{{item.answer}}}"
     answer = slip(item.answer, rng) if rng.random() < SLIP_RATE else item.answer
@@ -84,7 +91,7 @@ def response(item: nano.Item, rng: random.Random, slips: bool) -> str:
 def batches(
     items: list[nano.Item], tokenizer: Any, steps: int, slips: bool, seed: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """`steps` right-padded batches; labels cover the response and its end token only."""
+    """`steps` batches, padded on the right. Labels cover the response and its end token only."""
     rng = random.Random(seed)
     prompts = {item.item_id: tokenizer(item.prompt)["input_ids"] for item in items}
     for _ in range(steps):

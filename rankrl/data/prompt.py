@@ -1,5 +1,7 @@
-"""What the model reads: a question in the scale's words, as text and as tokens. One function for building data, rollouts and
-evaluations."""
+"""The prompt that the model reads: a question with the scale's instruction and template.
+
+Building data, rollouts and evaluations all use `prompt_ids`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from rankrl.recipe.scale import Data, Model, Scale
 
 
 def prompt_text(tokenizer: Any, data: Data, prompt: str) -> str:
-    """Question, instruction, then the template around both."""
+    """The question followed by the scale's instruction, with the template around both."""
     question = f"{prompt}\n\n{data.instruction}" if data.instruction else prompt
     if data.template != "chat":
         return data.template.replace("{}", question) if data.template else question
@@ -26,13 +28,16 @@ def prompt_ids(tokenizer: Any, data: Data, prompt: str) -> list[int]:
 
 
 def load_tokenizer(model: Model) -> Any:
-    """Of a directory, the hub, or an embedded model. Raises ValueError, one line, if it is not to be had."""
+    """The tokenizer of a directory, a model of the hub, or an embedded model.
+
+    Raises ValueError, one line, if it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     path = str(EMBEDDED.get(model.path, model.path))
     try:
         return AutoTokenizer.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    except Exception as error:  # no network, no such model, no access, damaged files: each a class of its own
+    except Exception as error:  # no network, no such model, no access, damaged files: each has its own class
         raise ValueError(
             f"model.path: the tokenizer of {model.path} is not to be had ({type(error).__name__}); "
             "a local copy: scale.model.path=DIR"
@@ -40,7 +45,10 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def short_enough(scale: Scale) -> Callable[[str], bool]:
-    """Whether a prompt fits into `lengths.prompt_tokens`, instruction and template included."""
+    """A check that a prompt fits into `lengths.prompt_tokens` with instruction and template.
+
+    Raises ValueError, one line, if there is no tokenizer or no chat template.
+    """
     tokenizer = load_tokenizer(scale.model)
     chats = scale.data.template != "chat" or bool(tokenizer.chat_template)
     require(chats, "data.template", "chat", "a text with {}, or null", f"{scale.model.path} has no chat template")

@@ -1,4 +1,7 @@
-"""Rows of a source, from the hub or from local files, by the same library: `datasets`, streaming. No code of a data set is run."""
+"""Reads the rows of a source, streaming, from the hub or from local files.
+
+Both go through the library `datasets`. No code of a data set is run.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,15 @@ READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 
 
 def commit(name: str, source: Source, origin: Origin) -> str:
-    """The commit that the origin's revision stands for. Raises ValueError, one line, if the hub cannot be asked."""
+    """The commit that the origin's revision stands for on the hub.
+
+    Raises ValueError, one line, if the hub cannot be asked or does not know it.
+    """
     from huggingface_hub import dataset_info
 
     try:
         return str(dataset_info(source.hub, revision=origin.revision).sha)
-    except Exception as error:  # no network, no such repository or revision, no access: each a class of its own
+    except Exception as error:  # no network, no such repository or revision, no access: each has its own class
         raise ValueError(
             f"data.mixture.origin.{name}: {source.hub} at {origin.revision} is not to be had from the hub "
             f"({_short(error)}); elsewhere: hf download --repo-type dataset {source.hub} --local-dir DIR, then here: "
@@ -29,9 +35,10 @@ def commit(name: str, source: Source, origin: Origin) -> str:
 
 
 def read(name: str, source: Source, origin: Origin, revision: str | None) -> Iterator[list[Row]]:
-    """Batches of rows with the source's columns, at most `origin.rows`. `revision` is a commit of the hub, None for local files.
+    """Batches of rows with the source's columns, at most `origin.rows` rows in all.
 
-    Raises ValueError, one line, for a missing file, config, split or column, damaged files, or a source without rows.
+    `revision` is a commit of the hub, or None for local files. Raises ValueError, one line, for a
+    missing file, config, split or column, damaged files, or a source without rows.
     """
     key, left, seen = f"data.mixture.origin.{name}", origin.rows, 0
     for part in _parts(key, source, origin):
@@ -45,7 +52,10 @@ def read(name: str, source: Source, origin: Origin, revision: str | None) -> Ite
 
 
 def _parts(key: str, source: Source, origin: Origin) -> list[dict[str, Any]]:
-    """Arguments of `load_dataset`, one set for each (config, split) of a repository or a copy of it, or one for plain files."""
+    """The arguments of each call of `load_dataset`.
+
+    One call for each (config, split) of a repository or a copy of it, or one for plain files.
+    """
     if origin.path is None:
         return [{"path": source.hub, "name": config, "split": split} for config, split in source.parts]
     path = Path(origin.path)
@@ -71,9 +81,9 @@ def _batches(key: str, source: Source, part: dict[str, Any]) -> Iterator[list[Ro
             require(not missing, f"{key}: columns", sorted(table.column_names), f"with {', '.join(missing)}")
             here = [column for column in source.columns + source.extra if column in table.column_names]
             yield table.select(here).to_pylist()
-    except (
-        Exception
-    ) as error:  # the library raises a class of its own, or of pyarrow, fsspec or the hub, for each kind of trouble
+    except Exception as error:
+        # For each kind of trouble the library raises its own class, or one of pyarrow, fsspec or
+        # the hub.
         told = str(error) if isinstance(error, ValueError) and str(error).startswith(key) else None
         raise ValueError(told or f"{key}: {_place(part)} is not readable ({_short(error)})") from error
 

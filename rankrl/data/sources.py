@@ -1,7 +1,7 @@
-"""The data sets that a mixture may draw from: for each, where it is and a pure function from its row to a question.
+"""The data sets that a mixture may draw from: for each, where it is and how rows become questions.
 
-Columns, sizes and licences as on the hub's cards, see docs/data.md. Commits are not written here: `Origin.revision` pins one, and
-the card records the one that was read.
+Columns, sizes and licences are as on the hub's cards, see docs/data.md. Commits are not written
+here: `Origin.revision` pins one, and the mixture's card records the one that was read.
 """
 
 from __future__ import annotations
@@ -31,26 +31,32 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set of the hub. `parts` are (config, split) pairs; `extra` columns are used where they are there."""
+    """A data set of the hub. `parts` are (config, split) pairs; `extra` columns are optional."""
 
     hub: str
     parts: tuple[tuple[str, str], ...]
     columns: tuple[str, ...]
     question: Callable[[Row], Question | str]
-    """Row -> question, or the reason why the row has none."""
+    """A pure function from a row to its question, or to the reason why it has none."""
     licence: str
     extra: tuple[str, ...] = ()
 
 
 def text(value: Any) -> str:
-    """Answers are text, integers (AIME) or floats (what a reader made of integers beside nulls)."""
+    """A value as text, without spaces around it; "" for None.
+
+    Answers are text, integers (AIME) or floats (which readers make of integers beside nulls).
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return "" if value is None else str(value).strip()
 
 
 def said(turns: list[Row] | None, *roles: str) -> str:
-    """The last turn of one of `roles`, in either of the two usual spellings of a conversation."""
+    """The text of the last turn by one of `roles`, or "" if there is none.
+
+    Turns are read in both usual formats: role and content, or from and value.
+    """
     found = [t.get("content", t.get("value")) for t in turns or [] if t.get("role", t.get("from")) in roles]
     return text(found[-1]) if found else ""
 
@@ -92,7 +98,7 @@ def openthoughts(row: Row) -> Question:
 
 
 def aime_past(row: Row) -> Question | str:
-    """1983 to 2023: later ones are for evaluation."""
+    """The question of an AIME of 1983 to 2023; later ones are for evaluation."""
     if int(row["Year"]) >= 2024:
         return "held out"
     return Question(text(row["Question"]), text(row["Answer"]), text(row["Year"]))
@@ -160,9 +166,9 @@ def find_source(name: str) -> Source:
 
 
 def accepted(row: Row, source: Source) -> Question | str:
-    """The question of a row without its instructions, or the reason why it is dropped.
+    """The question of a row, without instructions, or the reason why the row is dropped.
 
-    Raises ValueError, one line, for a row of another layout.
+    Raises ValueError, one line, for a row with an unexpected layout.
     """
     try:
         found = source.question(row)
@@ -175,7 +181,7 @@ def accepted(row: Row, source: Source) -> Question | str:
 
 
 def unfit(question: Question) -> str | None:
-    """Why a question's answer cannot be verified, or is verified by a guess; None if it is fit."""
+    """Why a question's answer cannot be verified, or could be guessed; None if it is fit."""
     prompt, answer, _ = question
     if not prompt:
         return "no prompt"

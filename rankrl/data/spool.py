@@ -1,6 +1,6 @@
-"""Rows on disk while a mixture is built, so that memory does not grow with their text: texts in SQLite, shingles in a flat file.
+"""Keeps rows on disk while a mixture is built, so that memory does not grow with their text.
 
-In memory stay 60 bytes a row, as columns.
+Texts are in SQLite, shingles in a flat file. 60 bytes a row stay in memory, as columns.
 """
 
 from __future__ import annotations
@@ -19,36 +19,39 @@ from rankrl.recipe.require import require
 
 @dataclass(frozen=True)
 class Columns:
-    """What is known of each row, by row number; hashes are of 64 bits."""
+    """What is known of each row, by row number. Hashes have 64 bits."""
 
     source: np.ndarray
     """Index of the source, in order of precedence."""
     content: np.ndarray
-    """Of everything in the row: what an item is named after."""
+    """Hash of everything in the row; the item is named after it."""
     prompt: np.ndarray
-    """Of the prompt's tokens: equal for exact duplicates."""
+    """Hash of the prompt's tokens: equal for exact duplicates."""
     answer: np.ndarray
-    """Of the answer's tokens."""
+    """Hash of the answer's tokens."""
     numbers: np.ndarray
-    """Of the numbers in the prompt."""
+    """Hash of the numbers in the prompt."""
     shingles: np.ndarray
-    """How many distinct shingles the prompt has."""
+    """Number of distinct shingles of the prompt."""
 
 
 @dataclass(frozen=True)
 class Shingles:
-    """The shingle sets of all rows, in a file of their own."""
+    """The shingle sets of all rows, in a file at `path`. `count`: the size of each row's set."""
 
     path: Path
     count: np.ndarray
 
     @property
     def start(self) -> np.ndarray:
+        """The position in the file of each row's first shingle."""
         return np.cumsum(self.count) - self.count
 
     def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shingles of `rows`, flat; for each the place of its row in `rows`). The map is closed after each call, so its pages
-        do not add up in memory."""
+        """(shingles of `rows`, flat; for each the index in `rows` of its row).
+
+        The file is mapped anew in each call, so its pages do not add up in memory.
+        """
         count = self.count[rows].astype(np.int64)
         owner = np.repeat(np.arange(len(rows)), count)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
@@ -56,7 +59,7 @@ class Shingles:
 
 
 class Spool:
-    """Texts by row number. Add all rows, then read them."""
+    """The questions of all rows, by row number, in SQLite. Fill it once, then read it."""
 
     def __init__(self, directory: Path):
         self.shingle_path = directory / "shingles.bin"
@@ -69,7 +72,10 @@ class Spool:
             self.table.execute(statement)
 
     def fill(self, batches: Iterable[tuple[int, str, list[Question]]]) -> Columns:
-        """Stores the questions of all (source index, source name, questions). Raises ValueError, one line, if there are none."""
+        """Stores all batches (source index, source name, questions); returns the rows' columns.
+
+        Raises ValueError, one line, if there is no question.
+        """
         parts: list[list[np.ndarray]] = []
         rows = 0
         with self.shingle_path.open("wb") as file:
@@ -88,7 +94,7 @@ class Spool:
         return Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def questions(self, rows: np.ndarray, batch: int = 256) -> Iterator[tuple[int, Question]]:
-        """(row, question) of `rows`, in their order."""
+        """(row number, question) of each of `rows`, in the given order."""
         for start in range(0, len(rows), batch):
             some = rows[start : start + batch].tolist()
             marks = ",".join("?" * len(some))
@@ -111,5 +117,8 @@ def _hashes(name: str, questions: list[Question], words: list[list[str]]) -> lis
 
 
 def drawn_order(content: np.ndarray, seed: int) -> np.ndarray:
-    """A pseudo-random number for each row that depends on its content and the seed alone, not on where it stood."""
+    """A pseudo-random number for each row, from the hash of its content and the seed alone.
+
+    It does not depend on the row's position.
+    """
     return mixed(content ^ mixed(np.full(1, seed, np.uint64)))

@@ -1,6 +1,6 @@
-"""Prompts as what is compared: normal tokens, hashes of 64 bits, shingles.
+"""Prompts in the forms that are compared: normalised tokens, 64-bit hashes, shingles.
 
-At a million prompts the chance that any two different ones share a hash is 3e-8.
+For a million prompts, the chance that any two different ones share a hash is 3e-8.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ INSTRUCTIONS = (
 
 
 def bare(prompt: str) -> str:
-    """The question without the instructions that a source puts around it; the scale has its own."""
+    """The question without the instructions of its source; the scale has its own."""
     for text in INSTRUCTIONS:
         prompt = prompt.strip().removeprefix(text).removesuffix(text)
     return prompt.strip()
 
 
 def tokens(text: str) -> list[str]:
-    """Words, numbers and signs in lower case: without punctuation, spacing and LaTeX's spellings of one thing. Operators stay."""
+    """Words, numbers and operators in lower case, without punctuation and spacing.
+
+    LaTeX's different spellings of one thing become the same.
+    """
     plain = ALIKE_ANY.sub(lambda found: ALIKE[found[0]], unicodedata.normalize("NFKC", text))
     plain = NOISE.sub(" ", THOUSANDS.sub("", plain)).lower()
     return TOKEN.findall(SINGLE.sub(r" \1 ", plain))
@@ -59,30 +62,34 @@ def hashed(text: str) -> int:
 
 
 def key(words: list[str]) -> int:
-    """Hash of a text's tokens: equal for what differs only in case, punctuation and spacing."""
+    """The hash of a text's tokens: equal where only case, punctuation and spacing differ."""
     return hashed(" ".join(words))
 
 
 def numbers(words: list[str]) -> int:
-    """Hash of the numbers among the tokens, in any order."""
+    """The hash of the numbers among the tokens, in any order."""
     return key(sorted(word for word in words if word[-1] in DIGITS))
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """A permutation of the 64-bit integers that spreads them (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """Each 64-bit integer replaced by another, one to one and seemingly at random.
+
+    The finaliser of SplitMix64 (Steele et al. 2014).
+    """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def shingles(texts: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes of the distinct runs of SHINGLE tokens of each text, flat and in order; how many each text has).
+    """(hashes of the distinct shingles of each text, flat and sorted; how many each text has).
 
-    A text of fewer tokens is one shingle.
+    A shingle is a run of SHINGLE tokens; a text of fewer tokens is one shingle.
     """
     padded = [words + ["\0"] * (SHINGLE - len(words)) for words in texts]
     lengths = np.array([len(words) for words in padded])
-    encoded = "\n".join("\n".join(words) for words in padded).encode().split(b"\n")  # a third of the time of one by one
+    # Encoding all tokens at once takes a third of the time of one by one.
+    encoded = "\n".join("\n".join(words) for words in padded).encode().split(b"\n")
     hashes = np.array([xxh3_64_intdigest(word) for word in encoded], dtype=np.uint64)
     rolled = mixed(hashes)
     for ahead in range(1, SHINGLE):

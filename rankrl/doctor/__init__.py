@@ -1,4 +1,7 @@
-"""Checks this machine for a scale and says what to do. Loads no weights, starts no Ray, downloads nothing."""
+"""Checks whether this machine can run a scale, and says what to do if not.
+
+Loads no weights, starts no Ray, downloads nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from rankrl.recipe.schema import Recipe
 
 
 def usual_run(scale: Scale) -> Run:
-    """A run to estimate by: the reference rank, about 16 prompts x 8 samples, 100 steps. Raises ValueError as `plan` does."""
+    """A typical run for estimates: the reference rank, about 16 prompts x 8 samples, 100 steps.
+
+    Raises ValueError as `plan` does.
+    """
     workers = lcm(scale.placement.policy_workers, scale.placement.value_workers)
     batch_size = workers * -(-16 // workers)  # every worker gets its share
     rank = min(32, largest_rank(scale))
@@ -21,14 +27,17 @@ def usual_run(scale: Scale) -> Run:
 
 
 def _build_data(scale: Scale) -> str:
-    """What gives a scale its data."""
+    """The command or settings that give a scale its data."""
     if scale.data.mixture is None:
         return "scale.data.train=FILE scale.data.evaluation=FILE"
     return f"rankrl data {scale.name} --to {Path(scale.data.train).parent}"
 
 
 def doctor(scale: Scale, runs: Path) -> int:
-    """Prints a line for each check as it is done, then the estimates. Returns 1 if anything fails."""
+    """Prints a line for each check as it is done, then the estimates.
+
+    Returns the exit code: 1 if a check fails, else 0.
+    """
     from rankrl.doctor import assets, machine
     from rankrl.doctor.check import Check, one_line, say
     from rankrl.recipe.estimate import estimates, legend, likely_parallel_runs, table

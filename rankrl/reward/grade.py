@@ -1,6 +1,7 @@
-"""The verdict on a response. `Grader.grade` is the one way to it: in training, in evaluations, on the command line.
+"""The verdict on a response. `Grader.grade` is the only way to get one, in training and elsewhere.
 
-What strings and exact numbers decide is decided here, in microseconds; algebra goes to a pool of processes.
+What strings and exact numbers can decide is decided here, in microseconds; algebra goes to a pool
+of processes.
 """
 
 from __future__ import annotations
@@ -16,25 +17,33 @@ from rankrl.reward.extract import answer
 from rankrl.reward.provers import Pair, Pool
 
 GRADER = 3
-"""Version of the verdicts. Scores of different versions are not comparable: it is part of the key of cached base scores."""
+"""Version of the grading rules.
+
+Scores of different versions are not comparable, so it is part of the key of cached base scores.
+"""
 OUTCOMES = ("correct", "wrong", "unparsable", "timeout")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`outcome` is one of OUTCOMES; `boxed` is format."""
+    """The verdict on a response: `outcome`, one of OUTCOMES, and whether the answer was `boxed`."""
 
     outcome: str
     boxed: bool
 
     @property
     def correct(self) -> bool:
-        """The score."""
+        """Whether the response is right; this is its score."""
         return self.outcome == "correct"
 
 
 class Grader:
-    """Grades from any thread. Its worker processes start with the first answer that needs algebra, and live until `close`."""
+    """Grades responses, from any thread.
+
+    Its worker processes start with the first answer that needs algebra, and live until `close`. A
+    worker has `deadline_s` seconds for a verdict, a call of `grade` has `call_s` seconds. The
+    latest `remembered` verdicts are cached.
+    """
 
     def __init__(self, workers: int = 2, deadline_s: float = 5.0, call_s: float = 60.0, remembered: int = 100_000):
         self.pool, self.call_s, self.remembered = Pool(workers, deadline_s), call_s, remembered
@@ -42,13 +51,13 @@ class Grader:
         self._lock = threading.Lock()
 
     def grade(self, responses: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
-        """A verdict for each response, in order. Takes `call_s` seconds at most, and a worker's deadline."""
+        """A verdict for each response, in order. No algebra is started after `call_s` seconds."""
         answers = [answer(response) for response in responses]
         outcomes = self.outcomes([(given, gold) for (given, _), gold in zip(answers, golds, strict=True)])
         return [Verdict(outcome, boxed) for outcome, (_, boxed) in zip(outcomes, answers, strict=True)]
 
     def outcomes(self, pairs: list[Pair]) -> list[str]:
-        """One of OUTCOMES for each (given, gold)."""
+        """One of OUTCOMES for each (given, gold) pair, in order."""
         quick = {pair: self._remembered(pair) or judge(*pair) for pair in dict.fromkeys(pairs)}
         hard = [pair for pair, outcome in quick.items() if outcome is None]
         proved = self.pool.prove(hard, self.call_s) if hard else []
@@ -64,7 +73,7 @@ class Grader:
             return self._known.get(pair)
 
     def _remember(self, found: dict[Pair, str | None]) -> None:
-        """The latest verdicts. Long answers are not worth the memory: they are refused at once."""
+        """Caches the latest verdicts, except for long answers: those are refused quickly anyway."""
         short = {pair: outcome for pair, outcome in found.items() if outcome and len(pair[0]) + len(pair[1]) < 1000}
         with self._lock:
             self._known.update(short)
@@ -75,9 +84,10 @@ class Grader:
 
 
 def shaped(verdict: Verdict, response_tokens: int, longest_tokens: int, weights: Reward) -> float:
-    """1[correct] +- boxed_bonus - length_penalty * (share of the way from where it begins to the longest response).
+    """The training reward: 1[correct] +- boxed_bonus - length_penalty * `beyond`.
 
-    With 2 boxed_bonus + length_penalty < 1 (checked when the recipe is loaded), right always beats wrong.
+    With 2 boxed_bonus + length_penalty < 1 (checked when the recipe is loaded), a right answer
+    always gets more than a wrong one.
     """
     return (
         float(verdict.correct)
@@ -87,7 +97,11 @@ def shaped(verdict: Verdict, response_tokens: int, longest_tokens: int, weights:
 
 
 def beyond(response_tokens: int, longest_tokens: int, weights: Reward) -> float:
-    """0 up to the length that costs nothing, then linearly up to 1 at the longest response (DAPO, arXiv 2503.14476, eq. 13)."""
+    """How far a response is over the length that costs nothing, from 0 to 1.
+
+    0 up to that length, then linear up to 1 at the longest response (DAPO, arXiv 2503.14476, eq.
+    13).
+    """
     if weights.length == "none":
         return 0.0
     buffer_tokens = weights.overlong_buffer_tokens or (1 - weights.length_free) * longest_tokens

@@ -1,4 +1,8 @@
-"""Exact values: integers, decimals, fractions, mixed numbers, scientific notation, repeating decimals; and units beside them."""
+"""Exact values of numbers, and the units beside them.
+
+Numbers are integers, decimals, fractions, mixed numbers, scientific notation and repeating
+decimals.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +80,7 @@ SUFFIX = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """A value as text, exactly where it is a number, and its unit."""
+    """A value as text, its exact value if it is a number, and its unit if it has one."""
 
     text: str
     exact: Fraction | None
@@ -84,7 +88,7 @@ class Quantity:
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a number in one of FORMS, with at most one sign in front; else None."""
+    """The exact value of a number in one of FORMS, with at most one sign in front, else None."""
     plain = squeezed(text)
     negative = plain.startswith("-")
     plain = plain[1:].lstrip() if plain.startswith(("-", "+")) else plain
@@ -114,7 +118,11 @@ def _decimal(text: str) -> Fraction:
 
 
 def unit_named(name: str, power: int = 1) -> str | None:
-    """`square cm`, `cm^2`, `km/h`, `miles per hour` in one spelling; None for words that are no known unit."""
+    """A unit in one spelling, or None for words that are no known unit.
+
+    Reads, for instance, `square cm`, `cm^2`, `km/h` and `miles per hour`. `power` is an exponent
+    that stood outside `name`.
+    """
     name = re.sub(r"\^\{?([23])\}?", r" ^\1", " ".join(name.split())).strip(" .")
     over = re.split(r"\s*/\s*|\s+per\s+", name)
     if len(over) == 2:
@@ -132,7 +140,7 @@ def unit_named(name: str, power: int = 1) -> str | None:
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
-    """(value, unit). A unit of one letter counts only as `\\text{m}`: `5m` is a product."""
+    """(value, unit or None). A one-letter unit must be written `\\text{m}`: `5m` is a product."""
     text = text.strip()
     for sign, unit in ((r"\$", "$"), ("€", "€"), ("£", "£"), ("¥", "¥"), ("%", "%")):
         if text.endswith(sign) and text != sign:

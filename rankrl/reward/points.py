@@ -1,8 +1,9 @@
-"""The value of an expression at fixed points: exact where it is rational in its letters, else in floating point.
+"""Values of an expression at fixed points: exact if it is rational in its letters, else floating.
 
-Exact values decide: rational functions that agree at random points are the same. Floating ones only refute: what differs there is
-different, what agrees needs algebra. This is also the guard before algebra: only what this grammar reads is passed on, with every
-part of it within a double's range.
+Exact values decide: rational functions that agree at random points are the same. Floating-point
+values can only refute: expressions that differ there are different; those that agree need algebra.
+This is also the guard before algebra: it only gets what this grammar reads, with every part within
+the range of a double.
 """
 
 from __future__ import annotations
@@ -45,19 +46,26 @@ CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 
 
 class Unreadable(ValueError):
-    """Not an expression of this grammar, or without a finite value."""
+    """Raised for text that is no expression of this grammar or has no finite value."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Values at POINTS: `exact` if the expression is rational, with pi as a letter (it is transcendental); and `near` ones."""
+    """The values of an expression at POINTS.
+
+    `exact` if it is rational, where pi counts as a letter (pi is transcendental), else None; `near`
+    in floating point.
+    """
 
     exact: tuple[Fraction, ...] | None
     near: tuple[complex, ...]
 
 
 class Expression:
-    """Recursive descent over the tokens of one text, evaluated on the way at one point."""
+    """A recursive-descent parser that evaluates the tokens of one text at one point.
+
+    With `formal`, pi counts as a letter. Methods raise Unreadable for what they cannot read.
+    """
 
     def __init__(self, found: list[str], point: int, formal: bool):
         self.tokens, self.point, self.formal = found, point, formal
@@ -104,7 +112,10 @@ class Expression:
                 return value
 
     def starts_factor(self, token: str) -> bool:
-        """Whether a factor follows without a sign. A number does not: `x 2`, `2 3`, and `2{3}` that looks like 23, are not read."""
+        """Whether `token` starts a factor that follows without an operator.
+
+        A number does not: `x 2`, `2 3`, and `2{3}`, which looks like 23, are not read.
+        """
         if token == r"\frac" and self.tokens[self.at - 1][0].isdigit() and self.simple_fraction():
             raise Unreadable("a mixed number inside an expression")
         if token == "{" and next((t for t in self.tokens[self.at :] if t != "{"), "}")[0] in "0123456789.":
@@ -138,7 +149,10 @@ class Expression:
         return raised(base, exponent)
 
     def argument(self, signed: bool = False) -> Value:
-        """What a command or `^` applies to: a group or one token. TeX takes the first of bare digits; several are not read."""
+        """The value that a command or `^` applies to: a group or one token.
+
+        Several bare digits are not read, because TeX would take only the first.
+        """
         token = self.peek()
         if token == "{":
             return self.group()
@@ -197,14 +211,17 @@ class Expression:
         return bounded(value if power is None else value**2)
 
     def bare_argument(self) -> Value:
-        """`\\sin 2x`: factors up to a sign, a bracket or the next function."""
+        """The argument in `\\sin 2x`: factors up to a sign, a bracket or the next function."""
         value = self.power()
         while self.peek() not in FUNCTIONS and self.peek() not in ("(", "[") and self.starts_factor(self.peek()):
             value = bounded(value * self.power())
         return value
 
     def name(self, name: str) -> Value:
-        """A constant, or the value of a letter at this point: positive at the first two, negative at the third."""
+        """The value of a constant, or of a letter at this point.
+
+        Letters are positive at the first two points, negative at the third.
+        """
         if name in CONSTANTS and self.peek() != "_" and not (self.formal and name == r"\pi"):
             return CONSTANTS[name]
         self.letters += 1
@@ -238,7 +255,10 @@ def tokens(text: str) -> list[str]:
 
 
 def bounded(value: Value) -> Value:
-    """Raises Unreadable beyond a double's range, or where an exact value grows long."""
+    """The value, in floating point if its exact form is longer than MOST_BITS.
+
+    Raises Unreadable beyond the range of a double.
+    """
     if isinstance(value, Fraction):
         long = value.numerator.bit_length() > MOST_BITS or value.denominator.bit_length() > MOST_BITS
         value = complex(value) if long else value
@@ -248,7 +268,10 @@ def bounded(value: Value) -> Value:
 
 
 def raised(base: Value, exponent: Value) -> Value:
-    """Exact for whole exponents while the result is short; never an integer of unbounded size."""
+    """base ** exponent: exact for whole exponents while the result is short, else floating point.
+
+    It never builds an integer of unbounded size.
+    """
     if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
         if bits * abs(exponent.numerator) <= MOST_BITS:
@@ -257,6 +280,7 @@ def raised(base: Value, exponent: Value) -> Value:
 
 
 def whole(value: Value, largest: int = 100) -> int:
+    """The value as an integer from 0 to `largest`. Raises Unreadable if it is none."""
     if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= largest:
         raise Unreadable("not a whole number in range")
     return value.numerator
@@ -272,7 +296,10 @@ def binomial(top: Value, bottom: Value) -> Value:
 
 
 def estimate(text: str) -> Estimate | None:
-    """None for what is not an expression of bounded size with finite values."""
+    """The values of an expression at POINTS.
+
+    None if the text is not an expression of bounded size with finite values.
+    """
     if PROSE.search(text):
         return None
     try:
@@ -281,7 +308,7 @@ def estimate(text: str) -> Estimate | None:
         formal = [Expression(found, point, True).value() for point in POINTS] if r"\pi" in found else near
     except (Unreadable, ArithmeticError, ValueError):
         return None
-    rational = "|" not in found  # else equal on one side of 0 does not mean equal
+    rational = "|" not in found  # |x| and x are equal on one side of 0 only
     exact = tuple(value for value in formal if isinstance(value, Fraction) and rational)
     return Estimate(exact if len(exact) == len(POINTS) else None, tuple(complex(value) for value in near))
 
@@ -298,7 +325,10 @@ def agree(given: Estimate, gold: Estimate) -> bool | None:
 
 
 def factor(given: Estimate, gold: Estimate) -> tuple[float, bool] | None:
-    """(real factor between two expressions, whether it is certain); None without one, or where one of them is 0."""
+    """(the constant real factor between two expressions, whether it is certain).
+
+    None if there is no such factor, or if one of them is 0 at a point.
+    """
     if not all(given.near) or not all(gold.near):
         return None
     if given.exact and gold.exact:

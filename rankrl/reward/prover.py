@@ -1,8 +1,9 @@
-"""`python -m rankrl.reward.prover CPU_S MEMORY_BYTES`: the process that does algebra. A line in is a JSON list of [given, gold]
-pairs; for each pair a line goes out at once: correct, wrong or unparsable.
+"""The process that does algebra: `python -m rankrl.reward.prover CPU_S MEMORY_BYTES`.
 
-It may hang or run out of memory: the pool kills it and starts another. It executes no text: parsing is a grammar (ANTLR), and an
-audit hook, which nothing can take away again, refuses to run strings as code, to write files, to start programs and to connect.
+A line of its input is a JSON list of [given, gold] pairs. For each pair it prints a line at once:
+correct, wrong or unparsable. It may hang or run out of memory: the pool kills it and starts
+another. It executes no text: the parser is a grammar (ANTLR), and an audit hook, which cannot be
+removed, refuses to run strings as code, write files, start programs or open connections.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ WARM = [
 
 
 def guard(memory_bytes: int) -> None:
-    """Dies with the parent, ignores Ctrl-C (the parent decides), stays within its memory."""
+    """Makes this process die with its parent, ignore Ctrl-C and stay within its memory.
+
+    The parent decides what Ctrl-C does.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -52,13 +56,16 @@ def guard(memory_bytes: int) -> None:
 
 
 def exhausted() -> bool:
-    """Whether memory has ever come near its limit: the libraries take a MemoryError for `not equal`, so their verdict is void."""
+    """Whether memory has ever come near its limit.
+
+    If so, the verdict is void: the libraries take a MemoryError for `not equal`.
+    """
     peak_kib = int(re.search(r"VmPeak:\s*(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
     return peak_kib << 10 > 0.9 * resource.getrlimit(resource.RLIMIT_AS)[0]
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: raises RuntimeError before the forbidden happens."""
+    """An audit hook that raises RuntimeError before a forbidden action happens."""
     text = event == "exec" and arguments[0].co_filename.startswith("<") and "frozen" not in arguments[0].co_filename
     writing = event == "open" and isinstance(arguments[1], str) and arguments[1].strip("rbtU") != ""
     if text or writing or event.startswith(REFUSED):
@@ -67,7 +74,7 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
 
 @lru_cache(maxsize=4096)
 def parsed(text: str) -> Any:
-    """A sympy expression by math-verify's parser. Raises whatever the parser raises."""
+    """The sympy expression that math-verify's parser reads. Raises whatever the parser raises."""
     import sympy
     from latex2sympy2_extended import latex2sympy
 
@@ -77,7 +84,10 @@ def parsed(text: str) -> Any:
 
 
 def number(_: Any, text: str) -> Any:
-    """In place of the parser's own way, which evaluates the text of a number as Python code, and rounds it."""
+    """The exact sympy number for a text.
+
+    The parser's own method evaluates the text of a number as Python code, and rounds it.
+    """
     from sympy import Rational
 
     return Rational(*Fraction(text.replace(",", "")).as_integer_ratio())
@@ -90,8 +100,10 @@ def install_numbers() -> None:
 
 
 def install_monomials() -> None:
-    """In place of sympy's, which are written as Python text for each number of letters and run as such: `refuse` would stop that,
-    simplifying would fail, and equal answers would be called wrong.
+    """Replaces sympy's functions on monomials by plain ones.
+
+    sympy writes its own as Python text, for each number of letters, and executes the text. `refuse`
+    would stop that, simplifying would fail, and equal answers would be called wrong.
     """
     from sympy.polys import monomials
 
@@ -102,7 +114,7 @@ def install_monomials() -> None:
 
 
 def at_point(expression: Any, point: int) -> Any:
-    """Its value to DIGITS digits where its letters have fixed rational values."""
+    """The value of an expression to DIGITS digits, at fixed rational values of its letters."""
     from sympy import Rational
 
     letters = sorted(expression.free_symbols, key=str)
@@ -111,14 +123,17 @@ def at_point(expression: Any, point: int) -> Any:
 
 
 def vanishes(value: Any) -> bool:
-    """A number that is 0 to 40 digits."""
+    """Whether a sympy value is a number that is 0 to 40 digits."""
     from sympy import Float
 
     return bool(value.is_number and value.is_finite is not False and abs(value) < Float(10) ** (20 - DIGITS))
 
 
 def algebra(given: str, gold: str, same_ratio: bool) -> bool:
-    """Equal by value to 40 digits and by math-verify; or equal up to a constant factor, to 40 digits at four points."""
+    """Whether two answers are equal: by value to 40 digits, and by math-verify.
+
+    With `same_ratio`, whether they are equal up to a constant factor, to 40 digits at four points.
+    """
     from math_verify import verify
 
     try:
@@ -127,7 +142,7 @@ def algebra(given: str, gold: str, same_ratio: bool) -> bool:
             first, *others = [at_point(ours / theirs, point) for point in range(4)]
             return not vanishes(first) and all(vanishes(other - first) for other in others)
         return vanishes(at_point(ours - theirs, 0)) and bool(verify(theirs, ours, timeout_seconds=None))
-    except Exception:  # of a parser and an algebra system that raise anything
+    except Exception:  # the parser and the algebra system may raise anything
         return False
 
 
@@ -136,7 +151,7 @@ def main() -> None:
     guard(memory_bytes)
     install_numbers()
     install_monomials()
-    for given, gold in WARM:  # imports what is imported lazily
+    for given, gold in WARM:  # triggers lazy imports
         judge(given, gold, algebra)
     sys.addaudithook(refuse)
     print("ready", flush=True)

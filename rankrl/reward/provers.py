@@ -1,4 +1,7 @@
-"""Worker processes for algebra. Each verdict has a deadline; a worker that misses it, dies or runs out of memory is replaced."""
+"""Worker processes for algebra.
+
+Each verdict has a deadline. A worker that misses it, dies or runs out of memory is replaced.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY_BYTES = 1 << 30
 START_S = 120.0
-"""Longest start of a worker: it imports sympy, maybe beside busy training processes."""
+"""Most seconds that a worker may take to start: it imports sympy, maybe beside busy training."""
 BATCH = 16
+"""Pairs that a worker is sent at once."""
 Pair = tuple[str, str]
+"""(given, gold)."""
 
 
 class Worker:
-    """One prover process, owned by one thread: it dies with that thread, as with the whole process (PR_SET_PDEATHSIG)."""
+    """One prover process, owned by one thread.
+
+    It dies with that thread or with the whole parent process (PR_SET_PDEATHSIG).
+    """
 
     def __init__(self, deadline_s: float):
         self.deadline_s, self.unread = deadline_s, b""
@@ -40,7 +48,10 @@ class Worker:
             raise RuntimeError("grader: its worker does not start; see `python -m rankrl.reward.prover 5 1073741824`")
 
     def verdicts(self, pairs: list[Pair]) -> Iterator[str | None]:
-        """One verdict for each pair as it comes; None, and the end, when the worker is late or gone."""
+        """A verdict for each pair, as it arrives; a last None if the worker is late or gone.
+
+        It is late after `deadline_s` seconds without a verdict.
+        """
         try:
             self._send(json.dumps(pairs, ensure_ascii=False).encode(errors="replace") + b"\n")
         except OSError:
@@ -65,7 +76,7 @@ class Worker:
         self.process.stdin.flush()
 
     def _line(self, wait_s: float) -> str | None:
-        """The next line of the worker, within so many seconds; None if there is none."""
+        """The worker's next line, or None if none arrives within `wait_s` seconds."""
         assert self.process.stdout
         pipe, end_s = self.process.stdout.fileno(), time.monotonic() + wait_s
         while b"\n" not in self.unread:
@@ -88,7 +99,10 @@ class Pool:
         self._own = threading.local()
 
     def prove(self, pairs: list[Pair], call_s: float) -> list[str]:
-        """A verdict for each pair: correct, wrong, unparsable or timeout. After `call_s` what is left is timeout."""
+        """A verdict for each pair, in order: correct, wrong, unparsable or timeout.
+
+        Batches that are not started within `call_s` seconds get timeout.
+        """
         end_s = time.monotonic() + call_s
         batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
         done = self._threads.map(lambda batch: list(self._batch(batch, end_s)), batches)
@@ -114,7 +128,7 @@ class Pool:
                 yield verdict or "timeout"
 
     def _worker(self) -> Worker:
-        """That of this thread. One that died without work costs no verdict."""
+        """The worker of this thread. One that died while idle is replaced and costs no verdict."""
         worker = getattr(self._own, "worker", None)
         if worker and worker.process.poll() is not None:
             self._replace(worker)

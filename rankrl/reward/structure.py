@@ -1,4 +1,4 @@
-"""What an answer is made of: a leaf, a list, a bracketed group, a union, a matrix, an equation, a relation."""
+"""The structure of an answer: leaf, list, bracketed group, union, matrix, equation or relation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ MOST_PARTS = 64
 
 @dataclass(frozen=True)
 class Node:
-    """`mark` holds a group's brackets, a relation's operator; `label` the name in front of `=`, `\\in` or of an interval."""
+    """An answer or a part of one.
+
+    `mark` holds the brackets of a group or the operators of a relation; `label` the name in front
+    of `=` or `\\in`, or the variable of an interval.
+    """
 
     kind: Kind
     text: str
@@ -32,7 +36,10 @@ class Node:
 
 
 def read(text: str) -> Node:
-    """The structure of a tidied answer. Raises ValueError for more than MOST_PARTS parts in one place."""
+    """The structure of a tidied answer.
+
+    Raises ValueError for more than MOST_PARTS parts at one level.
+    """
     text = text.strip()
     wrapped = re.fullmatch(r"\\text\{([^{}]*)\}", text)
     if wrapped:
@@ -48,7 +55,10 @@ def read(text: str) -> Node:
 
 
 def split(text: str, separators: tuple[str, ...]) -> list[tuple[str, str]]:
-    """[(part, separator after it)] at the top level of brackets and environments."""
+    """[(part, separator after it)], split outside all brackets and environments.
+
+    Raises ValueError for more than MOST_PARTS parts.
+    """
     depth, start, at, parts = 0, 0, 0, []
     while at < len(text):
         escaped = text[at : at + 2] in (r"\{", r"\}")
@@ -78,7 +88,10 @@ def _row(row: str) -> Node:
 
 
 def _list(text: str) -> Node | None:
-    """Values beside each other: `1, 2`, `1; 2`, `1 or 2`, `1 and 2`. Thousands separators are no lists."""
+    """Values beside each other: `1, 2`, `1; 2`, `1 or 2`, `1 and 2`; None if there is one value.
+
+    A number with thousands separators is one value.
+    """
     if quantity(text).exact is not None:
         return None
     plain = re.sub(r"\\text\{ *(and|or) *\}", r" \1 ", text)
@@ -105,7 +118,7 @@ def _relation(text: str) -> Node | None:
 
 
 def _interval(sides: list[str], signs: list[str]) -> Node | None:
-    """`x > 1` as (1, infinity), `1 \\leq x < 2` as [1, 2), both labelled x."""
+    """`x > 1` as (1, infinity), `1 \\leq x < 2` as [1, 2), each with the label x; else None."""
     if any(sign in (">", r"\geq") for sign in signs):
         flip = {">": "<", r"\geq": r"\leq", "<": ">", r"\leq": r"\geq"}
         sides, signs = sides[::-1], [flip.get(sign, sign) for sign in signs[::-1]]
@@ -126,7 +139,10 @@ def _union(text: str) -> Node | None:
 
 
 def _bracketed(text: str) -> Node | None:
-    """`(a, b)`, `[a, b)`, `\\{a, b\\}`; brackets around one value are dropped, and braces of sets make a list."""
+    """The structure of `(a, b)`, `[a, b)` or `\\{a, b\\}`; None without brackets around it all.
+
+    Brackets around one value are dropped, and the braces of a set make a list.
+    """
     for opening, closings in ((r"\{", (r"\}",)), ("(", (")", "]")), ("[", (")", "]"))):
         for closing in closings:
             inner = text[len(opening) : -len(closing)].strip()
@@ -145,7 +161,7 @@ def _group(text: str, inner: str, opening: str, closing: str) -> Node | None:
 
 
 def _balanced(inner: str) -> bool:
-    """Whether brackets of any kind close within, so that the ones around belong together."""
+    """Whether all brackets in `inner` close in it, so that the two around it belong together."""
     depth = 0
     for character in inner:
         depth += (character in OPEN) - (character in CLOSE)
@@ -155,7 +171,7 @@ def _balanced(inner: str) -> bool:
 
 
 def _signed(text: str) -> Node | None:
-    """`a \\pm b` as the two values."""
+    """`a \\pm b` as a list of its two values; None unless there is exactly one `\\pm`."""
     if len(re.findall(r"\\pm(?![A-Za-z])", text)) != 1:
         return None
     both = [re.sub(r"\s*\\pm(?![A-Za-z])\s*", sign, text).strip() for sign in "+-"]

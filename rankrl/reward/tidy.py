@@ -1,5 +1,8 @@
 # ruff: noqa: RUF001 - signs that look alike are what this file is about
-"""One spelling for what typesets alike: LaTeX spacing, wrappers, fonts, Unicode signs. Text in, text out; nothing is evaluated."""
+"""One spelling for what typesets alike: LaTeX spacing, wrappers, fonts, Unicode signs.
+
+Text in, text out; nothing is evaluated.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ SPELLINGS = [
 
 
 def matching(text: str, start: int) -> int:
-    """Index of the brace that closes the one at `start`; -1 if none does."""
+    """The index of the brace that closes the one at `start`; -1 if none does."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == "{") - (text[i] == "}")
@@ -72,7 +75,10 @@ def matching(text: str, start: int) -> int:
 
 
 def peel(text: str) -> str:
-    """Without the wrappers around a whole answer: dollars, \\( \\), \\boxed, bold marks, a full stop at the end."""
+    """The text without wrappers around the whole answer.
+
+    Wrappers are dollars, \\( \\), \\[ \\], \\boxed, bold marks, and punctuation at the end.
+    """
     while True:
         before, text = text, text.strip()
         for opening, closing in WRAPPERS:
@@ -87,13 +93,19 @@ def peel(text: str) -> str:
 
 
 def undollared(text: str) -> str:
-    """Dollars in pairs delimit mathematics; a single one is money."""
+    """The text without dollars that come in pairs, since those delimit mathematics.
+
+    An odd number of dollars means money: they become `\\$`.
+    """
     alone = re.findall(r"(?<!\\)\$", text)
     return re.sub(r"(?<!\\)\$", r"\\$" if len(alone) % 2 else "", text)
 
 
 def tidy(text: str) -> str:
-    """The answer in one spelling. Idempotent on what it returns; spaces are single, and kept where they may matter."""
+    """The answer in one spelling. Spaces are single, and kept where they may matter.
+
+    Applied to its own result, it changes nothing.
+    """
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^{" + m[0].translate(RAISED) + "}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m[0].translate(LOWERED) + "}", text).translate(TYPOGRAPHY)
     text = undollared(peel(text))
@@ -103,16 +115,22 @@ def tidy(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """Without the spaces that mean nothing: one between two digits or two letters stays, and one after a comma."""
+    """The text without spaces that mean nothing.
+
+    A space stays between two digits, between two letters, and between a comma and a digit.
+    """
     return re.sub(r"(?<![0-9,]) (?=[0-9])|(?<![A-Za-z]) (?=[A-Za-z])| (?![0-9A-Za-z])", "", text.strip())
 
 
 def unwrapped(text: str) -> str:
-    """`\\text{...}` as its content."""
+    """The text with each `\\text{...}` replaced by its content."""
     return re.sub(r"\s+", " ", re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)).strip()
 
 
 def words(text: str) -> str:
-    """For comparing text: no wrappers, quotes or case. A single letter keeps its case: it may be a variable or a choice."""
+    """The text for a comparison of words: without wrappers, quotes and case.
+
+    A single letter keeps its case: it may be a variable or a choice.
+    """
     text = unwrapped(text).strip(" \"'`.!?:")
     return text if len(text) < 2 else text.casefold()
