@@ -145,7 +145,7 @@ def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(runs), len(runs))
     from rankrl.data.base_model import local_directory
 
-    local_directory(runs[0].scale.model)  # a missing one is an error at once, not after Ray has started
+    local_directory(runs[0].scale.model)  # a missing model is an error at once, not after Ray starts
     prepare_process(runs[0].scale.placement.gpus)
     from rankrl.sweep.bench import Bench
 
