@@ -1,6 +1,7 @@
-"""`make bench`: what a seed costs on this machine. Prints medians and [least, most] of repetitions as a Markdown table.
+"""`make bench`: what a seed costs on this machine.
 
-Warm figures are taken on services of this process, with the code that a sweep runs; cold ones with the command itself.
+It prints the median and [least, most] of repetitions as a Markdown table. Warm figures are measured
+on services of this process, with the code that a sweep runs; cold figures with the command itself.
 """
 
 from __future__ import annotations
@@ -38,23 +39,26 @@ def runs_of(*words: str) -> list[Run]:
 
 
 def packed(parallel_runs: int, steps: int, *words: str) -> list[Run]:
-    """So many runs of mixed ranks, with one evaluation sample per item at the end."""
+    """`parallel_runs` runs of mixed ranks, with one evaluation sample per item at the end."""
     common = (f"steps={steps}", "scale.sampling.eval_samples=1", *words)
     return [runs_of(f"ranks=[{rank}]", f"seeds=[{i}]", *common)[0] for i, rank in enumerate(RANKS_OF_8[:parallel_runs])]
 
 
 def row(what: str, values: Iterable[float], unit: str) -> None:
+    """Prints one row of the table: median and [least, most] of `values`."""
     values = list(values)
     spread = f"[{min(values):.3g}, {max(values):.3g}]" if len(values) > 1 else ""
     print(f"| {what} | {statistics.median(values):.3g} {unit} | {spread} |", flush=True)
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:
+    """The lines of every metrics.jsonl under `directory`."""
     return [json.loads(text) for path in directory.rglob("metrics.jsonl") for text in path.read_text().splitlines()]
 
 
 @contextmanager
 def bench_of(runs: list[Run], parallel_runs: int) -> Iterator[Any]:
+    """Context with a bench for `runs` whose services are up and whose base is evaluated."""
     from rankrl.sweep.bench import Bench
 
     with tempfile.TemporaryDirectory() as directory:
@@ -66,7 +70,7 @@ def bench_of(runs: list[Run], parallel_runs: int) -> Iterator[Any]:
 
 
 def train(bench: Any, runs: list[Run], parallel_runs: int) -> tuple[float, list[dict[str, Any]]]:
-    """(seconds, metrics of all steps) of `runs`, afresh."""
+    """Trains `runs` from their start. Returns (seconds, metrics of all steps)."""
     from rankrl.sweep.packing import train_all
 
     with tempfile.TemporaryDirectory() as directory:
@@ -79,7 +83,10 @@ def train(bench: Any, runs: list[Run], parallel_runs: int) -> tuple[float, list[
 
 
 def cold(repetitions: int) -> None:
-    """The command in processes of its own: to the first step, and the unpacked path for a run of 60 steps."""
+    """Measures the command in processes of its own.
+
+    Rows: seconds to the first step, and seed-runs per hour with a process for each run of 60 steps.
+    """
     first, unpacked = [], []
     for _ in range(repetitions):
         with tempfile.TemporaryDirectory() as directory:
@@ -97,7 +104,7 @@ def cold(repetitions: int) -> None:
 
 
 def sweep_of_12(repetitions: int) -> None:
-    """12 runs x 60 steps as a user types it, start-up and evaluations included."""
+    """Measures 12 runs of 60 steps as a user starts them, start-up and evaluations included."""
     seconds = []
     for _ in range(repetitions):
         with tempfile.TemporaryDirectory() as directory:
@@ -110,7 +117,7 @@ def sweep_of_12(repetitions: int) -> None:
 
 
 def warm(bench: Any, seed: int) -> float:
-    """Seconds to the first step of a run on services that are up."""
+    """Seconds to the end of the first step of a run on services that are up."""
     from rankrl.ppo.loop import RunTrainer
 
     start_s = time.perf_counter()
@@ -124,7 +131,7 @@ def warm(bench: Any, seed: int) -> float:
 
 
 def memory_mb(bench: Any) -> dict[str, int]:
-    """Resident memory by process."""
+    """Resident memory in MiB by process: engine, controller and workers."""
     services = bench.services
     pids = {"engine": ray.get(services.engines[0].ready.remote()), "controller": os.getpid()}
     for process in psutil.Process().children(recursive=True):
@@ -135,7 +142,7 @@ def memory_mb(bench: Any) -> dict[str, int]:
 
 
 def by_number(bench: Any, repetitions: int, steps: int) -> None:
-    """Cost of a run-step and memory against the number of runs at once, on the same services."""
+    """Measures seconds per run and step, and memory, by the number of runs at once."""
     for parallel_runs in (1, 2, 4, 8):
         costs, per_hour, phases = [], [], []
         for _ in range(repetitions):
@@ -152,7 +159,10 @@ def by_number(bench: Any, repetitions: int, steps: int) -> None:
 
 
 def growth(bench: Any, steps: int, key: str, values: Iterable[int], *words: str) -> None:
-    """Seconds a step, bytes and seconds a sync, against one word of the recipe."""
+    """Measures seconds per step for each value of one key of the recipe.
+
+    For ranks also seconds and bytes per sync.
+    """
     for value in values:
         run = runs_of(
             "ranks=[32]", "seeds=[0]", f"steps={steps}", "scale.sampling.eval_samples=1", *words, f"{key}=[{value}]"
@@ -166,7 +176,10 @@ def growth(bench: Any, steps: int, key: str, values: Iterable[int], *words: str)
 
 
 def random_model(directory: Path, layers: int, hidden: int) -> list[str]:
-    """A model of random weights, which hardly ever ends an answer by itself, as words for the scale."""
+    """Saves a model of random weights, which hardly ever ends an answer by itself.
+
+    Returns the overrides of the scale for it.
+    """
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -190,7 +203,7 @@ def random_model(directory: Path, layers: int, hidden: int) -> list[str]:
 
 
 def shapes(steps: int) -> None:
-    """Growth with answer length and model size, on models of random weights."""
+    """Measures growth with answer length and model size, on models of random weights."""
     for layers, hidden, answer in ((2, 256, 8), (2, 256, 32), (2, 256, 128), (4, 256, 8), (4, 512, 8)):
         with tempfile.TemporaryDirectory() as directory:
             words = [*random_model(Path(directory), layers, hidden), f"scale.lengths.response_tokens={answer}",
@@ -204,8 +217,9 @@ def shapes(steps: int) -> None:
 
 
 def warm_services(repetitions: int, steps: int) -> None:
+    """Measures runs on services that are up: by number of runs, batch size and rank."""
     with bench_of(runs_of("ranks=[32]", "seeds=[0]", "steps=1"), 8) as bench:
-        train(bench, packed(1, 2), 1)  # the first use of everything
+        train(bench, packed(1, 2), 1)  # not measured: the first use of everything is slower
         row(
             "warm: a later run, attached and to the end of its first step",
             (warm(bench, i) for i in range(repetitions)),

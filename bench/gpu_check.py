@@ -1,9 +1,11 @@
-"""What a GPU shows of what a CPU cannot: each part in a process of its own, with a limit, so that one failure loses nothing.
+"""Checks of what only a GPU shows; prints a Markdown table.
 
-    python bench/gpu_check.py [parts ...]      # inits steps pipeline memory; prints a Markdown table
+    python bench/gpu_check.py [parts ...]      # parts: inits steps pipeline memory
 
-`inits` and `memory` need no vLLM. `memory` builds a model of random weights of Qwen3-8B's shape (16 GB on disk) and trains on it;
---small takes the embedded model's shape instead, to try this file on a CPU.
+Each part runs in a process of its own, with a time limit, so that one failure loses nothing else.
+`inits` and `memory` need no vLLM. `memory` builds a model of random weights of Qwen3-8B's shape (16
+GB on disk) and trains on it; --small takes the embedded model's shape instead, to try this file on
+a CPU.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def runs_of(recipe: str, *words: str) -> list[Any]:
 
 
 def policy_worker(run: Any, path: str) -> Any:
-    """OpenRLHF's worker on its base in this process, without Ray, vLLM or a value worker."""
+    """OpenRLHF's policy worker in this process, without Ray, vLLM or a value worker."""
     if not on_gpu():
         from rankrl.ppo import cpu
 
@@ -74,7 +76,7 @@ def policy_worker(run: Any, path: str) -> Any:
 
 
 def attach(worker: Any, run: Any, rank: int) -> str:
-    """Adds an adapter whose every micro batch is an optimizer step. Returns its name."""
+    """Adds an adapter that takes an optimizer step at every micro-batch. Returns its name."""
     from rankrl.ppo.workers import AdapterSpec
     from rankrl.recipe.rank_table import uniform
 
@@ -86,7 +88,7 @@ def attach(worker: Any, run: Any, rank: int) -> str:
 
 
 def experience(samples: int, prompt: int, answer: int, vocabulary: int) -> Any:
-    """Random tokens and advantages, as the update takes them."""
+    """A batch of random tokens and advantages, in the form that the update takes."""
     import torch
     from openrlhf.trainer.ppo_utils.experience import Experience
 
@@ -108,7 +110,7 @@ def experience(samples: int, prompt: int, answer: int, vocabulary: int) -> Any:
 
 
 def train(worker: Any, name: str, batch: Any, steps: int) -> tuple[list[float], list[float]]:
-    """(seconds, gradient norms) of so many optimizer steps."""
+    """Makes `steps` optimizer steps. Returns (seconds, gradient norms), one of each per step."""
     import torch
 
     seconds, norms = [], []
@@ -126,7 +128,7 @@ def train(worker: Any, name: str, batch: Any, steps: int) -> tuple[list[float], 
 
 
 def inits() -> None:
-    """Starts measured on this device, against the CPU's."""
+    """Compares starts measured on this device with those measured on the CPU."""
     import torch
 
     with tempfile.TemporaryDirectory() as directory:
@@ -146,12 +148,12 @@ def inits() -> None:
 
 
 def signed(rows: Any) -> Any:
-    """Singular vectors have no sign of their own: here the largest entry of a row is positive."""
+    """The rows with their largest entry made positive, as singular vectors have no sign."""
     return rows * rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).sign()
 
 
 def starts(to: Path) -> None:
-    """The first rows of adapters by every method that needs the base, in fp32."""
+    """Saves to `to` the first rows of adapters (fp32) of every method that needs the base."""
     import torch
 
     from rankrl.adapter.watch import Batch, Samples
@@ -161,7 +163,7 @@ def starts(to: Path) -> None:
     path = str(EMBEDDED["embedded:nano"])
     worker = policy_worker(runs_of("demo", "ranks=[8]", "seeds=[0]")[0], path)
     made = experience(64, 8, 8, 60)
-    advantage_N = 2.0 * (made.sequences[:, 8].cpu() % 2) - 1  # a signal to be found: odd first answers are good
+    advantage_N = 2.0 * (made.sequences[:, 8].cpu() % 2) - 1  # the signal to find: odd first answers are good
     group_N = torch.arange(64) // 8
     on_host = lambda t: t.cpu()  # noqa: E731
     batch = Batch(on_host(made.sequences), on_host(made.attention_mask), on_host(made.action_mask), torch.arange(64), group_N % 2,
@@ -183,7 +185,10 @@ def starts(to: Path) -> None:
 
 
 def steps() -> None:
-    """The trainer alone on the embedded model: stages of ZeRO, checkpointing, precision. One process each."""
+    """Measures the trainer alone on the embedded model, each setting in a process of its own.
+
+    The settings are ZeRO stages, checkpointing, shared prefixes and precision.
+    """
     for label, words in {
         "ZeRO-2": (),
         "ZeRO-3": (ZERO3,),
@@ -220,6 +225,7 @@ def step(label: str, words: list[str]) -> None:
 
 
 def random_weights(config_file: Path, to: Path) -> None:
+    """Saves a model with the shape of `config_file` and random weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -237,7 +243,10 @@ def random_weights(config_file: Path, to: Path) -> None:
 
 
 def memory(small: bool) -> None:
-    """Peak memory and seconds of updates at ranks 1 and 32, against the estimate of `rankrl plan`."""
+    """Measures peak memory and seconds of updates at ranks 1 and 32.
+
+    The estimate of `rankrl plan` is printed beside them.
+    """
     home = next(d for d in ("/dev/shm", tempfile.gettempdir()) if small or shutil.disk_usage(d).free > 20e9)
     with tempfile.TemporaryDirectory(dir=home) as directory:
         for part in ("build", "update"):
@@ -246,7 +255,7 @@ def memory(small: bool) -> None:
 
 
 def shape(small: bool) -> tuple[Path, tuple[str, ...], list[int], int]:
-    """(config, words of the scale, tokens of a sample, vocabulary)"""
+    """(config.json, overrides of the scale, tokens per sample to try, vocabulary size)."""
     if small:
         return ROOT / "rankrl/data/nano_model/config.json", ("scale.model.gradient_checkpointing=true",), [16, 24], 60
     return ROOT / "rankrl/scales/models/Qwen/Qwen3-8B.json", QWEN, [1024, 2048, 4096, 9216], 151936
@@ -287,7 +296,7 @@ def curves(directory: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def same(one: dict[str, Any], two: dict[str, Any]) -> str:
-    """Where two results of one set of runs part: bit for bit, but for seconds."""
+    """Where two results of the same runs first differ, bit for bit, except for seconds."""
     strip = lambda lines: [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines]  # noqa: E731
     found = []
     for run_id, lines in one.items():
@@ -298,7 +307,7 @@ def same(one: dict[str, Any], two: dict[str, Any]) -> str:
 
 
 def pipeline(words: list[str]) -> None:
-    """The whole loop on warm services: two runs one by one, again, and together."""
+    """Measures the whole loop on warm services: two runs one by one, again, and together."""
     from rankrl.sweep.local import prepare_process
 
     runs = runs_of(

@@ -1,7 +1,9 @@
-"""`python bench/grader.py`: verdicts a second on ordinary answers, every pair seen for the first time, with two workers.
+"""`python bench/grader.py`: verdicts per second on ordinary answers, with two workers.
 
-The mixture is meant to look like final answers of GSM8K, MATH and DAPO: mostly integers, then fractions and decimals, a few of the
-rest. Half are right, as often written otherwise as the same. The share that needs algebra is printed with the result.
+No pair was graded before. The mixture is meant to look like final answers of GSM8K, MATH and DAPO:
+mostly integers, then fractions and decimals, and a few others. Half of the answers are right; half
+of the right ones are written differently from the gold answer. The share that needs algebra is
+printed with the result.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ PAIRS = 20_000
 
 
 def integer(draw: random.Random) -> tuple[str, str, str]:
-    """(gold, the same written otherwise, another)."""
+    """(gold answer, the same answer written differently, another answer)."""
     n = draw.randrange(-2000, 100_000)
     return str(n), draw.choice([f"{n:,}", f"x = {n}", f"${n}$", rf"{n}\text{{ cm}}", f"{n}.0", rf"\${n}"]), str(n + 1)
 
@@ -79,9 +81,12 @@ def text(draw: random.Random) -> tuple[str, str, str]:
 
 MIXTURE = [(integer, 62), (fraction, 12), (decimal, 7), (percentage, 2), (polynomial, 3), (surd, 3)]
 MIXTURE += [(with_pi, 2), (several, 5), (text, 4)]
+"""(function, share in percent). Every function returns the same three kinds of answers as
+`integer`."""
 
 
 def pairs(seed: int) -> list[tuple[str, str]]:
+    """`PAIRS` pairs of (answer, gold answer), drawn from `seed`."""
     draw = random.Random(seed)
     kinds = draw.choices([kind for kind, _ in MIXTURE], [share for _, share in MIXTURE], k=PAIRS)
     made = []
@@ -92,7 +97,7 @@ def pairs(seed: int) -> list[tuple[str, str]]:
 
 
 def cpu_s(grader: Grader) -> float:
-    """Of this process and the workers."""
+    """CPU seconds that this process and the grader's workers have used."""
     times = [psutil.Process(worker.process.pid).cpu_times() for worker in grader.pool.workers]
     return time.process_time() + sum(t.user + t.system for t in times)
 

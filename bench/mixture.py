@@ -1,10 +1,11 @@
-"""A million synthetic problems through the code of `rankrl data`, with planted copies and leaks: what is found, memory, seconds.
+"""The code of `rankrl data` on a million synthetic problems with planted copies and leaks.
 
-    python bench/mixture.py [ROWS]      half are written as GSM8K's rows, half as MATH's
+    python bench/mixture.py [ROWS]      # half are written as GSM8K's rows, half as MATH's
 
-Planted: exact copies (other case and spacing), near-copies (a word or two replaced), evaluation items and near-copies of them (a
-word or a number replaced), and decoys, which must stay: problems of a template that differ in one number, and near-copies with
-another answer.
+It prints what is found, memory and seconds. Planted are exact copies (other case and spacing),
+near-copies (a word or two replaced), evaluation items and near-copies of them (a word or a number
+replaced), and decoys, which must stay: problems of a template that differ in one number, and
+near-copies with another answer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ KINDS = {
     "near": 0.1,
     "decoy": 0.1,
     "template": 0.1,
-}  # shares of the rows; the others are problems of their own
+}  # shares of the rows; all other rows are different problems
 EVALUATION, LEAKS = 1000, 2000
 TOPICS = ("apples", "boxes", "coins", "trains", "litres", "metres", "hours", "books", "marbles", "tickets")
 
@@ -41,12 +42,12 @@ def words(seed: int, count: int) -> list[str]:
 
 
 WORDS = words(0, 20_000)
-CUMULATED = list(accumulate(1 / (rank + 10) for rank in range(len(WORDS))))  # few words are most of a text
+CUMULATED = list(accumulate(1 / (rank + 10) for rank in range(len(WORDS))))  # a few words make up most of a text
 DRAWN = random.Random(1).choices(WORDS, cum_weights=CUMULATED, k=1 << 20)
 
 
 def problem(number: int) -> list[str]:
-    """20 to 100 words, three of them numbers."""
+    """A problem of 20 to 100 words, three of them numbers, drawn from `number`."""
     rng = np.random.default_rng(number)
     text = [DRAWN[i] for i in rng.integers(len(DRAWN), size=rng.integers(20, 101)).tolist()]
     third = len(text) // 3
@@ -56,7 +57,10 @@ def problem(number: int) -> list[str]:
 
 
 def reworded(text: list[str], number: int) -> list[str]:
-    """One word replaced, in long problems another: a Jaccard index of 0.71 or more."""
+    """The problem with one word replaced, or two if it is long.
+
+    The Jaccard index of the two texts is 0.71 or more.
+    """
     rng = random.Random(-number - 1)
     text = list(text)
     places = [place for place, word in enumerate(text) if not word.isdigit()]
@@ -66,13 +70,13 @@ def reworded(text: list[str], number: int) -> list[str]:
 
 
 def renumbered(text: list[str]) -> list[str]:
-    """Another first number."""
+    """The problem with another first number."""
     place = next(place for place, word in enumerate(text) if word.isdigit())
     return [*text[:place], str(int(text[place]) + 1), *text[place + 1 :]]
 
 
 def train_rows(rows: int, evaluation: list[list[str]]) -> Iterator[tuple[str, str, str]]:
-    """(kind, prompt, answer)."""
+    """(kind, prompt, answer) of each training row."""
     copies = {kind: int(rows * share) for kind, share in KINDS.items()}
     own = rows - sum(copies.values()) - LEAKS
     for i in range(own):
@@ -98,7 +102,10 @@ def train_rows(rows: int, evaluation: list[list[str]]) -> Iterator[tuple[str, st
 
 
 def write(directory: Path, rows: int) -> Counter[str]:
-    """Rows in random order, to two files; returns how many there are of each kind."""
+    """Writes the training rows, each at random to one of two files, and the evaluation items.
+
+    Returns the number of training rows of each kind.
+    """
     evaluation = [problem(10**9 + i) for i in range(EVALUATION)]
     rng, kinds = random.Random(0), Counter[str]()
     with (directory / "gsm8k.jsonl").open("w") as gsm8k, (directory / "math.jsonl").open("w") as math:

@@ -1,6 +1,10 @@
-"""What a report costs: python bench/report.py [SEEDS ...] writes 36 cells of so many seeds x 500 steps, and times the parts.
+"""What a report costs: seconds and memory of its parts, on synthetic sweeps.
 
-Default: 6 and 278 seeds, that is 216 and 10,008 runs (5 GB where each run has metrics of its own; here most link to 20 of them).
+    python bench/report.py [SEEDS ...]
+
+For each number of seeds it writes 36 cells of that many seeds x 500 steps and times the parts; an
+existing directory is measured as it is. Default: 6 and 278 seeds, that is 216 and 10,008 runs (5 GB
+if each run had metrics of its own; here most link to those of 20 runs).
 """
 
 from __future__ import annotations
@@ -22,7 +26,10 @@ from rankrl.report.summary import sweep_summary
 
 
 def timed(name: str, work):
-    """The result; prints CPU seconds, wall seconds and the peak of resident memory so far."""
+    """Calls `work` and returns its result.
+
+    Prints CPU seconds, wall seconds and the peak of resident memory so far.
+    """
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     result = work()
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -41,7 +48,10 @@ def measure(root: Path) -> None:
 
 
 def opening_s(page: Path) -> float:
-    """Seconds from the start of the navigation to the end of the load event, the first opening left out."""
+    """Median seconds from the start of the navigation to the end of the load event.
+
+    It is over 5 openings; a first one is left out.
+    """
     with tempfile.TemporaryDirectory() as directory, browser(Path(directory)) as window:
         seen_ms = []
         for _ in range(6):

@@ -1,4 +1,7 @@
-"""A run as OpenRLHF's command line: what a recipe or scale decides is passed explicitly, the rest is upstream's default."""
+"""The OpenRLHF command line and argument namespace of a run.
+
+What a recipe or scale decides is passed explicitly; everything else keeps OpenRLHF's default.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ LR_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine
 
 
 def command_line(run: Run, model: str) -> list[str]:
-    """OpenRLHF's words for `run` on the model directory `model`."""
+    """OpenRLHF's command-line arguments to train `run` on the model in directory `model`."""
     recipe, scale, place = run.recipe, run.scale, run.scale.placement
     micro = micro_batch(run)
     stage = deepspeed_config(scale)["zero_optimization"]["stage"]
@@ -63,5 +66,8 @@ def command_line(run: Run, model: str) -> list[str]:
 
 
 def arguments(run: Run, model: str) -> SimpleNamespace:
-    """OpenRLHF's checked namespace for `run`. Raises ValueError as `parse_arguments` does."""
+    """OpenRLHF's checked argument namespace for `run` on the model in directory `model`.
+
+    Raises ValueError as `parse_arguments` does.
+    """
     return parse_arguments(command_line(run, model))

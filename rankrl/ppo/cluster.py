@@ -1,4 +1,7 @@
-"""The Ray cluster: the one that Slurm has started, or one on this machine. Light to import, so it starts beside heavy imports."""
+"""The Ray cluster: the one that Slurm has started, or a new one on this machine.
+
+This file is light to import, so that Ray can be started before the heavy imports.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ from rankrl.ppo.transport import send_tensors_as_arrays
 
 
 def start_ray(gpus: int) -> None:
-    """Joins the cluster of this Slurm step if there is one; otherwise starts Ray here, on loopback, alone on this machine."""
+    """Joins the Ray cluster of this Slurm step, or starts one on this machine if there is none.
+
+    A Ray started here serves this machine alone, on the loopback address. `gpus` is the number of
+    GPUs that it pretends to have if the machine has none.
+    """
     environment = {
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -47,7 +54,10 @@ def start_ray(gpus: int) -> None:
 
 
 def check_resources(gpus: int) -> None:
-    """Raises ValueError if the cluster is too small: Ray would wait for ever for what it does not have."""
+    """Raises ValueError if the cluster has fewer than `gpus` GPUs or CPUs.
+
+    Ray would wait forever for what the cluster does not have.
+    """
     there = ray.cluster_resources()
     for kind in ("GPU", "CPU"):
         found = int(there.get(kind, 0))

@@ -1,7 +1,8 @@
-"""vLLM's LoRA layers on a CPU: tokens grouped by adapter. GPU runs, which have kernels of their own, never load this file.
+"""vLLM's LoRA layers on a CPU, with tokens grouped by adapter.
 
-vLLM 0.29's CPU fallback (lora/ops/torch_ops/lora_ops.py) copies an adapter's weights once per token, and gives the tokens of
-the base the adapter of the last slot when both are in one batch.
+vLLM 0.29's CPU fallback (lora/ops/torch_ops/lora_ops.py) copies an adapter's weights once per
+token, and applies the adapter of the last slot to tokens of the base when both are in one batch.
+GPU runs have kernels of their own and never load this file.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from torch.nn.functional import pad
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 ROWS = 16
-"""From here on the BLAS library rounds a row of a product the same way whatever the other rows are; fewer are padded, so that a
-run's log-probabilities do not depend on which runs share its batch."""
+"""Least number of rows of a matrix product. From this number on, the BLAS library rounds a row the
+same way whatever the other rows are. Smaller batches are padded, so that a run's log-probabilities
+do not depend on which runs share its batch."""
 
 
 class GroupedAdapters(PunicaWrapperCPU):
     """PunicaWrapperCPU with one product per adapter and module, equal to vLLM's up to rounding."""
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        """Called once per engine step, with the adapters of its tokens."""
+        """Groups the tokens of an engine step by adapter. vLLM calls it once per step."""
         super().update_metadata(*args, **kwargs)
         self.by_token = groups(self.token_lora_indices)
         self.by_sample = groups(self.sampler_indices)
@@ -36,13 +38,16 @@ class GroupedAdapters(PunicaWrapperCPU):
         output_slices: tuple[int, ...],
         **_: Any,
     ) -> None:
-        """y [T, sum(output_slices)] += scale x [T, d_in] A^T B^T, slice by slice, with the A and B of each token's adapter."""
+        """y [T, sum(output_slices)] += scale x [T, d_in] A^T B^T, slice by slice.
+
+        Each token uses the A and B of its own adapter.
+        """
         add(self.by_token, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **_: Any
     ) -> None:
-        """y [T, d] += x [T, r] B^T for the adapters that adapt the embedding; x comes out of its A."""
+        """y [T, d] += x [T, r] B^T for adapters of the embedding, where x is the output of A."""
         for slot, rows in self.by_token:
             b = lora_b_stacked[slot].squeeze(0)
             if b.any():
@@ -58,14 +63,17 @@ class GroupedAdapters(PunicaWrapperCPU):
         scale: float,
         **_: Any,
     ) -> None:
-        """y [S, V] += scale x [S, d] A^T B^T for the adapters that adapt the output layer."""
+        """y [S, V] += scale x [S, d] A^T B^T for adapters of the output layer."""
         with_logits = [(slot, rows) for slot, rows in self.by_sample if lora_b_stacked[slot].any()]
         width = min(y.shape[-1], lora_b_stacked.shape[-2])
         add(with_logits, y, x, (lora_a_stacked,), (lora_b_stacked,), scale, (width,))
 
 
 def groups(slots_T: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
-    """(slot, its rows) of each adapter in a batch; None stands for all rows. Rows of slot -1 belong to the base."""
+    """(slot, its rows) of each adapter in a batch; None stands for all rows.
+
+    `slots_T` is the slot of each token. Slot -1 is the base, which is left out.
+    """
     slots = torch.unique(slots_T).tolist()
     if len(slots) == 1:
         return [(slot, None) for slot in slots if slot >= 0]
@@ -81,9 +89,11 @@ def add(
     scale: float,
     widths: tuple[int, ...],
 ) -> None:
-    """Adds each adapter's product to its rows of y. As in vLLM's kernels, x A^T is taken in fp32 and the rest in y's precision.
+    """Adds each adapter's product to its own rows of y, in place.
 
-    `a_stacked[i]` [slots, 1, r, d_in] and `b_stacked[i]` [slots, 1, d_out, r] belong to slice i of y, `widths[i]` wide.
+    As in vLLM's kernels, x A^T is computed in fp32 and the rest in y's precision. `a_stacked[i]`
+    [slots, 1, r, d_in] and `b_stacked[i]` [slots, 1, d_out, r] belong to slice i of y, which is
+    `widths[i]` wide.
     """
     x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
     for slot, rows in by_slot:

@@ -1,4 +1,7 @@
-"""The value worker: OpenRLHF's `CriticModelActor` with a frozen base; a run brings a value adapter and a value head."""
+"""The value worker: OpenRLHF's `CriticModelActor` with a frozen base.
+
+Each run brings a value adapter and a value head.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,17 @@ from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, sche
 
 
 class ValueHead(nn.Linear):
-    """hidden [.., H] in any precision -> value [.., 1] in fp32."""
+    """Linear layer from hidden states [.., H] in any precision to values [.., 1] in fp32."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden.to(self.weight.dtype))
 
 
 def value_head(hidden_size: int, seed: int) -> ValueHead:
-    """A head from N(0, 1 / (H + 1)), upstream's initialisation, drawn from the seed."""
+    """A value head with normal weights of standard deviation 1 / (H + 1), drawn from `seed`.
+
+    This is upstream's initialisation; H is the hidden size.
+    """
     head = ValueHead(hidden_size, 1, bias=False)
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(head.weight, std=1 / (hidden_size + 1), generator=generator)
@@ -34,10 +40,12 @@ def value_head(hidden_size: int, seed: int) -> ValueHead:
 
 
 class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
+    """A worker that holds one base and the value adapters and heads of the attached runs."""
+
     def init_model_from_pretrained(
         self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int
     ) -> None:
-        """Loads the base. Runs come later, by `attach`."""
+        """Loads the base from directory `path`. Runs are added later, by `attach`."""
         self.join(strategy)
         args = strategy.args
         base = get_llm_for_sequence_regression(
@@ -58,12 +66,15 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         self.hold(base, AdapterHost(base, modules, layers))
 
     def hold(self, critic: nn.Module, host: AdapterHost) -> None:
-        """Works with upstream's critic model, whose decoder carries the adapters of `host`."""
+        """Uses `critic`, upstream's critic model, whose decoder carries the adapters of `host`."""
         self.critic, self.host, self.runs = critic, host, {}
         self.critic.train = host.train
 
     def attach(self, spec: AdapterSpec) -> int:
-        """Builds the run's value adapter, head and optimizer. Returns the number of trained parameters."""
+        """Builds the run's value adapter, value head and optimizer.
+
+        Returns the number of trained parameters.
+        """
         self.host.attach(spec.name, spec.table, *starting_factors(spec.init, spec.seed, spec.table, None))
         factors = [p for pair in self.host.factors(spec.name, spec.table).values() for p in pair]
         head = value_head(self.critic.config.hidden_size, spec.seed).to(factors[0].device)

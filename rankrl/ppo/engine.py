@@ -1,4 +1,7 @@
-"""The rollout engine: OpenRLHF's vLLM actor, serving the base and the adapters of many runs in one batch, in one process."""
+"""The rollout engine: OpenRLHF's vLLM actor, in one process.
+
+It serves the base and the adapters of many runs in one batch.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +34,21 @@ T = TypeVar("T")
 
 @dataclass
 class Batch:
-    """Requests that one call brought in, until the last of them has finished."""
+    """The requests of one `generate_batch` call, until the last of them has finished."""
 
     outputs: list[Any]
+    """vLLM's output of each request; None until the request has finished."""
     open: int
+    """Number of requests that have not finished."""
     done: Future = field(default_factory=Future)
 
 
 class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
-    """Upstream's actor with vLLM's engine core inside the actor: no process, pipe or serialisation between the two.
+    """Upstream's actor with vLLM's engine core in the same process.
 
-    One thread owns the engine. Between two engine steps it takes in what has arrived (batches of requests, adapters), so a batch
-    enters as a whole whatever the timing, and requests of all runs decode together.
+    There is no pipe and no serialisation between the two. One thread owns the engine. Between two
+    engine steps it takes in what has arrived: batches of requests, and adapters. So a batch always
+    enters as a whole, whatever the timing, and the requests of all runs are decoded together.
     """
 
     def __init__(self, bundle_indices: list[int] | None, num_gpus: int, **arguments: Any):
@@ -51,10 +57,10 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
 
             cpu.group_adapters()
         self._configure_device_env(arguments["distributed_executor_backend"], bundle_indices, num_gpus)
-        self._configure_vllm_env(version, vllm, full_determinism=True)  # this is what puts the core into this process
+        self._configure_vllm_env(version, vllm, full_determinism=True)  # puts vLLM's engine core into this process
         self.llm = vllm.LLMEngine.from_engine_args(
             vllm.EngineArgs(**arguments)
-        )  # vllm loads them now, in this process alone
+        )  # vllm imports both classes here, in this process alone
         self.served: dict[int, LoRARequest] = {}
         self.versions, self.requests = 0, 0
         self.arrivals: queue.SimpleQueue[tuple[Future, Callable[[], None]]] = queue.SimpleQueue()
@@ -62,15 +68,16 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
         threading.Thread(target=self._serve, daemon=True).start()
 
     async def ready(self) -> int:
-        """The engine's process id, once it can serve."""
+        """The engine's process id. Returns once the engine can serve."""
         return os.getpid()
 
     async def load_adapter(self, adapter_id: int, payload: Payload) -> int:
         """Serves `payload` as adapter `adapter_id` from now on. Returns the bytes received."""
         args = (adapter_id, payload.names, payload.shapes, payload.dtype, payload.data)
         received = await self._between_steps(lambda: self.llm.collective_rpc("receive_adapter", args=args))
-        # Cached keys and values go by the adapter's name, so a new name leaves those of the previous adapter behind. The path is
-        # never read: should vLLM have evicted the adapter, the request fails instead of answering from the base.
+        # vLLM's prefix cache is keyed by the adapter's name: with a new name, no entry of the
+        # previous adapter is used. There is nothing at the path: if vLLM has evicted the adapter,
+        # the request fails instead of being answered by the base.
         self.versions += 1
         name = f"adapter-{adapter_id}-version-{self.versions}"
         self.served[adapter_id] = LoRARequest(name, adapter_id, "/adapters/are/sent/from/memory")
@@ -81,7 +88,10 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
             await self._between_steps(lambda: self.llm.collective_rpc("drop_adapter", args=(adapter_id,)))
 
     async def generate_batch(self, adapter_id: int | None, requests: Requests) -> Responses:
-        """Samples one response per request from an adapter, or from the base (None)."""
+        """One sampled response per request.
+
+        They come from an adapter, or from the base if `adapter_id` is None.
+        """
         lora = None if adapter_id is None else self.served[adapter_id]
         batch = Batch([None] * len(requests.prompts), len(requests.prompts))
         self.arrivals.put((batch.done, lambda: self._add(batch, lora, requests)))
@@ -98,13 +108,16 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
             self.batches[name] = (batch, i)
 
     async def _between_steps(self, work: Callable[[], T]) -> T:
-        """Runs `work` in the engine's thread and returns its result."""
+        """Runs `work` in the engine's thread, between two engine steps, and returns its result."""
         done: Future[T] = Future()
         self.arrivals.put((done, lambda: done.set_result(work())))
         return await asyncio.wrap_future(done)
 
     def _serve(self) -> None:
-        """The engine's thread. After an error nothing can be served: the process ends, so that every caller hears of it."""
+        """The loop of the engine's thread.
+
+        After an error nothing can be served, so the process ends: then every caller gets an error.
+        """
         try:
             while True:
                 self._turn()
@@ -113,7 +126,7 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
             os._exit(1)
 
     def _turn(self) -> None:
-        """Takes in what has arrived, then one engine step."""
+        """Takes in everything that has arrived, then makes one engine step."""
         for done, work in self._arrived():
             try:
                 work()
@@ -127,7 +140,7 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
                 self._deliver(output)
 
     def _arrived(self) -> Iterator[tuple[Future, Callable[[], None]]]:
-        """What has arrived by now; waits for the first if the engine is idle."""
+        """Everything that has arrived so far. Waits for the first arrival if the engine is idle."""
         if not self.llm.has_unfinished_requests():
             yield self.arrivals.get()
         while not self.arrivals.empty():
@@ -142,15 +155,15 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
 
 
 def _params(requests: Requests) -> vllm.SamplingParams:
-    """What all of them have in common."""
+    """The sampling parameters that all requests share."""
     return vllm.SamplingParams(
         temperature=requests.temperature,
         max_tokens=requests.response_tokens,
-        seed=0,  # each request brings its own
-        logprobs=0,  # of the sampled token alone
+        seed=0,  # replaced by each request's own seed
+        logprobs=0,  # only that of the sampled token
         output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         detokenize=False,
-        skip_clone=True,  # a shallow copy per request is enough: nothing in them is changed in place
+        skip_clone=True,  # a shallow copy per request is enough: nothing in it is changed in place
     )
 
 

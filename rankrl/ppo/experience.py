@@ -1,4 +1,4 @@
-"""Graded samples -> experiences: OpenRLHF's experience maker on micro-batches of ours."""
+"""From graded samples to experiences: OpenRLHF's experience maker with our own micro-batches."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ from rankrl.recipe.plan import Run
 from rankrl.reward.grade import shaped
 
 CANARY_SAMPLES = 64
-"""Samples of a rollout on which the previous adapter is evaluated as well."""
+"""Samples of a rollout for which the previous adapter's log-probabilities are computed too."""
 
 
 class Logprobs(NamedTuple):
-    """Log-probabilities [N] of a rollout's response tokens, in nats, as several policies see them."""
+    """Log-probabilities [N] of a rollout's response tokens, in nats, by several policies."""
 
     engine: np.ndarray
-    """The engine that sampled them."""
+    """From the engine that sampled the tokens."""
     trainer: np.ndarray
-    """The adapter in the trainer."""
+    """From the trainer, with the run's adapter."""
     base: np.ndarray
-    """The base: the adapter off."""
+    """From the trainer, with the adapter off."""
     previous: np.ndarray
-    """The adapter before its last update; of the first tokens only."""
+    """From the trainer, with the adapter before its last update; for the first tokens only."""
 
     @property
     def finite(self) -> bool:
+        """Whether all values are finite."""
         return all(np.isfinite(values).all() for values in self)
 
     def kl_ref(self) -> float:
-        """Mean log-ratio of trainer and base: the k1 estimate of the KL to the base, in nats a token."""
+        """The k1 estimate of the KL to the base, in nats per token.
+
+        It is the mean log-ratio of trainer and base.
+        """
         return float((self.trainer - self.base).mean())
 
     def kl_step(self) -> float:
-        """KL of the last update, in nats a token."""
+        """The k3 estimate of the KL of the last update, in nats per token."""
         return k3(self.trainer[: len(self.previous)], self.previous)
 
 
@@ -51,7 +55,10 @@ class ExperienceMaker(RemoteExperienceMaker):
 
     @torch.no_grad()
     def make(self, samples: list[Sample]) -> tuple[list[Experience], Logprobs]:
-        """Upstream's `make_experience_batch`, which also returns what the canary compares: upstream drops it."""
+        """Experiences of a rollout, and the log-probabilities that the canary compares.
+
+        This is upstream's `make_experience_batch`, which drops the log-probabilities.
+        """
         batches = self.split_rollout_samples(samples)
         previous_refs = self._ask_previous(batches)
         experiences = self.make_experience(batches)
@@ -59,9 +66,10 @@ class ExperienceMaker(RemoteExperienceMaker):
         return self.compute_advantages_and_returns(experiences), logprobs
 
     def split_rollout_samples(self, rollout_samples: list[Sample]) -> list[Experience]:
-        """Micro-batches of samples of like length, so that little is padded; each worker gets short and long ones.
+        """Micro-batches of samples of similar length, so that little is padded.
 
-        Where samples share the computation of their prompt, they stay beside each other.
+        Each worker gets short and long ones. If samples share the computation of their prompt, they
+        keep their order instead, so that samples of a prompt stay together.
         """
         order = list(range(len(rollout_samples)))
         if not self.run.scale.model.share_prefixes:
@@ -78,7 +86,10 @@ class ExperienceMaker(RemoteExperienceMaker):
         return experience(samples, index, rewards, self.tokenizer.pad_token_id, self.args.data.max_len)
 
     def _ask_previous(self, batches: list[Experience]) -> list[Any]:
-        """References to the previous adapter's log-probabilities of the first batches, as many for each worker."""
+        """Ray references to the previous adapter's log-probabilities of the first micro-batches.
+
+        Every worker gets the same number of them.
+        """
         per_worker = max(1, CANARY_SAMPLES // (self.workers * len(batches[0].sequences)))
         few = batches[: self.workers * per_worker]
         return self.actor_model_group.async_run_method_batch(
@@ -89,7 +100,11 @@ class ExperienceMaker(RemoteExperienceMaker):
         )
 
     def _logprobs(self, experiences: list[Experience], previous: list[torch.Tensor]) -> Logprobs:
-        """Read before advantages are computed: upstream then drops `kl`, from which the base's are told."""
+        """The rollout's log-probabilities by policy.
+
+        `previous` holds those of the previous adapter [B, A] for the first micro-batches. Call this
+        before advantages are computed: upstream then drops `kl`, which gives the base's.
+        """
         trainer = tokens_by_position(experiences, "action_log_probs")
         masks = [batch.action_mask.bool() for batch in experiences[: len(previous)]]
         return Logprobs(
@@ -101,11 +116,14 @@ class ExperienceMaker(RemoteExperienceMaker):
 
 
 def k3(new: np.ndarray, old: np.ndarray) -> float:
-    """KL(new || old) in nats a token, from log-probabilities [N] of tokens drawn from `new` (Schulman's k3, never negative)."""
+    """Schulman's k3 estimate of KL(new || old), in nats per token; it is never negative.
+
+    `new`, `old`: log-probabilities [N] of tokens that were drawn from `new`.
+    """
     ratio = old - new
     return float((np.exp(ratio) - 1 - ratio).mean())
 
 
 def mean_of(experiences: list[Experience], values: str) -> float:
-    """Mean over the samples of all experiences of a per-sample field [B], such as `response_length`."""
+    """Mean of a per-sample field [B], such as `response_length`, over all samples."""
     return torch.cat([getattr(batch, values) for batch in experiences]).float().mean().item()

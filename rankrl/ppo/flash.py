@@ -1,4 +1,7 @@
-"""OpenRLHF without flash-attn, which it imports on any machine; only `flash_attention_2` and ring attention need it."""
+"""OpenRLHF without flash-attn.
+
+OpenRLHF imports it on any machine, but only `flash_attention_2` and ring attention need it.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,21 @@ WANTED = {
 
 
 def make_optional() -> None:
-    """Lets upstream be imported without flash-attn. Called by the package, so in every process, before upstream is imported."""
+    """Lets OpenRLHF be imported without flash-attn.
+
+    `rankrl.ppo` calls this when it is imported, so it holds in every process before OpenRLHF is
+    imported.
+    """
     if find_spec("flash_attn") is None and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Empty modules in place of flash-attn's, taken away again: or vLLM would believe that flash-attn is installed."""
+    """Context with empty modules in place of flash-attn's.
+
+    They are removed at the end, or vLLM would find flash-attn installed.
+    """
     for name, functions in WANTED.items():
         module = ModuleType(name)
         module.__path__ = []

@@ -1,4 +1,4 @@
-"""Groups of workers as the controllers of several runs call them, each from a thread of its own."""
+"""Groups of workers, called by the controllers of several runs, each from its own thread."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from rankrl.recipe.scale import Placement
 
 
 class WorkerGroup(RayActorGroup):
-    """Upstream's group, for callers in several threads: all workers get the calls in one order, or their collectives deadlock."""
+    """Upstream's worker group, made safe for callers in several threads.
+
+    All workers get the calls in the same order; otherwise their collectives would deadlock.
+    """
 
     def __init__(self, place: Placement, seats: list[Seat], worker: Any):
         self._order, self.seats = threading.Lock(), seats
         super().__init__(place.nodes, len(seats) // place.nodes, worker)
 
     def _initiate_actors(self, pg: None, num_gpus_per_actor: float) -> None:
-        """Upstream's, on our seats: its own placement groups may put workers of different nodes on one."""
+        """Starts the workers on our seats.
+
+        Upstream's own placement groups may put workers of different nodes on one node.
+        """
         address = (None, None)
         self._actor_handlers: list[Any] = []
         for rank, seat in enumerate(self.seats):
@@ -43,21 +49,29 @@ class WorkerGroup(RayActorGroup):
             return super().async_run_method(method_name, *args, **kwargs)
 
     def each(self, method_name: str, arguments: list[tuple]) -> list[Any]:
-        """Calls worker i with `arguments[i]`."""
+        """Calls a method on every worker, on worker i with `arguments[i]`.
+
+        Returns a Ray reference per worker.
+        """
         with self._order:
             return [getattr(w, method_name).remote(*args) for w, args in zip(self.workers, arguments, strict=True)]
 
 
 def value_name(run_id: str) -> str:
-    """What a run is called among value adapters, which may share a base with those of policies."""
+    """The name of a run's value adapter.
+
+    It differs from the policy adapter's, because both may be on the same base.
+    """
     return f"{run_id}-value"
 
 
 class RunView:
-    """One run's view of a worker group, with the two methods that upstream's trainer and experience maker call on groups.
+    """One run's view of a worker group: the two methods that upstream calls on groups.
 
-    Every call waits in the workers' queues behind those of all other runs. So calls to `DEFERRED` methods, which have no result,
-    travel with the next one, and arguments with the call instead of through the object store (Ray decides by size).
+    Every call waits in the workers' queues behind the calls of all other runs. So calls to
+    `DEFERRED` methods, which have no result, are sent with the next call, and arguments are sent
+    with the call instead of through the object store (Ray decides by size). `renamed` maps a method
+    that upstream calls to the worker's method.
     """
 
     DEFERRED = ("append", "set_clip", "forget_rollout")
@@ -67,11 +81,18 @@ class RunView:
         self.deferred: list[list[Call]] = [[] for _ in group.workers]
 
     def async_run_method(self, method_name: str, **kwargs: Any) -> list[Any]:
-        """`method_name` on every worker, with the same arguments. Returns a reference per worker."""
+        """Calls a method on every worker, with the same arguments.
+
+        Returns a Ray reference per worker, or none if the call is deferred.
+        """
         return self._call("call", method_name, [[kwargs]] * len(self.group.workers))
 
     def async_run_method_batch(self, method_name: str, **columns: Any) -> list[Any]:
-        """`method_name` for every row of `columns`, which the workers share evenly. Returns a reference to a list per worker."""
+        """Calls a method once per row of `columns`; the workers share the rows evenly.
+
+        Returns a Ray reference per worker to its list of results, or none if the calls are
+        deferred.
+        """
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         share = -(-len(rows) // len(self.group.workers))
         return self._call(
@@ -89,7 +110,7 @@ class RunView:
 
 
 class PolicyView(RunView):
-    """Asks for the adapter in the same breath as for the update that changes it."""
+    """A run's view of the policy workers that asks for the adapter together with its update."""
 
     def __init__(self, group: WorkerGroup, name: str, dtype: str):
         super().__init__(group, name)
@@ -103,7 +124,7 @@ class PolicyView(RunView):
         return refs
 
     def payload(self) -> Any:
-        """Reference to the adapter as it is after the last update."""
+        """Ray reference to the adapter (`Payload`) after the last update."""
         payload, self.updated = self.updated or self._payload(), None
         return payload
 
@@ -112,7 +133,7 @@ class PolicyView(RunView):
 
 
 class ValueRole:
-    """The group of value workers inside a group of trainer workers, with the methods of a group."""
+    """The value workers inside a group of trainer workers, with the methods of a group."""
 
     def __init__(self, group: WorkerGroup):
         self.group, self.workers = group, group.workers

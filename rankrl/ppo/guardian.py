@@ -1,7 +1,8 @@
-"""Ends what a local sweep started once the sweep is gone, also after kill -9, which Ray's and vLLM's processes would outlive.
+"""Ends everything that a local sweep started once the sweep itself is gone.
 
-A guardian process holds the reading end of a pipe whose writing end only the sweep has. At end of file it kills every process that
-inherited the sweep's mark in its environment.
+This also holds after kill -9, which Ray's and vLLM's processes would otherwise survive. A guardian
+process holds the reading end of a pipe whose writing end only the sweep has. At end of file it
+kills every process that inherited the sweep's mark in its environment.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import psutil
 
 MARK = "RANKRL_SWEEP_MARK"
 PATIENCE_S = 30
+"""Seconds for which the guardian goes on killing processes."""
 
 
 def guard() -> None:
-    """Marks this process and all that it starts from now on, and starts their guardian. Once per process."""
+    """Marks this process and everything that it starts from now on, and starts their guardian.
+
+    A second call in the same process does nothing.
+    """
     if MARK in os.environ and os.environ[MARK].startswith(f"{os.getpid()}-"):
         return
     os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
@@ -39,7 +44,7 @@ _open: list[subprocess.Popen[bytes]] = []  # keeps the writing ends open as long
 
 
 def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
-    """Living processes that carry the mark in their environment."""
+    """Living processes whose environment variable `variable` is `mark`."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -51,6 +56,7 @@ def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
 
 
 def main(mark: str) -> None:
+    """Waits until the sweep is gone, then kills the processes that it marked."""
     sys.stdin.buffer.read()  # returns when the sweep is gone
     end = time.time() + PATIENCE_S
     while (left := marked(mark)) and time.time() < end:

@@ -1,4 +1,4 @@
-"""PPO of one run, step by step, on services that outlive the run."""
+"""PPO training of one run, step by step, on services that outlive the run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ MUST_BE_FINITE = ("policy_loss", "critic_loss", "actor_grad_norm", "critic_grad_
 
 
 class Diverged(RuntimeError):
-    """A loss, gradient or log-probability is no longer finite."""
+    """A loss, a gradient norm or a log-probability is no longer finite."""
 
 
 class Stopwatch:
-    """Seconds since the watch was started or last looked at."""
+    """A stopwatch: `lap` is the seconds since the last lap, `total` those since the start."""
 
     def __init__(self) -> None:
         self.began_s = self.last_s = time.perf_counter()
@@ -48,7 +48,10 @@ class Stopwatch:
 
 
 class RunTrainer:
-    """One run that is attached to services: its adapters and optimizers are there, its schedules and its canary here."""
+    """One run attached to services.
+
+    Its adapters and optimizers live in the services; its schedules and its canary live here.
+    """
 
     def __init__(
         self, run: Run, services: Services, prompter: Prompter, train_items: list[Item], eval_items: list[Item]
@@ -66,9 +69,10 @@ class RunTrainer:
         self.adapter_id = next(services.adapter_ids)
 
     def step(self, step: int) -> dict[str, Any]:
-        """PPO step `step` (from 0). Returns the line of metrics.jsonl.
+        """Makes PPO step `step` (from 0) and returns its line of metrics.jsonl.
 
-        Raises SyncError if the engine does not act with the trained adapter, Diverged on a number that is not finite.
+        Raises SyncError if the engine does not act with the trained adapter, and Diverged if a
+        number is not finite.
         """
         watch = Stopwatch()
         kl_coef, (clip_low, clip_high) = self.set_kl(step), self.set_clip(step)
@@ -85,7 +89,7 @@ class RunTrainer:
         update_s = watch.lap()
         sync_bytes = self.sync()
         sync_s = watch.lap()
-        if "kl" in status:  # not while only the critic learns
+        if "kl" in status:  # absent while only the critic learns
             self.kl_ctl.update(status["kl"])
         return {
             "step": step + 1,
@@ -116,12 +120,15 @@ class RunTrainer:
         }
 
     def set_kl(self, step: int) -> float:
-        """The KL coefficient of this step. It acts on the rewards, in the experience maker."""
+        """Sets the KL coefficient of this step and returns it.
+
+        The coefficient acts on the rewards, in the experience maker.
+        """
         self.kl_ctl.step = step
         return self.kl_ctl.value
 
     def set_clip(self, step: int) -> tuple[float, float]:
-        """The clip range (low, high) of this step, which the policy's loss has from now on."""
+        """Sets the clip range of this step in the policy's loss and returns it as (low, high)."""
         run = self.run
         share = clip_share(run.recipe.clip_final, step, run.recipe.steps)
         low, high = run["clip_low"] * share, run["clip_high"] * share
@@ -129,7 +136,7 @@ class RunTrainer:
         return low, high
 
     def rollout(self, step: int) -> list[Sample]:
-        """The graded samples of this step's prompts, prompt by prompt."""
+        """Graded samples of this step's prompts, in prompt order, from the current adapter."""
         run = self.run
         items = [self.train_items[i] for i in step_indices(run.seed, step, run.batch_size, len(self.train_items))]
         samples = self.rollouts.rollout(self.adapter_id, run.seed, step, items, run.recipe.samples_per_prompt)
@@ -137,14 +144,15 @@ class RunTrainer:
         return samples
 
     def append(self, experiences: list[Experience]) -> None:
-        """Puts the experiences into the replay buffers of policy and critic."""
+        """Adds the experiences to the replay buffers of policy and critic."""
         for role in (self.policy, self.critic):
             role.async_run_method_batch("append", experience=experiences)
 
     def update(self, step: int) -> dict[str, Any]:
-        """The optimizer steps on the rollout, of critic and policy at once. Returns upstream's status, mean over them.
+        """Makes the optimizer steps on the rollout, critic and policy at the same time.
 
-        In the critic's warm-up the policy rests, and its rollout is forgotten.
+        Returns upstream's status, each value a mean over the steps. During the critic's warm-up the
+        policy is not trained and its rollout is dropped.
         """
         refs = self.critic.async_run_method("fit")
         if step >= self.run.recipe.critic.warmup_steps:
@@ -154,22 +162,30 @@ class RunTrainer:
         return {key: value for status in ray.get(refs) for key, value in status.items()}
 
     def sync(self) -> int:
-        """Sends the adapter, and nothing else, from worker 0 through Ray to every engine. Returns its bytes."""
+        """Sends the adapter, and nothing else, from worker 0 through Ray to every engine.
+
+        Returns its size in bytes.
+        """
         payload = self.policy.payload()
         return ray.get([engine.load_adapter.remote(self.adapter_id, payload) for engine in self.services.engines])[0]
 
     def evaluate(self, samples: int) -> list[Sample]:
-        """`samples` graded samples of every evaluation item."""
+        """Graded samples of every evaluation item, `samples` of each, from the current adapter."""
         return self.rollouts.evaluate(self.adapter_id, self.eval_items, samples)
 
     def allocate(self, importance: Importance | None = None) -> list[ModuleRank]:
-        """The ranks of the policy's modules, as the recipe spends its budget on the modules of the real model."""
+        """The ranks of the policy's modules: the recipe's budget, spent on the real model.
+
+        A measured allocation needs `importance`.
+        """
         run, shapes = self.run, self.services.policy_shapes
         return allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
 
     def attach(self, table: list[ModuleRank] | None = None, start: Start | None = None) -> int:
-        """Brings the run to the services; `table` is its policy adapter, allocated by the recipe unless given, and `start`
-        what a measured init starts from. Returns the parameters of that adapter.
+        """Attaches the run to the services. Returns the parameters of its policy adapter.
+
+        `table` gives the adapter's ranks (default: the recipe's allocation), `start` what a
+        measured init starts from.
         """
         run, recipe, args = self.run, self.run.recipe, self.args
         self.table, self.start = table or self.allocate(), start
@@ -184,11 +200,11 @@ class RunTrainer:
         return params
 
     def detach(self) -> None:
-        """Takes the run away from the services."""
+        """Removes the run from the services."""
         self.services.detach(self.run.run_id, self.adapter_id)
 
     def update_sizes(self) -> dict[str, dict[str, float]]:
-        """Module -> norm and effective rank of delta W."""
+        """Norm and effective rank of delta W, by module."""
         return ray.get(self.policy.async_run_method("update_sizes")[0])
 
     def peft_files(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -196,11 +212,11 @@ class RunTrainer:
         return ray.get(self.policy.async_run_method("peft_files")[0])
 
     def _parts(self) -> list[tuple[Any, str]]:
-        """The groups that hold this run, with its name there."""
+        """The worker groups that hold this run, each with the run's name in it."""
         return [(self.services.policy, self.run.run_id), (self.services.critic, value_name(self.run.run_id))]
 
     def state(self, step: int) -> dict[str, Any]:
-        """Everything from which the run continues after `step` PPO steps."""
+        """Everything that is needed to continue the run after `step` PPO steps."""
         refs = [group.async_run_method("state", name) for group, name in self._parts()]
         policy, critic = map(ray.get, refs)
         return {
@@ -214,7 +230,10 @@ class RunTrainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues where `state` was taken. Raises ValueError if that was on another number of workers."""
+        """Continues the run where `state` was saved.
+
+        Raises ValueError if it was saved with another number of workers.
+        """
         for (group, name), states in zip(self._parts(), (state["policy"], state["critic"]), strict=True):
             if len(group.workers) != len(states):
                 raise ValueError(
@@ -227,7 +246,7 @@ class RunTrainer:
 
 
 def check_finite(step: int, status: dict[str, Any]) -> None:
-    """Raises Diverged for a loss or gradient of PPO step `step` (from 0) that is not finite."""
+    """Raises Diverged if a loss or gradient norm of PPO step `step` (from 0) is not finite."""
     for name in MUST_BE_FINITE:
         if not math.isfinite(status.get(name, 0.0)):
             raise Diverged(f"step {step + 1}: {name} is {status[name]}")

@@ -1,4 +1,7 @@
-"""Where worker and engine processes sit: placement groups on the Ray cluster, the largest first, so that small ones fill gaps."""
+"""Where worker and engine processes run: placement groups on the Ray cluster.
+
+The largest groups are reserved first, so that small ones fill the gaps.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,21 @@ from rankrl.ppo.cluster import check_resources
 from rankrl.recipe.scale import Placement
 
 WAIT_S, POLL_S = 60, 2
-"""Within it a cluster that has the room gives it; actors of services that were stopped leave theirs a moment later."""
+"""Seconds to wait for a placement group, and between two checks. A cluster with enough free GPUs
+answers within this time, even if actors of stopped services are still leaving."""
 
 
 @dataclass(frozen=True)
 class Seat:
-    """A GPU, or a share of it, for one process."""
+    """A GPU, or a share of one, that is reserved for one process."""
 
     group: PlacementGroup
     bundle: int
+    """Index of the bundle in its placement group."""
     share: float = 1.0
 
     def options(self, gpus: float | None = None) -> dict[str, Any]:
-        """Of the Ray actor that sits here."""
+        """Ray's options for the actor on this seat; `gpus` replaces the seat's share."""
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self.group,
             placement_group_bundle_index=self.bundle,
@@ -37,13 +42,13 @@ class Seat:
 
     @property
     def node(self) -> str:
-        """Name of the node."""
+        """Host name of the seat's node."""
         return _node_names()[placement_group_table(self.group)["bundles_to_node_id"][self.bundle]]
 
 
 @dataclass(frozen=True)
 class Seats:
-    """All of them, by rank. An engine has one for each of its tensor-parallel workers."""
+    """All seats: of workers by rank, and of each engine one per tensor-parallel worker."""
 
     policy: list[Seat]
     value: list[Seat]
@@ -51,6 +56,7 @@ class Seats:
     groups: list[PlacementGroup]
 
     def leave(self) -> None:
+        """Gives all seats back to the cluster."""
         for group in self.groups:
             remove_placement_group(group)
 
@@ -61,7 +67,10 @@ class Seats:
 
 
 def take_seats(place: Placement) -> Seats:
-    """Raises ValueError if the cluster has no room for `place`; nothing is held then."""
+    """Reserves the seats of `place`.
+
+    Raises ValueError if the cluster has no room for them; nothing stays reserved then.
+    """
     groups: list[PlacementGroup] = []
     try:
         return (_colocated if place.colocated else _apart)(place, groups)
@@ -72,7 +81,10 @@ def take_seats(place: Placement) -> Seats:
 
 
 def _apart(place: Placement, groups: list[PlacementGroup]) -> Seats:
-    """Every process on a GPU of its own: workers spread over exactly `nodes` nodes, the workers of an engine on one."""
+    """Seats that give every process a GPU of its own.
+
+    Workers are spread over exactly `nodes` nodes; the workers of an engine are on one node.
+    """
     workers = {"policy": place.policy_per_node, "value": place.critic_per_node}
     engines = [f"engine {i}" for i in range(place.engines)]
     on_one_node = {**workers, **dict.fromkeys(engines, place.tensor_parallel)}
@@ -86,7 +98,10 @@ def _apart(place: Placement, groups: list[PlacementGroup]) -> Seats:
 
 
 def _colocated(place: Placement, groups: list[PlacementGroup]) -> Seats:
-    """Policy worker i, value worker i and a part of an engine on GPU i. vLLM wants a bundle for each GPU of an engine."""
+    """Seats that put policy worker i, value worker i and a part of an engine on GPU i.
+
+    vLLM needs a bundle for each GPU of an engine.
+    """
     reserved = _reserve([1] * place.policy_workers, "PACK", place, groups)
     nodes = placement_group_table(groups[0])["bundles_to_node_id"]
     share = 0.33 if place.critic_per_node else 0.5
@@ -98,14 +113,17 @@ def _colocated(place: Placement, groups: list[PlacementGroup]) -> Seats:
 
 
 def _reserve(bundles: list[int], strategy: str, place: Placement, groups: list[PlacementGroup]) -> list[Seat]:
-    """Seats in a new placement group, added to `groups`, whose bundles have so many GPUs."""
+    """Seats in a new placement group, which is added to `groups`; `bundles` are GPUs per bundle.
+
+    Raises ValueError if the cluster does not provide them in time.
+    """
     group = placement_group([{"GPU": gpus, "CPU": gpus} for gpus in bundles], strategy=strategy)
     groups.append(group)
     ready = group.ready()
     for _ in range(WAIT_S // POLL_S):
         if ray.wait([ready], timeout=POLL_S)[0]:
             return [Seat(group, bundle) for bundle, gpus in enumerate(bundles) for _ in range(gpus)]
-        check_resources(place.gpus)  # it may have lost a node, which would be waited for in vain
+        check_resources(place.gpus)  # raises if a node is lost: waiting for it is useless
     there = ", ".join(f"{n['NodeManagerHostname']} {n['Resources'].get('GPU', 0):g}" for n in ray.nodes() if n["Alive"])
     raise ValueError(
         f"placement: got {len(bundles)} x {bundles[0]} GPUs ({strategy}) of {place.gpus} in all, allowed: what is free on the "
@@ -114,5 +132,5 @@ def _reserve(bundles: list[int], strategy: str, place: Placement, groups: list[P
 
 
 def _node_names() -> dict[str, str]:
-    """Node id -> host name, of living nodes."""
+    """Host name of each living node, by node id."""
     return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}

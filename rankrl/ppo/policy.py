@@ -1,4 +1,4 @@
-"""The policy worker: OpenRLHF's `PolicyModelActor` with a frozen base and one LoRA adapter per run."""
+"""The policy worker: OpenRLHF's `PolicyModelActor` with a frozen base and an adapter per run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ from rankrl.recipe.init_section import FROM_WEIGHTS, Init
 
 
 class AdapterActor(Actor):
-    """OpenRLHF's actor on a frozen base: DeepSpeed takes the base, adapters are added to it afterwards."""
+    """OpenRLHF's actor on a frozen base.
+
+    DeepSpeed wraps the base; adapters are added to it afterwards.
+    """
 
     model: Any
 
@@ -54,7 +57,10 @@ class AdapterActor(Actor):
 
     @contextmanager
     def alone(self, base: nn.Module) -> Iterator[None]:
-        """The base without PEFT's wrapper, and no sample's tokens computed together with another's."""
+        """Context in which the actor's model is `base`, without PEFT's wrapper.
+
+        No sample's tokens are computed together with another's.
+        """
         model, self.model = self.model, base
         if self.prefixes:
             self.prefixes.on = False
@@ -67,31 +73,39 @@ class AdapterActor(Actor):
 
 
 def added_up(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over workers."""
+    """The tensor summed over workers, in place."""
     if dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 class PolicyTrainer(ActorPPOTrainer):
-    """Upstream's PPO update of one run. The rollout engines are synchronised by adapter, outside."""
+    """Upstream's PPO update of one run.
+
+    Rollout engines are synchronised elsewhere, by sending them the adapter.
+    """
 
     def _init_vllm_sync_group(self, backend: str) -> None:
-        """No weights are broadcast, so no process group with the engines is needed."""
+        """Does nothing: no weights are broadcast, so no group with the engines is needed."""
 
 
 class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
+    """A worker that holds one base and the policy adapters of the attached runs."""
+
     def init_model_from_pretrained(
         self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int
     ) -> None:
-        """Loads the base. Runs come later, by `attach`."""
+        """Loads the base from directory `path`. Runs are added later, by `attach`."""
         self.join(strategy)
         self.actor = AdapterActor(path, strategy.args, strategy)
         self.host = AdapterHost(self.actor.model, modules, layers)
         self.runs = {}
 
     def measure(self, init: Init, rank: int, seed: int, batches: list[Batch], samples: Samples | None) -> Start | None:
-        """What policy adapters of up to `rank` start from (worker 0 only), measured on the base by all workers together."""
+        """What policy adapters of rank up to `rank` start from, by the method of `init`.
+
+        All workers measure it together on the base; only worker 0 returns it, the others None.
+        """
         self.host.train()  # as in an update: with gradient checkpointing, where it is on
         with self.host.disabled(), self.actor.alone(self.host.base):
             task = (self._logprobs, self.host.linears(), self.host.shapes)
@@ -99,13 +113,16 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         return start if self.strategy.is_rank_0() else None
 
     def _logprobs(self, batch: Batch) -> torch.Tensor:
-        """[B, A], with a graph where gradients are on."""
+        """Log-probabilities [B, A] of a batch, differentiable if gradients are enabled."""
         device = torch.cuda.current_device()
         inputs = (batch.sequences_BT, batch.action_mask_BA, batch.attention_mask_BT)
         return self.actor(*(tensor.to(device) for tensor in inputs))
 
     def attach(self, spec: AdapterSpec, start: Start | None = None) -> int:
-        """Builds the run's adapter, from `start` if its init needs the base, and its optimizer. Returns the trained parameters."""
+        """Builds the run's adapter and optimizer. Returns the number of trained parameters.
+
+        `start` is what the adapter starts from if its init needs the base.
+        """
         self.host.attach(spec.name, spec.table, *starting_factors(spec.init, spec.seed, spec.table, start))
         self.actor.model = self.host.model
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.actor
@@ -135,7 +152,10 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             return self.forward(**batch)
 
     def forward_previous(self, **batch: Any) -> torch.Tensor:
-        """Log-probabilities [B, A] of the adapter as it was before the last update: what a stale engine would show."""
+        """Log-probabilities [B, A] of the adapter before its last update.
+
+        This is what a stale engine would show.
+        """
         run = self.runs[self.host.model.active_adapter]
         now = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
         self._load(run, run.extra.get("previous", now))
@@ -145,20 +165,24 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             self._load(run, now)
 
     def fit(self, kl_ctl: float = 0) -> dict[str, Any]:
+        """Upstream's update; the adapter before it is kept for `forward_previous`."""
         run = self.runs[self.host.model.active_adapter]
         run.extra["previous"] = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
         return super().fit(kl_ctl)
 
     def forget_rollout(self) -> None:
-        """Drops the rollout of a step in which only the critic learns; upstream would train on it later, when it is stale."""
+        """Drops the rollout of a step in which only the critic learns.
+
+        Upstream would train on it later, when it is stale.
+        """
         self.trainer.replay_buffer.clear()
 
     def set_clip(self, low: float, high: float) -> None:
-        """The clip range of this step."""
+        """Sets the clip range of this step in the loss."""
         self.trainer.actor_loss_fn.clip_eps_low, self.trainer.actor_loss_fn.clip_eps_high = low, high
 
     def payload(self, dtype: str) -> Payload | None:
-        """The active adapter as the engines take it (worker 0 only)."""
+        """The active adapter in the form that engines load; None on all workers but worker 0."""
         run = self.runs[self.host.model.active_adapter]
         if not self.strategy.is_rank_0():
             return None
@@ -166,7 +190,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         return pack(self.host.update(run.spec.name, run.spec.table), scales, dtype)
 
     def update_sizes(self) -> dict[str, dict[str, float]]:
-        """Module -> norm and effective rank of the active adapter's delta W."""
+        """Norm and effective rank of the active adapter's delta W, by module."""
         run = self.runs[self.host.model.active_adapter]
         name, update = run.spec.name, self.host.update(run.spec.name, run.spec.table)
         with torch.no_grad():
@@ -191,7 +215,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
 
 
 PRINCIPAL = 32
-"""Top directions of W of which `principal_share` speaks, for small adapters too."""
+"""Top directions of W that `principal_share` refers to, also for smaller adapters."""
 
 
 def measured_start(
@@ -205,8 +229,10 @@ def measured_start(
     samples: Samples | None,
     reduce: Reduce,
 ) -> Start:
-    """For adapters of up to `rank`. `policy` gives log-probabilities [B, A] of a batch; `batches` are this worker's, and all
-    workers have as many; `samples` are those of all. `reduce` adds a tensor up over workers.
+    """What adapters of rank up to `rank` start from, by the method of `init`.
+
+    `policy` gives log-probabilities [B, A] of a batch. `batches` are those of this worker, the same
+    number on every worker; `samples` are those of all workers. `reduce` sums a tensor over workers.
     """
     if init.method in FROM_WEIGHTS:
         return start_from_weights(linears, init.method, rank)

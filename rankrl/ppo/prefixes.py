@@ -1,7 +1,9 @@
-"""Shared prefixes computed once: the samples of a prompt repeat its tokens, and often the first tokens of each other's answers.
+"""Prefix sharing: a prefix that samples of a micro-batch have in common is computed once.
 
-A micro-batch [B, T] becomes the tree of its distinct prefixes, one row of N <= B T nodes that attend to their ancestors, and the
-decoder's hidden states are dealt out again to [B, T]. Values and gradients are those of the plain batch up to rounding.
+Samples of a prompt repeat its tokens, and often the first tokens of each other's answers. A
+micro-batch [B, T] becomes the tree of its distinct prefixes: one row of N <= B T nodes, each of
+which attends to its ancestors. The decoder's hidden states are then copied back to [B, T]. Values
+and gradients equal those of the plain batch up to rounding.
 """
 
 from __future__ import annotations
@@ -19,21 +21,24 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Tree:
-    """The distinct prefixes of a batch."""
+    """The distinct prefixes of a batch, one per node."""
 
     tokens_N: torch.Tensor
     """Last token of each prefix."""
     depth_N: torch.Tensor
-    """Its position."""
+    """Position of that token in its sequence."""
     ancestors_NN: torch.Tensor
     """[i, j]: prefix j is a prefix of prefix i, or i itself."""
     node_BT: torch.Tensor
-    """The prefix that ends at each position; 0 at padding."""
+    """Node of the prefix that ends at each position; 0 at padding."""
 
 
 @lru_cache(maxsize=64)
 def tree(sequences: tuple[tuple[int, ...], ...]) -> Tree:
-    """The tree of a batch of token sequences. Cached: policy, reference and previous adapter see the same batches."""
+    """The prefix tree of a batch of token sequences.
+
+    It is cached, because policy, reference and previous adapter see the same batches.
+    """
     node_BT = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
     tokens, depths, parents, levels = [], [], [], [0]
     node_of_row = [-1] * len(sequences)
@@ -49,22 +54,27 @@ def tree(sequences: tuple[tuple[int, ...], ...]) -> Tree:
         depths += [depth] * len(found)
         levels.append(len(tokens))
     ancestors_NN = np.eye(len(tokens), dtype=bool)
-    for first, end in pairwise(levels[1:]):  # a level at a time: the ancestors of the parents, and itself
+    for first, end in pairwise(levels[1:]):  # level by level: the parent's ancestors, and itself
         ancestors_NN[first:end] |= ancestors_NN[parents[first:end]]
     return Tree(torch.tensor(tokens), torch.tensor(depths), torch.from_numpy(ancestors_NN), torch.from_numpy(node_BT))
 
 
 class SharedPrefixes:
-    """Hooks on a transformers decoder (the model below the head) that is called with input_ids, attention_mask and position_ids."""
+    """Hooks that make a transformers decoder compute shared prefixes once.
+
+    The decoder is the model below the head. It must be called with input_ids, attention_mask and
+    position_ids.
+    """
 
     def __init__(self, decoder: nn.Module):
         self.node_BT: torch.Tensor | None = None
         self.on = True
-        """Off, samples are computed one by one, so that each has a gradient of its own."""
+        """If False, samples are computed separately, so that each has a gradient of its own."""
         decoder.register_forward_pre_hook(self._fold, with_kwargs=True)
         decoder.register_forward_hook(self._unfold)
 
     def _fold(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Replaces the inputs [B, T] by one row of N prefixes."""
         if not self.on:
             return args, kwargs
         tokens_BT = args[0] if args else kwargs["input_ids"]
@@ -80,6 +90,7 @@ class SharedPrefixes:
         return (), {**kwargs, **one_row}
 
     def _unfold(self, decoder: nn.Module, args: tuple, output: Any) -> Any:
+        """Replaces the hidden states of the N prefixes by those of [B, T]."""
         if not self.on:
             return output
         hidden_NH = output["last_hidden_state"][0]

@@ -1,4 +1,4 @@
-"""The part of vLLM's worker that takes adapters from memory: its worker extension, inside the engine process."""
+"""vLLM's worker extension, inside the engine process: it loads adapters from memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rankrl.ppo.serving import unpack
 
 
 class AdapterReceiver:
-    """Mixed into vLLM's worker class by `worker_extension_cls`."""
+    """Methods that vLLM mixes into its worker class (`worker_extension_cls`)."""
 
     model_runner: Any
 
@@ -21,7 +21,8 @@ class AdapterReceiver:
     ) -> int:
         """Puts an adapter of scale 1 in place of adapter `adapter_id`. Returns the bytes received.
 
-        The steps are those of vLLM 0.29 LRUCacheWorkerLoRAManager.add_adapter with load_inplace, without the file.
+        The steps are those of vLLM 0.29 LRUCacheWorkerLoRAManager.add_adapter with load_inplace,
+        without the file.
         """
         manager = self.model_runner.lora_manager
         tensors = unpack(names, shapes, dtype, data)
@@ -50,10 +51,11 @@ class AdapterReceiver:
         self.model_runner.lora_manager.remove_adapter(adapter_id)
 
     def clean_cache(self) -> None:
-        """Clears NaN and infinity from the KV cache, where a diverged run leaves them.
+        """Replaces NaN and infinity in the KV cache, which a diverged run leaves there.
 
-        Attention reads a block to its end and weighs what lies beyond a sequence with 0; but 0 times NaN is NaN, so the next owner
-        of a freed block, in whatever run, would diverge too. Called before freed blocks are given out again.
+        Attention reads a block to its end and multiplies entries after the end of a sequence by 0.
+        But 0 times NaN is NaN, so the next run that gets the freed block would diverge too. Called
+        before freed blocks are used again.
         """
         for cache in self.model_runner.kv_caches:
             torch.nan_to_num_(cache, nan=0.0, posinf=0.0, neginf=0.0)

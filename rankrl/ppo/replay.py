@@ -1,4 +1,7 @@
-"""The rollout of one step as minibatches: upstream's replay buffer, of rows instead of single samples."""
+"""The replay buffer: the rollout of one step as minibatches.
+
+It is upstream's buffer with rows of one large batch as items, instead of single samples.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from torch.nn.functional import pad
 
 
 class ReplayBuffer(NaiveReplayBuffer):
-    """Upstream's takes batches apart into samples, cuts their padding, and pads and stacks them again; here an item is a row."""
+    """Upstream's buffer, except that an item is a row number.
+
+    Upstream takes batches apart into samples, cuts their padding, and pads and stacks them again.
+    """
 
     def __init__(self, micro_batch: int):
         super().__init__(micro_batch)
@@ -27,14 +33,14 @@ class ReplayBuffer(NaiveReplayBuffer):
         self.parts.clear()
 
     def collate_fn(self, rows: list[int]) -> Experience:
-        """The minibatch of these rows, as wide as its longest sequence."""
+        """The minibatch of the given rows, as wide as its longest sequence."""
         if len(self.parts) > 1:
             self.parts = [joined(self.parts)]
         return chosen(self.parts[0], rows)
 
 
 def joined(parts: list[Experience]) -> Experience:
-    """All rows of `parts`, padded on the right to the longest."""
+    """One batch with all rows of `parts`, padded on the right to the longest."""
 
     def join(values: list[Any]) -> Any:
         if isinstance(values[0], dict):
@@ -50,7 +56,7 @@ def joined(parts: list[Experience]) -> Experience:
 
 
 def chosen(batch: Experience, rows: list[int]) -> Experience:
-    """`rows` of a batch, without the columns in which all of them are padding."""
+    """The given rows of a batch, without the columns in which all of them are padding."""
     padding = batch.attention_mask.shape[1] - int(batch.attention_mask[rows].sum(1).max())
 
     def choose(value: Any) -> Any:

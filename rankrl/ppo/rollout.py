@@ -1,4 +1,7 @@
-"""Rollouts and evaluations: items -> prompts -> seeded requests to the engines -> graded samples, in prompt order."""
+"""Rollouts and evaluations: from items to graded samples, in prompt order.
+
+Items become prompts, prompts become seeded requests to the engines, and responses are graded.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,17 @@ from rankrl.reward.grade import OUTCOMES, Grader, Verdict
 
 @dataclass(frozen=True)
 class Sample:
-    """One graded response."""
+    """One response to an item, with its verdict."""
 
     item: Item
     index: int
-    """Number of this sample of its item."""
+    """Number of this sample among the samples of its item, from 0."""
     prompt_ids: list[int]
     response_ids: list[int]
     logprobs: list[float]
+    """The engine's log-probabilities of the response tokens, in nats."""
     truncated: bool
+    """Whether the response was cut at the length limit."""
     verdict: Verdict
 
     @property
@@ -35,7 +40,10 @@ class Sample:
 
 
 class Prompter:
-    """Prompts as token ids. Raises ValueError for one that is longer than the scale allows."""
+    """Gives the prompt of an item as token ids.
+
+    Raises ValueError for a prompt that is longer than the scale allows.
+    """
 
     def __init__(self, tokenizer: Any, scale: Scale):
         self.tokenizer, self.scale = tokenizer, scale
@@ -57,7 +65,7 @@ class Prompter:
 
 
 class Rollouts:
-    """Batched, seeded requests to the engines. `adapter_id` None samples from the base."""
+    """Sampling from the engines, in seeded batches. `adapter_id` None samples from the base."""
 
     def __init__(self, prompter: Prompter, engines: list[Any], scale: Scale, grader: Grader):
         self.prompter, self.engines, self.scale, self.grader = prompter, engines, scale, grader
@@ -65,7 +73,10 @@ class Rollouts:
     def sample(
         self, adapter_id: int | None, items: list[Item], seeds: list[list[int]], temperature: float
     ) -> list[Sample]:
-        """`len(seeds[i])` graded samples of each item, in order of items and samples, whatever the order of completion."""
+        """Graded samples, `len(seeds[i])` of item i, in order of items and then samples.
+
+        The order does not depend on which request finishes first.
+        """
         flat = [
             (item, k, seed) for item, item_seeds in zip(items, seeds, strict=True) for k, seed in enumerate(item_seeds)
         ]
@@ -96,12 +107,18 @@ class Rollouts:
     def rollout(
         self, adapter_id: int | None, run_seed: int, step: int, items: list[Item], samples: int
     ) -> list[Sample]:
-        """`samples` training samples of each item; requests are seeded by (run seed, step, item, sample)."""
+        """Graded training samples of each item, `samples` per item.
+
+        Requests are seeded by (run seed, step, item, sample).
+        """
         seeds = [[request_seed("train", run_seed, step, item.item_id, k) for k in range(samples)] for item in items]
         return self.sample(adapter_id, items, seeds, self.scale.sampling.temperature)
 
     def evaluate(self, adapter_id: int | None, items: list[Item], samples: int) -> list[Sample]:
-        """`samples` evaluation samples of each item; the seeds are the same for every run and step, so comparisons are paired."""
+        """Graded evaluation samples of each item, `samples` per item.
+
+        The seeds are the same for every run and step, so that comparisons are paired.
+        """
         seeds = [[request_seed("eval", item.item_id, k) for k in range(samples)] for item in items]
         return self.sample(adapter_id, items, seeds, self.scale.sampling.eval_temperature)
 
@@ -109,9 +126,11 @@ class Rollouts:
 def experience(
     samples: list[Sample], index: list[int], rewards: list[float], pad_token: int, longest: int
 ) -> Experience:
-    """A micro-batch as upstream's experience, padded on the right; `index` are the samples' places in the rollout.
+    """A micro-batch as upstream's experience, padded on the right.
 
-    Upstream's action axis A = T - 1 starts at the second token: entry t belongs to the token at t + 1.
+    `index` is the samples' places in the rollout; `longest` is the length in tokens from which
+    `response_clip_ratio` counts a sample. Upstream's action axis A = T - 1 starts at the second
+    token: entry t belongs to the token at t + 1.
     """
     lengths_B = torch.tensor([sample.tokens for sample in samples])
     prompts_B = torch.tensor([len(sample.prompt_ids) for sample in samples])
@@ -142,15 +161,18 @@ def experience(
 
 
 def score(samples: list[Sample]) -> float:
-    """Share of correct samples."""
+    """Share of correct samples, from 0 to 1."""
     return sum(sample.verdict.correct for sample in samples) / len(samples)
 
 
 def verdict_counts(samples: list[Sample]) -> dict[str, int]:
-    """Samples by outcome: verdict_correct, verdict_wrong, verdict_unparsable, verdict_timeout."""
+    """Number of samples by outcome.
+
+    Keys: verdict_correct, verdict_wrong, verdict_unparsable, verdict_timeout.
+    """
     return {f"verdict_{name}": sum(s.verdict.outcome == name for s in samples) for name in OUTCOMES}
 
 
 def tokens_by_position(experiences: list[Experience], field: str) -> torch.Tensor:
-    """[N]: the values of a per-token field [B, A] at the response tokens of all experiences, in order."""
+    """Values [N] of a per-token field [B, A] at the response tokens, in order, in fp32."""
     return torch.cat([getattr(e, field)[e.action_mask.bool()] for e in experiences]).float()

@@ -1,4 +1,7 @@
-"""Schedules over PPO steps: stateless functions of the step, so that a resumed run continues where it was."""
+"""Schedules over PPO steps.
+
+They are stateless functions of the step, so a resumed run continues where it was.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from rankrl.recipe.schema import KLSchedule
 
 
 def kl_share(schedule: KLSchedule, step: int, steps: int) -> float:
-    """Share of the KL level at PPO step `step` of `steps` (both ends included: 0 is the first, steps - 1 the last)."""
+    """Share of the KL level at PPO step `step` of `steps`.
+
+    Both ends are included: 0 is the first step, steps - 1 the last.
+    """
     done = step / max(steps - 1, 1)
     if schedule.shape == "linear":
         return 1 + (schedule.final - 1) * done
@@ -21,9 +27,10 @@ def kl_share(schedule: KLSchedule, step: int, steps: int) -> float:
 
 
 def adapt(coefficient: float, kl: float, target: float, horizon_steps: float) -> float:
-    """The next adaptive coefficient: beta (1 + clip(KL / target - 1, -0.2, 0.2) / horizon), once a PPO step.
+    """The next adaptive coefficient, once per PPO step.
 
-    Ziegler et al. (1909.08593) scale by samples over a horizon in samples, so the controller would depend on the batch size.
+    It is beta (1 + clip(KL / target - 1, -0.2, 0.2) / horizon). Ziegler et al. (1909.08593) scale
+    by samples over a horizon in samples, so their controller would depend on the batch size.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error / horizon_steps)
@@ -31,26 +38,29 @@ def adapt(coefficient: float, kl: float, target: float, horizon_steps: float) ->
 
 @dataclass
 class KLController:
-    """The KL coefficient of the current step; upstream's experience maker reads `value`."""
+    """The KL coefficient of the current step. Upstream's experience maker reads `value`."""
 
     level: float
     schedule: KLSchedule
     steps: int
     step: int = 0
     adapted: float = 1.0
-    """Factor that an adaptive schedule has reached; 1 for all others."""
+    """Factor that an adaptive schedule has reached; 1 for all other shapes."""
 
     @property
     def value(self) -> float:
         return self.level * kl_share(self.schedule, self.step, self.steps) * self.adapted
 
     def update(self, kl: float) -> None:
-        """Moves an adaptive coefficient by the KL to the base (nats per token) of the step that has ended."""
+        """Moves an adaptive coefficient after a step.
+
+        `kl` is the step's KL to the base, in nats per token.
+        """
         if self.schedule.shape == "adaptive":
             assert self.schedule.target is not None
             self.adapted = adapt(self.adapted, max(kl, 0.0), self.schedule.target, self.schedule.horizon_steps)
 
 
 def clip_share(final: float, step: int, steps: int) -> float:
-    """Share of the clip range at a step: linear from 1 to `final`."""
+    """Share of the clip range at PPO step `step` of `steps`: linear from 1 to `final`."""
     return 1 + (final - 1) * step / max(steps - 1, 1)

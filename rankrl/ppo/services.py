@@ -1,4 +1,7 @@
-"""Services hold a base, runs hold adapters: workers and engines, started once and used by many runs, several at a time."""
+"""Services: workers and engines that hold a base, started once and used by many runs at a time.
+
+Runs bring the adapters.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,18 @@ from rankrl.recipe.scale import Model, Scale
 from rankrl.reward.grade import Grader
 
 MAX_SEQUENCES = 1024
-"""Requests that an engine decodes at once; vLLM's default is 256 on small devices, less than a few packed rollouts."""
-MAX_BATCHED_TOKENS = 8192  # in one engine step
+"""Most requests that an engine decodes at once. vLLM's default on small devices is 256, less than a
+few packed rollouts need."""
+MAX_BATCHED_TOKENS = 8192  # most tokens in one engine step
 FATAL = (ray.exceptions.RayError, torch.AcceleratorError, torch.OutOfMemoryError)
 """Causes of a worker's error after which its process or its GPU is gone."""
 
 
 def resolve_model(model: Model) -> str:
-    """Local directory of the base, fetched from the hub if need be.
+    """Local directory of the base, downloaded from the hub if needed.
 
-    Raises ValueError for a missing model, for one that wants to run code of its own, or for a precision that engines cannot serve.
+    Raises ValueError for a missing model, for one that wants to run code of its own, or for a
+    precision that engines cannot serve.
     """
     path = local_directory(model)
     if model.dtype == "float32" and torch.cuda.is_available():
@@ -48,7 +53,10 @@ def resolve_model(model: Model) -> str:
 
 
 class Services:
-    """Worker groups and engines of one scale, for `parallel_runs` runs at a time with adapters of at most `max_rank`."""
+    """Worker groups and engines of one scale.
+
+    They serve `parallel_runs` runs at a time, with adapters of rank up to `max_rank`.
+    """
 
     def __init__(self, run: Run, max_rank: int, parallel_runs: int):
         self.scale, self.model_path = run.scale, resolve_model(run.scale.model)
@@ -80,16 +88,19 @@ class Services:
 
     @property
     def broken(self) -> bool:
-        """Whether a service has died: what goes on, goes on on new ones."""
+        """Whether a service has died. Runs then continue on new services."""
         return self._broken.is_set()
 
     def mark_broken(self) -> None:
-        """Said by whoever saw a service die, from any thread."""
+        """Marks the services as broken. Any thread that sees a service die may call it."""
         self._broken.set()
 
     def died_of(self, error: BaseException) -> bool:
-        """Whether what the services hold is not to be trusted after `error`: a process or its GPU is gone, or one of several
-        workers raised while the others wait for it. A ValueError is a check of ours, which all workers fail together.
+        """Whether the state of the services can no longer be trusted after `error`.
+
+        That is so if a process or its GPU is gone, or if one of several workers raised while the
+        others wait for it. A ValueError is one of our own checks, which fails on all workers
+        together.
         """
         if not isinstance(error, ray.exceptions.RayError):
             return False
@@ -100,12 +111,15 @@ class Services:
         return not (alone or isinstance(cause, ValueError))
 
     def detach(self, name: str, adapter_id: int) -> None:
-        """Forgets a run everywhere."""
+        """Removes a run from all workers and engines."""
         refs = self.policy.async_run_method("detach", name) + self.critic.async_run_method("detach", value_name(name))
         ray.get(refs + [engine.drop_adapter.remote(adapter_id) for engine in self.engines])
 
     def stop(self) -> None:
-        """Ends all workers and engines. Ray stays, so that calls of other threads end with an error instead of for ever."""
+        """Ends all workers and engines.
+
+        Ray stays, so that calls of other threads end with an error instead of waiting forever.
+        """
         for group in self.groups:
             group.stop()
         for engine in self.engines:
@@ -115,8 +129,11 @@ class Services:
 
 
 def start_engines(seats: list[list[Seat]], scale: Scale, model_path: str, max_rank: int, adapters: int) -> list[Any]:
-    """One vLLM actor per engine, that serves so many adapters of up to `max_rank` at once."""
-    alone = scale.placement.tensor_parallel == 1  # else the GPUs are those of vLLM's own workers
+    """Starts one vLLM actor per engine.
+
+    Each serves up to `adapters` adapters of rank up to `max_rank` at once.
+    """
+    alone = scale.placement.tensor_parallel == 1  # else vLLM's own workers hold the GPUs
     return [
         RemoteEngine.options(**engine[0].options(None if alone else 0)).remote(
             **engine_arguments(scale, model_path, max_rank, adapters, index, engine)
@@ -140,7 +157,7 @@ def engines_alone(scale: Scale, model_path: str, max_rank: int) -> list[Any]:
 def engine_arguments(
     scale: Scale, model_path: str, max_rank: int, adapters: int, index: int, seats: list[Seat]
 ) -> dict[str, Any]:
-    """vLLM's arguments, as upstream's `create_vllm_engines` sets them, with adapters on."""
+    """vLLM's engine arguments, as upstream's `create_vllm_engines` sets them, with adapters on."""
     place, max_model_tokens = scale.placement, scale.lengths.prompt_tokens + scale.lengths.response_tokens
     return {
         "model": model_path,
@@ -156,7 +173,7 @@ def engine_arguments(
         "max_num_seqs": MAX_SEQUENCES,
         "disable_log_stats": True,
         "enforce_eager": not torch.cuda.is_available(),
-        # after a cut prompt vLLM rewinds the request's random generator, which a CPU generator cannot
+        # vLLM rewinds a request's random generator after a prompt chunk; a CPU generator cannot
         "enable_chunked_prefill": torch.cuda.is_available(),
         "max_num_batched_tokens": max(MAX_BATCHED_TOKENS, max_model_tokens),
         "trust_remote_code": scale.model.trust_remote_code,
@@ -165,12 +182,15 @@ def engine_arguments(
         "max_loras": adapters,
         "max_cpu_loras": adapters + 1,
         "max_lora_rank": serving_rank(max_rank),
-        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
+        "logprobs_mode": "processed_logprobs",  # those of the distribution that is sampled from
     }
 
 
 def critic_on(model: nn.Module, value_head_prefix: str) -> nn.Module:
-    """Upstream's critic with the decoder of a causal language model in place of one of its own."""
+    """Upstream's critic model on the decoder of the causal language model `model`.
+
+    The decoder replaces the one that the critic would load.
+    """
     config = model.config
     config.normalize_reward = False
     base = AutoModel._model_mapping[type(config)]
@@ -181,7 +201,10 @@ def critic_on(model: nn.Module, value_head_prefix: str) -> nn.Module:
 
 
 class TrainerWorker(PolicyWorker):
-    """A policy worker with a value worker inside that shares its base, its adapters' host and its process group."""
+    """A policy worker with a value worker inside.
+
+    The two share the base, the host of its adapters and the process group.
+    """
 
     def init_model_from_pretrained(
         self, strategy: AdapterStrategy, path: str, modules: dict[str, list[int]], layers: int
@@ -192,5 +215,5 @@ class TrainerWorker(PolicyWorker):
         self.value.hold(critic_on(self.host.base, strategy.args.ds.value_head_prefix), self.host)
 
     def as_value(self, method: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """A call to the value worker."""
+        """Calls a method of the value worker and returns its result."""
         return getattr(self.value, method)(*args, **kwargs)

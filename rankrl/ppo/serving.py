@@ -1,10 +1,9 @@
-"""What crosses the boundary of a rollout engine: requests and responses as arrays, and adapters.
+"""What is exchanged with a rollout engine: requests and responses as arrays, and adapters as bytes.
 
-An adapter on its way has its scaling folded into B, alpha = rank, and is flat in the engine's precision.
-
-vLLM reads one rank and one alpha per adapter and drops PEFT's patterns, so the true scale of every module is folded into
-its B and the adapter is published with scale 1. It is sent unpadded; the engine's buffers, of its serving rank, are zero
-beyond the adapter's.
+vLLM reads one rank and one alpha per adapter and ignores PEFT's patterns. So every module's scale
+is folded into its B, and the adapter is sent with scale 1 (alpha = rank), flat and in the engine's
+precision. It is sent unpadded: the engine's buffers, which have the serving rank, are zero beyond
+the adapter's rank.
 """
 
 from __future__ import annotations
@@ -17,22 +16,25 @@ import torch
 
 @dataclass(frozen=True)
 class Requests:
-    """One sample per entry of `prompts` (token ids) and `seeds`."""
+    """Requests for one sample per entry of `prompts` (token ids) and `seeds`."""
 
     prompts: list[list[int]]
     seeds: list[int]
     temperature: float
     response_tokens: int
+    """Most tokens of a response."""
 
 
 @dataclass(frozen=True)
 class Responses:
-    """In request order: token ids and their log-probabilities, flat, with lengths; whether a response was cut."""
+    """Token ids and log-probabilities of all responses in request order, concatenated."""
 
     token_ids: np.ndarray
     logprobs: np.ndarray
     lengths: np.ndarray
+    """Number of tokens of each response."""
     truncated: np.ndarray
+    """Whether each response was cut at the length limit."""
 
     def split(self) -> list[tuple[list[int], list[float]]]:
         """(token ids, log-probabilities) of each response."""
@@ -45,7 +47,10 @@ class Responses:
 
 @dataclass(frozen=True)
 class Payload:
-    """Tensors `names` of `shapes`, in this order and of one dtype, as bytes: what vLLM's process boundary passes unchanged."""
+    """An adapter as bytes, which vLLM's process boundary passes unchanged.
+
+    The tensors are in the order of `names` and `shapes`, all of one dtype.
+    """
 
     names: list[str]
     shapes: list[tuple[int, int]]
@@ -54,7 +59,7 @@ class Payload:
 
 
 def peft_names(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Module -> (A, B) under the names that PEFT saves them by, on the CPU."""
+    """CPU tensors under the names that PEFT saves them by, from module -> (A, B)."""
     return {
         f"base_model.model.{module}.lora_{side}.weight": factor.detach().cpu().clone()
         for module, pair in factors.items()
@@ -63,7 +68,11 @@ def peft_names(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[st
 
 
 def pack(factors: dict[str, tuple[torch.Tensor, torch.Tensor]], scales: dict[str, float], dtype: str) -> Payload:
-    """Module -> (A [r, d_in], B [d_out, r]) with its scale, as a payload. Folding is done in fp32, before the cast."""
+    """The payload of an adapter.
+
+    Given are module -> (A [r, d_in], B [d_out, r]) and module -> scale. Scales are folded into B in
+    fp32, before the cast to `dtype`.
+    """
     tensors = {}
     for module, (a, b) in factors.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.detach()

@@ -1,6 +1,7 @@
-"""OpenRLHF's DeepSpeed strategy for frozen bases: the base under ZeRO, each adapter with an optimizer of its own.
+"""OpenRLHF's DeepSpeed strategy for a frozen base, with an optimizer of its own for each adapter.
 
-DeepSpeed shards and gathers the base and knows nothing of adapters, so any number of runs, of any rank, can share one base.
+DeepSpeed shards and gathers the base under ZeRO and does not know of adapters, so any number of
+runs, of any rank, can share one base.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from openrlhf.utils.deepspeed import DeepspeedStrategy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 SHARD_FROM = 50_000_000
-"""Parameters from which workers share an adapter's optimizer state (0.4 GB of Adam's moments) instead of each holding all of it."""
+"""Adapter parameters from which workers shard the optimizer state (0.4 GB of Adam's moments). With
+fewer, each worker holds all of it."""
 
 
 class AdapterOptimizer:
-    """AdamW over one adapter's fp32 parameters, with its own accumulation, gradient reduction and clipping.
+    """AdamW over one adapter's fp32 parameters.
 
-    Equal to DeepSpeed's: the mean of the micro batches' gradients, averaged over workers, scaled down to `max_norm` (0: never).
+    It has its own gradient accumulation, reduction and clipping, equal to DeepSpeed's: the mean of
+    the micro-batches' gradients, averaged over workers, scaled down to norm `max_norm` (0: never).
     """
 
     def __init__(self, groups: list[dict[str, Any]], adam: SimpleNamespace, max_norm: float, accumulate: int):
@@ -42,7 +45,10 @@ class AdapterOptimizer:
         self.micro_steps, self.grad_norm = 0, 0.0
 
     def micro_step(self) -> bool:
-        """Counts a backward pass; at the end of a window takes the optimizer step. Returns whether it did."""
+        """Counts a backward pass and, after `accumulate` of them, takes the optimizer step.
+
+        Returns whether it took the step.
+        """
         self.micro_steps += 1
         if self.micro_steps % self.accumulate:
             return False
@@ -54,7 +60,7 @@ class AdapterOptimizer:
         return True
 
     def _reduce(self) -> None:
-        """Averages the gradients over workers, in one message."""
+        """Averages the gradients over workers, in one all-reduce."""
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -68,11 +74,11 @@ class AdapterOptimizer:
 
     @property
     def local(self) -> torch.optim.Optimizer:
-        """What of the optimizer this worker holds."""
+        """The part of the optimizer that this worker holds."""
         return self.adam.optim if self.sharded else self.adam
 
     def state_dict(self) -> dict[str, Any]:
-        """This worker's part; all workers save and load together."""
+        """This worker's part of the state. All workers save and load together."""
         self._copy_options(self.adam, self.local)
         return {"adam": self.local.state_dict(), "micro_steps": self.micro_steps}
 
@@ -80,18 +86,24 @@ class AdapterOptimizer:
         self.local.load_state_dict(state["adam"])
         for ours, loaded in zip(
             self.adam.param_groups, self.local.param_groups, strict=True
-        ):  # the sharded one keeps two lists
+        ):  # a sharded optimizer keeps two lists
             ours.update({key: value for key, value in loaded.items() if key != "params"})
         self.micro_steps = state["micro_steps"]
 
     def _copy_options(self, source: torch.optim.Optimizer, to: torch.optim.Optimizer) -> None:
-        """Learning rates, of which the sharded optimizer keeps two lists that it brings together at a step only."""
+        """Copies the learning rates and other options.
+
+        The sharded optimizer keeps two lists of them, which it only aligns at a step.
+        """
         for given, taken in zip(source.param_groups, to.param_groups, strict=True):
             taken.update({key: value for key, value in given.items() if key != "params"})
 
 
 class AdapterStrategy(DeepspeedStrategy):
-    """One per worker process, for the base; `for_run` gives the view of one run, with its arguments and batch sizes."""
+    """The strategy of one worker process, for the base.
+
+    `for_run` gives the view of one run, with its arguments and batch sizes.
+    """
 
     def __init__(self, args: SimpleNamespace, deepspeed: dict[str, Any], dtype: str, share_prefixes: bool):
         super().__init__(
@@ -105,14 +117,15 @@ class AdapterStrategy(DeepspeedStrategy):
         self.deepspeed, self.dtype, self.share_prefixes = deepspeed, dtype, share_prefixes
 
     def get_ds_eval_config(self, offload: bool = False) -> dict[str, Any]:
-        """Upstream's configuration of a frozen model with the scale's file merged over it.
+        """Upstream's configuration of a frozen model, with the scale's file merged over it.
 
-        ZeRO-1 and ZeRO-2 shard gradients and optimizer states, of which a frozen base has none: DeepSpeed refuses them without an
-        optimizer, and upstream uses stage 0 there, as here.
+        ZeRO-1 and ZeRO-2 shard gradients and optimizer states, which a frozen base does not have.
+        DeepSpeed refuses them without an optimizer, so upstream uses stage 0 there, and so does
+        this.
         """
         config = super().get_ds_eval_config(offload)
         stage = config["zero_optimization"]["stage"]
-        world_size = dist.get_world_size() if dist.is_initialized() else 1  # without a group, rankrl doctor asks
+        world_size = dist.get_world_size() if dist.is_initialized() else 1  # rankrl doctor has no process group
         config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] * world_size  # the base never trains
         merged = merge(config, self.deepspeed)
         merged["zero_optimization"]["stage"] = stage
@@ -120,6 +133,7 @@ class AdapterStrategy(DeepspeedStrategy):
         return merged
 
     def for_run(self, args: SimpleNamespace) -> AdapterStrategy:
+        """A copy of this strategy with one run's arguments, seed and batch sizes."""
         view = copy.copy(self)
         view.args, view.seed = args, args.train.seed
         view.train_batch_size, view.micro_train_batch_size = args.train.batch_size, args.train.micro_batch_size
@@ -127,7 +141,10 @@ class AdapterStrategy(DeepspeedStrategy):
         return view
 
     def all_reduce(self, data: Any, op: str = "mean") -> Any:
-        """Upstream's, which sends every number of every log line by itself even to nobody."""
+        """Upstream's reduction, skipped if there is only one worker.
+
+        Upstream sends every number of every log line separately, even if there is no other worker.
+        """
         return data if self.world_size == 1 else super().all_reduce(data, op)
 
     def backward(self, loss: torch.Tensor, model: Any, _optimizer: Any, **kwargs: Any) -> None:
@@ -141,12 +158,12 @@ class AdapterStrategy(DeepspeedStrategy):
         self.grad_norm = optimizer.grad_norm
 
     def get_grad_norm(self, model: Any) -> float:
-        """Norm before clipping, of the last optimizer step."""
+        """Gradient norm of the last optimizer step, before clipping."""
         return self.grad_norm
 
 
 def merge(config: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`config` with `over` merged over it, nested dicts key by key."""
+    """A copy of `config` with `over` merged into it, nested dicts key by key."""
     merged = dict(config)
     for key, value in over.items():
         merged[key] = (

@@ -1,7 +1,9 @@
-"""The seams of OpenRLHF 0.11.2: its argument parser and checks, and the raw classes under its Ray actors.
+"""Access to the inside of OpenRLHF 0.11.2: its argument parser and checks, and its worker classes.
 
-The parser stands under `if __name__ == "__main__"` in openrlhf/cli/train_ppo_ray.py. Its source is executed up to, not including,
-the closing `train(args)`, so defaults and checks are upstream's own. Imports neither vllm nor deepspeed.
+The parser is in the block `if __name__ == "__main__"` of openrlhf/cli/train_ppo_ray.py. The source
+of the block is executed up to, but not including, the closing `train(args)`, so defaults and checks
+are upstream's own. The worker classes are the plain ones under its Ray actors. This file imports
+neither vllm nor deepspeed.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ from typing import Any
 OPENRLHF = "0.11.2"
 PARSED = "args = hierarchize(args)"
 LAST = "train(args)"
-# Upstream's parser reads sys.argv, and Python 3.11's ast counts its depth for all threads together: two threads that parse or
-# compile a tree at once raise SystemError (github.com/python/cpython/issues/106905).
+# Upstream's parser reads sys.argv, and Python 3.11's ast counts its depth for all threads together:
+# two threads that parse or compile a tree at the same time raise SystemError
+# (github.com/python/cpython/issues/106905).
 ONE_AT_A_TIME = threading.Lock()
 
 
 def check_version() -> None:
-    """Raises RuntimeError on another OpenRLHF than the one whose seams these are."""
+    """Raises RuntimeError if the installed OpenRLHF is not the version that rankrl extends."""
     found = version("openrlhf")
     if found != OPENRLHF:
         raise RuntimeError(
@@ -38,13 +41,16 @@ def check_version() -> None:
 
 
 def raw(actor_class: Any) -> type:
-    """The plain class under a Ray actor class; subclassing the decorated one is refused by Ray."""
+    """The plain class under a Ray actor class. Ray refuses subclasses of the actor class itself."""
     return actor_class.__ray_actor_class__
 
 
 @cache
 def _main_body() -> tuple[CodeType, CodeType]:
-    """Upstream's main block as (parser, checks). Raises RuntimeError if it no longer has the expected shape."""
+    """Upstream's main block, compiled as (parser, checks).
+
+    Raises RuntimeError if the block no longer has the expected shape.
+    """
     spec = importlib.util.find_spec("openrlhf")
     assert spec is not None and spec.submodule_search_locations
     path = Path(spec.submodule_search_locations[0]) / "cli" / "train_ppo_ray.py"
@@ -62,7 +68,7 @@ def _main_body() -> tuple[CodeType, CodeType]:
 
 
 def flatten(namespace: SimpleNamespace, prefix: str = "") -> dict[str, Any]:
-    """A nested namespace as {"actor.adam.lr": value}."""
+    """A nested namespace as a flat dict, such as {"actor.adam.lr": value}."""
     flat: dict[str, Any] = {}
     for key, value in vars(namespace).items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, SimpleNamespace) else {prefix + key: value})
@@ -70,9 +76,10 @@ def flatten(namespace: SimpleNamespace, prefix: str = "") -> dict[str, Any]:
 
 
 def parse_arguments(words: list[str]) -> SimpleNamespace:
-    """OpenRLHF's nested argument namespace for a command line, through its own parser and its own checks.
+    """OpenRLHF's nested argument namespace for a command line, from its own parser and checks.
 
-    Raises ValueError where the parser or a check refuses, and where a check would silently rewrite a value.
+    Raises ValueError if the parser or a check refuses an argument, or if a check would silently
+    change one.
     """
     check_version()
     scope: dict[str, Any] = {"argparse": argparse, "os": os, "datetime": datetime}

@@ -1,7 +1,8 @@
-"""What policy and value workers share: a frozen base that outlives runs, and runs that are attached to it, used and detached.
+"""What policy and value workers share: a frozen base, and runs that are attached to it.
 
-Upstream's worker methods (`forward`, `append`, `fit`) act on `self.trainer` and the active adapter; `activate` points both at a run
-and swaps the random state in, so one run never notices another.
+Upstream's worker methods (`forward`, `append`, `fit`) act on `self.trainer` and the active adapter.
+`activate` points both at a run and swaps in the run's random state, so that runs do not affect each
+other.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from rankrl.recipe.init_section import Init
 from rankrl.recipe.rank_table import ModuleRank, Shapes
 
 Call = tuple[str, list[dict[str, Any]]]
-"""A method, and the keyword arguments of each call to it."""
+"""A method name, and the keyword arguments of each call to the method."""
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What a worker needs to know of a run."""
+    """What a worker needs to know of a run to build its adapter."""
 
     name: str
     args: SimpleNamespace
     """OpenRLHF's namespace for the run."""
     table: list[ModuleRank]
-    """The adapted modules, the same on every worker."""
+    """The adapted modules with their ranks, the same on every worker."""
     seed: int
     lr_ratio: float
-    """Learning rate of B over that of A (LoRA+)."""
+    """Learning rate of B divided by that of A (LoRA+)."""
     optimizer_steps: int
     init: Init = field(default_factory=Init)
 
 
 @dataclass
 class RunState:
-    """All of one run that lives in a worker."""
+    """Everything that a worker holds of one run."""
 
     spec: AdapterSpec
     trainer: Any
@@ -53,32 +54,42 @@ class RunState:
     optimizer: AdapterOptimizer
     scheduler: Any
     rng: torch.Tensor
+    """The run's random state on this worker."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What the kind of worker adds: the value head, the previous adapter."""
+    """What only one kind of worker holds: the value head, or the previous adapter."""
 
 
 class RunHost:
-    """Mixin of upstream's model actors. Subclasses set `self.host` and `self.runs`, and say which parameters a run trains."""
+    """A mixin that lets upstream's model actors hold several runs.
+
+    Subclasses set `self.host` and `self.runs`, and say which parameters a run trains.
+    """
 
     host: AdapterHost
     runs: dict[str, RunState]
     trainer: Any
 
     def join(self, strategy: AdapterStrategy) -> None:
-        """Joins the group of workers."""
+        """Joins the process group of the workers."""
         send_tensors_as_arrays()
         self._setup_distributed(strategy)  # type: ignore[attr-defined]
 
     def shapes(self) -> Shapes:
-        """The modules that may be adapted."""
+        """(d_in, d_out) of the modules that may be adapted, by name."""
         return self.host.shapes
 
     def call(self, name: str, calls: list[Call]) -> Any:
-        """Runs upstream's or own methods for one run, a method once per row. Returns the last result."""
+        """Makes the calls for one run, each method once per row.
+
+        Returns the last result.
+        """
         return self.call_batch(name, calls)[-1]
 
     def call_batch(self, name: str, calls: list[Call]) -> list[Any]:
-        """The same. Returns the results of the last method, one per row."""
+        """Makes the calls for one run, each method once per row.
+
+        Returns the results of the last method, one per row.
+        """
         with self.activate(name):
             for method, rows in calls:
                 results = [getattr(self, method)(**row) for row in rows]
@@ -86,6 +97,7 @@ class RunHost:
 
     @contextmanager
     def activate(self, name: str) -> Iterator[RunState]:
+        """Context in which a run's adapter, trainer and random state are the active ones."""
         run = self.runs[name]
         self.host.activate(name)
         self.trainer = run.trainer
@@ -95,19 +107,19 @@ class RunHost:
             run.rng = torch.get_rng_state()
 
     def detach(self, name: str) -> None:
-        """Forgets a run. The base stays."""
+        """Removes a run and its adapter. The base stays."""
         self.runs.pop(name, None)
         self.host.detach(name)
 
     def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
-        """Name -> trained parameter, in a fixed order."""
+        """The trained parameters of a run by name, in a fixed order."""
         factors = self.host.factors(run.spec.name, run.spec.table)
         return {
             f"{module}.lora_{side}": p for module, pair in factors.items() for side, p in zip("AB", pair, strict=True)
         }
 
     def state(self, name: str) -> dict[str, Any]:
-        """Tensors, on the CPU, and plain values from which `restore` continues this run."""
+        """Tensors on the CPU and plain values, from which `restore` continues the run."""
         run = self.runs[name]
         state = {
             "weights": {key: p.detach().clone() for key, p in self.parameters_of(run).items()},
@@ -131,11 +143,15 @@ class RunHost:
 
 
 def scheduler(optimizer: AdapterOptimizer, cfg: SimpleNamespace, steps: int) -> Any:
-    """The learning-rate schedule that upstream builds from the same arguments. `cfg`: args.actor or args.critic."""
+    """The learning-rate schedule that upstream builds from the same arguments.
+
+    `cfg` is args.actor or args.critic.
+    """
     shape = {"min_lr_rate": cfg.min_lr_ratio} if cfg.lr_scheduler == "cosine_with_min_lr" else {}
     warmup = math.ceil(steps * cfg.lr_warmup_ratio)
     return get_scheduler(cfg.lr_scheduler, optimizer.adam, warmup, steps, scheduler_specific_kwargs=shape)
 
 
 def initial_rng(seed: int) -> torch.Tensor:
+    """The random state at the start of a run."""
     return torch.Generator().manual_seed(seed).get_state()

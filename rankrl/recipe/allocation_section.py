@@ -1,4 +1,4 @@
-"""What a recipe may say of the adapter beyond its rank: how a budget of parameters is spent on modules."""
+"""The section `allocation` of a recipe: how a budget of parameters is spent on modules."""
 
 from __future__ import annotations
 
@@ -18,50 +18,62 @@ NON_UNIFORM = ("control", "tau", "budget_rank", "budget_params", "min_rank", "ma
 
 @dataclass(frozen=True)
 class Allocation:
-    """How the parameters are spent on modules, at d_in + d_out a rank. Options that the method does not use must be left out."""
+    """How the parameters are spent on modules; each rank of a module costs d_in + d_out.
+
+    Options that the method does not use must be left out.
+    """
 
     method: str = "uniform"
-    """uniform (the run's rank everywhere); profile (by layer or type, no data); greedy or proportional (by a measurement)."""
+    """uniform (the run's rank everywhere); profile (by layer or type, no data); greedy or
+    proportional (by a measurement)."""
     profile: Optional[str] = None
-    """Rank in proportion to: linear or triangular over the layers; last_k layers only; mlp only; a table by module type."""
+    """What the rank is in proportion to: linear or triangular over the layers; last_k layers only;
+    mlp only; a table by module type."""
     slope: Optional[float] = None
-    """For linear, -1 to 1: the last layer has about 1 + slope, the first 1 - slope, times the mean rank."""
+    """For profile linear, -1 to 1: the last layer has about 1 + slope times the mean rank, the
+    first about 1 - slope times."""
     peak: Optional[float] = None
-    """For triangular, 0 (first layer) to 1 (last): where the rank is largest."""
+    """For profile triangular: where the rank is largest, 0 (first layer) to 1 (last layer)."""
     last_k: Optional[int] = None
-    """For last_k: adapted layers, counted from the last."""
+    """For profile last_k: number of adapted layers, counted from the last."""
     table: Optional[dict[str, float]] = None
-    """For table: weight by module type (q_proj, ...), one for every adapted type; 0 drops it."""
+    """For profile table: weight by module type (q_proj, ...), one for every adapted type; 0 drops
+    the type."""
     value: Optional[str] = None
-    """What greedy and proportional measure: signal (held-out policy-gradient energy), activation or fisher."""
+    """What greedy and proportional measure: signal (held-out policy-gradient energy), activation or
+    fisher."""
     prompts: int = 64
     """Prompts that the base answers for the measurement, in 8 samples each."""
     control: str = "none"
-    """The same budget with the importance dealt to modules at random (by the run's seed), or reversed."""
+    """Control with the same budget: random deals the importance to modules at random (by the run's
+    seed), reversed reverses its order; none is no control."""
     tau: float = 1.0
-    """1 is the method's proposal, 0 uniform, a share in between shrinks towards uniform."""
+    """1 is the method's proposal, 0 is uniform; a share in between shrinks the proposal towards
+    uniform."""
     budget_rank: Optional[float] = None
-    """Budget as the parameters of this uniform rank; null takes the run's rank."""
+    """The budget is the parameters of this uniform rank; null takes the run's rank."""
     budget_params: Optional[int] = None
     """Budget in parameters, instead of `budget_rank`."""
     min_rank: int = 0
     """Least rank of a module; 0 lets modules be dropped."""
     max_rank: Optional[int] = None
-    """Largest rank of a module; null is eight times the budget's rank (at least 8) where it is measured, else what vLLM serves."""
+    """Largest rank of a module. null is eight times the budget's rank (at least 8) if the
+    allocation is measured, else the largest that vLLM serves."""
 
     @property
     def measured(self) -> bool:
-        """Whether it needs a measurement of importance."""
+        """Whether the method needs a measurement of importance."""
         return self.method in ("greedy", "proportional")
 
     @property
     def label(self) -> str:
-        """The options that are set, in a line."""
+        """The options that are set, as one line of text."""
         given = {option.name: getattr(self, option.name) for option in fields(self)}
         set_here = [f"{name} {value}" for name, value in given.items() if value != getattr(Allocation, name)]
         return ", ".join(set_here) or "method uniform"
 
     def check(self) -> None:
+        """Raises ValueError for a value that is not allowed, or an option that is not used."""
         require(self.method in METHODS, "allocation.method", self.method, ", ".join(METHODS))
         used = {*METHODS[self.method], *(NON_UNIFORM if self.method != "uniform" else ())}
         if self.method == "profile":

@@ -1,4 +1,8 @@
-"""The config.json of a base without its weights: from its directory, or shipped here for the hub ids of the shipped scales."""
+"""The config.json of a base, without its weights.
+
+It is read from the base's directory, or from a copy that is shipped here for the hub ids of the
+shipped scales.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,17 @@ PACKAGE = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rankrl"
 SMOLLM2 = "embedded:smollm2-135m"
 EMBEDDED = {"embedded:nano": PACKAGE / "data" / "nano_model", SMOLLM2: CACHE / "smollm2-135m-1"}
-"""Directories of bases that need no hub; the second is made when a run first needs it (rankrl/data/smollm2_base.py)."""
+"""Directories of bases that need no hub. The second is created when a run first needs it
+(rankrl/data/smollm2_base.py)."""
 SHIPPED = PACKAGE / "scales" / "models"
 
 
 def config_path(model: Model) -> Path | None:
-    """config.json of a local directory, or the shipped copy of a hub id's or of an embedded base's; None if neither is here."""
+    """Path of a model's config.json; None if there is none on this machine.
+
+    It is in the model's local directory, or it is the shipped copy for a hub id or an embedded
+    base.
+    """
     directory = EMBEDDED.get(model.path, Path(model.path))
     if directory.is_dir():
         return directory / "config.json"
@@ -31,7 +40,10 @@ def config_path(model: Model) -> Path | None:
 
 @lru_cache
 def read_config(path: Path) -> dict[str, Any]:
-    """A model's config.json. Raises ValueError, one line, if it is missing or names no architecture."""
+    """The content of a model's config.json.
+
+    Raises ValueError, one line, if the file is missing or damaged, or names no architecture.
+    """
     require(path.is_file(), "model.path", str(path), "a Hugging Face model directory with config.json")
     try:
         config = json.loads(path.read_text())
@@ -43,7 +55,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_config(model: Model, path: Path) -> None:
-    """Raises ValueError for a model that wants to run code of its own unasked, or that float32 would read differently."""
+    """Raises ValueError for a model that may not be used as the scale says.
+
+    That is one that wants to run code of its own without permission, or one in float32 whose stored
+    weights float32 would read differently.
+    """
     for file in (path, path.parent / "tokenizer_config.json"):
         wants_code = file.is_file() and "auto_map" in json.loads(file.read_text())
         require(
@@ -67,19 +83,21 @@ def check_config(model: Model, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Widths:
-    """What estimates need beyond the scale file."""
+    """Sizes from config.json that estimates need besides the scale file."""
 
     hidden: int
     vocabulary: Optional[int]
-    """None without a config.json: logits are not counted then."""
+    """Size of the vocabulary. None without a config.json: logits are not counted then."""
     kv_heads: Optional[int]
-    """None without a config.json: keys and values are taken to be split over all GPUs of an engine."""
+    """Number of key-value heads. None without a config.json: keys and values are then assumed to be
+    split over all GPUs of an engine."""
 
 
 def widths(scale: Scale) -> Widths:
-    """From config.json; without one, the input of the first adapted module is the hidden size.
+    """The sizes in the config.json of the scale's base.
 
-    Raises ValueError as `read_config` does.
+    Without one, the input of the first adapted module is taken as the hidden size. Raises
+    ValueError as `read_config` does.
     """
     path = config_path(scale.model)
     if path is None:

@@ -1,6 +1,7 @@
-"""What a seed costs: seconds and memory of a packed sweep, from the shapes of a scale. Formulas and their doubts: docs/cost.md.
+"""What a seed costs: seconds and memory of a packed sweep, from the shapes of a scale.
 
-A forward pass takes 2 P operations a token (P: active parameters of the base), the backward pass through frozen weights 2 P more.
+A forward pass takes 2 P operations per token (P: active parameters of the base), the backward pass
+through frozen weights another 2 P. Formulas and their limits: docs/cost.md.
 """
 
 from __future__ import annotations
@@ -15,66 +16,81 @@ from rankrl.recipe.scale import Scale
 
 @dataclass(frozen=True)
 class Device:
-    """What one worker or engine process computes on. Rates are of what is reached, not of the data sheet."""
+    """What one worker or engine process computes on.
+
+    Rates are those that are reached, not those of the data sheet.
+    """
 
     prefill_flops: float
+    """Operations per second of an engine."""
     train_flops: float
+    """Operations per second of a worker."""
     bandwidth_bytes_s: float
     memory_bytes: float
     link_bytes_s: float
-    """Of the object store and network that an adapter passes."""
+    """Rate of the object store and network that an adapter is sent through."""
     engine_step_s: float
-    """Overhead of an engine step."""
+    """Overhead of an engine step, in seconds."""
     request_s: float
-    """Overhead of a request."""
+    """Overhead of a request, in seconds."""
     run_step_s: float
-    """Overhead of a run's step in controller and workers."""
+    """Overhead of one PPO step of a run in controller and workers, in seconds."""
     start_s: float
+    """Seconds that services take to start."""
 
 
 DEVICES = {
-    # H100 SXM: 45 % and 35 % of 989 TFLOP/s dense bf16, 60 % of 3.35 TB/s, as reported for such models. Not measured here.
+    # H100 SXM: 45 % and 35 % of 989 TFLOP/s dense bf16, 60 % of 3.35 TB/s, as reported for such
+    # models. Not measured here.
     "h100": Device(445e12, 346e12, 2.0e12, 80e9, 2e9, 0.003, 2e-4, 0.3, 240.0),
     # one of three processes on two 2.3 GHz AVX-512 cores in fp32, fitted to `make bench` at nano
     "cpu": Device(60e9, 60e9, 8e9, 24e9, 1e9, 0.008, 3e-4, 0.12, 30.0),
 }
 PREVIOUS_SHARE = 0.5
-"""Share of a rollout on which the previous adapter is evaluated too (the canary's 64 samples of 128)."""
+"""Share of a rollout on which the previous adapter is evaluated too (64 of 128 samples, for the
+canary)."""
 SHARED_PREFIXES = 0.4
-"""Share of a micro batch's tokens that is left where common beginnings are computed once; at nano."""
+"""Share of a micro-batch's tokens that is left when common prefixes are computed once (nano)."""
 KV_BLOCK_TOKENS = 16
 TRAIN_BYTES = 5 * WEIGHT_BYTES
-"""Of an adapter parameter in training: weight, gradient, two moments, previous weight, in fp32."""
+"""Bytes of an adapter parameter in training: weight, gradient, two moments and previous weight, in
+fp32."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one PPO step of one run, by phase, and of the whole run alone and packed."""
+    """Seconds of one PPO step of a run, by phase, and of the whole run, alone and packed."""
 
     rollout_s: float
     experience_s: float
     update_s: float
     sync_s: float
     run_s: float
-    """Alone on warm services, evaluations included."""
+    """Seconds of the whole run alone on warm services, evaluations included."""
     packed_s: float
-    """Share of one of K runs in the time they take together."""
+    """Seconds of the whole run as one of K: its share of the time that they take together."""
 
 
 def kv_bytes_per_token(scale: Scale) -> int:
-    """Keys and values of all layers; the width of k_proj is that of the keys."""
+    """Bytes of a token's keys and values over all layers.
+
+    The output width of k_proj is taken as the width of keys and of values.
+    """
     width = scale.model.modules.get("k_proj", max(scale.model.modules.values()))[1]
     return 2 * scale.model.layers * width * scale.model.bytes_per_param
 
 
 def kv_shards(scale: Scale) -> int:
-    """GPUs that an engine's KV cache is split over; with fewer heads of keys than GPUs, vLLM keeps copies."""
+    """Number of GPUs that an engine's KV cache is split over.
+
+    With fewer key-value heads than GPUs, vLLM keeps copies.
+    """
     place = scale.placement
     return min(place.tensor_parallel, widths(scale).kv_heads or place.tensor_parallel)
 
 
 def concurrent_sequences(scale: Scale) -> int:
-    """Sequences of half the possible length that the KV cache of one engine holds."""
+    """Number of sequences of half the possible length that fit an engine's KV cache."""
     place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
     weights = model.base_params * model.bytes_per_param / place.tensor_parallel
     free = (device.memory_bytes * place.engine_memory - weights) * kv_shards(scale)
@@ -83,9 +99,10 @@ def concurrent_sequences(scale: Scale) -> int:
 
 
 def generation_s(scale: Scale, samples: int, prompts: int) -> float:
-    """Seconds in which the engines answer `samples` requests for `prompts` different prompts, all at once.
+    """Seconds in which the engines answer `samples` requests for `prompts` different prompts.
 
-    Decoding step by step reads the weights once for the whole batch; answers are taken to be half as long as they may be.
+    All requests are sent at once. Each decoding step reads the weights once for the whole batch;
+    prompts and answers are assumed to be half as long as they may be.
     """
     place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
     per_engine = -(-samples // place.engines)
@@ -104,7 +121,10 @@ def generation_s(scale: Scale, samples: int, prompts: int) -> float:
 
 
 def cost(run: Run, parallel_runs: int) -> Cost:
-    """Of `run` alone, and as one of `parallel_runs` like it, when rollouts share engine steps and engines work while workers do."""
+    """Cost of `run` alone, and as one of `parallel_runs` runs like it.
+
+    Packed runs share engine steps in their rollouts, and engines work while workers do.
+    """
     scale, recipe = run.scale, run.recipe
     place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
     samples = run.rollout_samples
@@ -132,7 +152,10 @@ def cost(run: Run, parallel_runs: int) -> Cost:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per process: a worker of the policy, of the value, an engine; then what one more run adds to a policy worker."""
+    """Bytes per process: a policy worker, a value worker, an engine.
+
+    `run` is what one more run adds to a policy worker.
+    """
 
     policy: float
     critic: float
@@ -141,7 +164,10 @@ class Memory:
 
 
 def memory(scale: Scale, params: int, critic_rank: int) -> Memory:
-    """Weights under ZeRO's stage, and one run's adapters (the policy's of `params`) with optimizers. Without activations."""
+    """Bytes of weights under the ZeRO stage, and of one run's adapters with their optimizers.
+
+    The policy's adapter has `params` parameters. Activations are not included.
+    """
     place, model = scale.placement, scale.model
     weights = model.base_params * model.bytes_per_param
     sharded = deepspeed_config(scale)["zero_optimization"]["stage"] == 3

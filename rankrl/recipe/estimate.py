@@ -1,4 +1,7 @@
-"""What a plan needs, with the formula beside each number: GPUs, memory, tokens, bytes, hours. No torch. Doubts: docs/cost.md."""
+"""What a plan needs: GPUs, memory, tokens, bytes and hours, with the formula of each number.
+
+No torch. The limits of the formulas are in docs/cost.md.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,17 @@ from rankrl.recipe.memory import CPU_CONTROLLER_BYTES, Parts, kv_tokens, memory_
 from rankrl.recipe.plan import Run, adapter_params, micro_batch
 from rankrl.recipe.scale import Scale
 
-MOST_PARALLEL = 8  # runs at once that a sweep chooses by itself
+MOST_PARALLEL = 8  # most runs at once that a sweep chooses by itself
 
 
 @dataclass(frozen=True)
 class Line:
+    """One line of the estimates, as text."""
+
     what: str
     value: str
     mark: str
-    """exact; fitted to measurements; or an estimate that nothing has confirmed."""
+    """exact; fitted to measurements; or an estimate that no measurement has confirmed."""
     formula: str
 
 
@@ -40,24 +45,27 @@ def duration(seconds: float) -> str:
 
 
 def span(values: Iterable[float], show: Callable[[float], str] = size) -> str:
-    """The least and the most, or the one that there is."""
+    """The smallest and largest value as text, or a single one if they read the same."""
     least, *_, most = sorted([*values] * 2)
     return show(least) if show(least) == show(most) else f"{show(least)} to {show(most)}"
 
 
 def fitting_runs(runs: Sequence[Run], busy: int, room_bytes: float) -> int:
-    """Runs at once, `busy` at most, whose adapters and optimizers fit into the room that workers have for them."""
+    """Number of runs at once, at most `busy`, that fit into `room_bytes` of a worker.
+
+    Their adapters and optimizers are counted.
+    """
     scale, params = runs[0].scale, max(run.trainable_params for run in runs)
     return max(1, min(MOST_PARALLEL, busy, int(room_bytes / memory(scale, params, runs[0].recipe.critic.rank).run)))
 
 
 def gpu_room_bytes(scale: Scale) -> float:
-    """What adapters may take of a GPU."""
+    """Bytes of a GPU that adapters and their optimizers may take."""
     return DEVICES[scale.placement.device].memory_bytes / 5
 
 
 def likely_parallel_runs(runs: Sequence[Run]) -> int:
-    """Runs at once that a sweep would choose by itself on the device of the scale."""
+    """Number of runs at once that a sweep would choose by itself on the scale's device."""
     scale = runs[0].scale
     return (
         MOST_PARALLEL if scale.placement.device == "cpu" else fitting_runs(runs, MOST_PARALLEL, gpu_room_bytes(scale))
@@ -65,7 +73,7 @@ def likely_parallel_runs(runs: Sequence[Run]) -> int:
 
 
 def sweep_hours(runs: Sequence[Run], parallel_runs: int) -> str:
-    """A line: hours of the whole sweep, packed and one by one."""
+    """One line of text: hours of the whole sweep, packed and one by one."""
     packed = min(parallel_runs, len(runs))
     kinds = {(run.arm, run.batch_size): run for run in runs}  # the rank hardly matters
     costs = {kind: cost(run, packed) for kind, run in kinds.items()}
@@ -80,14 +88,21 @@ def sweep_hours(runs: Sequence[Run], parallel_runs: int) -> str:
 
 
 def estimates(runs: Sequence[Run], parallel_runs: int) -> list[Line]:
-    """Of a plan, with so many runs at once. Raises ValueError as `widths` and `deepspeed_config` do."""
+    """The estimates of a plan with `parallel_runs` runs at once.
+
+    Raises ValueError as `widths` and `deepspeed_config` do.
+    """
     kinds = list({(run.arm, run.rank, run.batch_size): run for run in runs}.values())
     packed = min(parallel_runs, len(runs))
     return [_gpus(kinds[0].scale), *_memory(kinds, packed), _tokens(kinds), _adapter(kinds), _time(kinds, packed)]
 
 
 def _mark(scale: Scale) -> str:
-    """The constants of the CPU are fitted to measurements of the embedded model; those of GPUs come from data sheets."""
+    """The mark of numbers that depend on the device.
+
+    The CPU's constants are fitted to measurements of the embedded model; those of GPUs come from
+    data sheets.
+    """
     return "fitted" if scale.placement.device == "cpu" and scale.model.path == "embedded:nano" else "estimate"
 
 
@@ -119,7 +134,10 @@ def _memory(kinds: list[Run], packed: int) -> list[Line]:
 
 
 def _sums(scale: Scale, found: dict[str, Parts]) -> list[tuple[str, float, str]]:
-    """(what, bytes, the sum as text) of each process, or of all processes on a GPU that they share."""
+    """(name, bytes, the sum as text) of each process.
+
+    Processes that share a GPU are summed.
+    """
     if scale.placement.colocated:
         found = {"all on one GPU": {name: sum(parts.values()) for name, parts in found.items()}}
     elif scale.placement.device == "cpu":
@@ -167,7 +185,7 @@ def _time(kinds: list[Run], packed: int) -> Line:
 
 
 def legend(run: Run) -> str:
-    """What the parts of memory are."""
+    """Text that explains the parts of the memory estimates."""
     model = run.scale.model
     each = "2 H L + max(28 V, 150 H)" if model.gradient_checkpointing else "92 H (L + 1) + 28 V"
     known = widths(run.scale)
@@ -181,7 +199,7 @@ def legend(run: Run) -> str:
 
 
 def table(lines: list[Line]) -> str:
-    """Aligned columns."""
+    """The lines as text in aligned columns."""
     rows = [(line.what, line.value, line.mark, line.formula) for line in lines]
     widest = [max(len(row[i]) for row in rows) for i in range(3)] + [0]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widest, strict=True)) for row in rows)

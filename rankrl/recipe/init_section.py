@@ -1,4 +1,4 @@
-"""What a recipe may say of how the policy's adapter starts."""
+"""The section `init` of a recipe: how the policy's adapter starts."""
 
 from __future__ import annotations
 
@@ -7,51 +7,58 @@ from dataclasses import dataclass, fields
 from rankrl.recipe.require import require
 
 DRAWN = ("kaiming", "orthonormal", "etf")
-"""From the seed alone."""
+"""Methods that draw A from the seed alone."""
 FROM_WEIGHTS = ("rlpo", "rlmo", "pissa", "olora")
-"""From the base's weights."""
+"""Methods that compute the start from the base's weights."""
 MEASURED = ("eva", "pg_subspace")
-"""From rollouts of the base."""
+"""Methods that measure the start on rollouts of the base."""
 REWRITING = ("pissa", "olora")
-"""B does not start at 0: their authors take B A out of the base's weights."""
+"""Methods in which B does not start at 0: their authors subtract B A from the base's weights."""
 SAMPLED = ("prompts", "samples_per_prompt")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "kaiming": (),
     "eva": ("norm", *SAMPLED, "oversample"),
     "pg_subspace": ("norm", *SAMPLED, "oversample", "off_principal", "fisher", "fallback"),
 }
+"""Options of each method; a method that is not listed has `norm` only."""
 
 
 @dataclass(frozen=True)
 class Init:
-    """How A starts; B starts at 0, so that the policy starts as the base. Options that the method does not use must be left out."""
+    """How A starts. B starts at 0, so that the policy starts as the base.
+
+    Options that the method does not use must be left out.
+    """
 
     method: str = "kaiming"
-    """kaiming, orthonormal, etf (drawn); rlpo, rlmo (top, bottom right singular vectors of W); eva (of the
-    activations); pg_subspace (of the base's policy gradient); pissa, olora (negative controls: A and B start as a part of W, which
-    is subtracted)."""
+    """Drawn: kaiming, orthonormal, etf. Right singular vectors of W: rlpo (top), rlmo (bottom); of
+    the activations: eva; of the base's policy gradient: pg_subspace. Negative controls: pissa,
+    olora (A and B start as a part of W, which is subtracted from it)."""
     norm: str = "kaiming"
-    """Norm of each row of A: kaiming (1/sqrt(3), as Kaiming's in the mean), or the method's own. Unmatched, an init is also a
-    change of the learning rate."""
+    """Norm of each row of A: kaiming (1/sqrt(3), the mean of Kaiming's), or own (the method's). An
+    init whose norm is not matched also acts as a change of the learning rate."""
     prompts: int = 64
     """Prompts that the base answers for the measurement."""
     samples_per_prompt: int = 8
-    """Answers for each of them."""
+    """Answers to each of these prompts."""
     oversample: int = 8
-    """Columns of a sketch beyond the largest rank."""
+    """Columns of a random sketch beyond the largest rank."""
     off_principal: int = 0
     """Top right singular vectors of W that pg_subspace projects out first; 0 is off."""
     fisher: bool = False
-    """Whether pg_subspace whitens the gradient by the Fisher's Kronecker factors: most gain per KL instead of per step."""
+    """Whether pg_subspace whitens the gradient by the Kronecker factors of the Fisher matrix: most
+    gain per KL instead of per step."""
     fallback: str = "etf"
-    """Rows of pg_subspace where the gradient does not repeat itself: etf or orthonormal."""
+    """Rows for pg_subspace where the gradient does not recur on held-out prompts: etf or
+    orthonormal."""
 
     @property
     def served_ranks(self) -> int:
-        """Ranks in the engine for each rank of the adapter."""
+        """Ranks that an engine serves for each rank of the adapter."""
         return 2 if self.method in REWRITING else 1
 
     def check(self) -> None:
+        """Raises ValueError for a value that is not allowed, or an option that the method lacks."""
         known = (*DRAWN, *FROM_WEIGHTS, *MEASURED)
         require(self.method in known, "init.method", self.method, ", ".join(known))
         for option in fields(self)[1:]:

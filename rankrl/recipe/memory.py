@@ -1,4 +1,7 @@
-"""Memory of workers and engines, by what it holds: of GPUs a model that nothing has confirmed, for the CPU fitted to the bench."""
+"""Memory of workers and engines, by what it holds.
+
+For GPUs the model is not confirmed by a measurement; for the CPU it is fitted to the bench.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,35 @@ from rankrl.recipe.cost import DEVICES, SHARED_PREFIXES, TRAIN_BYTES, kv_bytes_p
 from rankrl.recipe.plan import Run, adapter_params, deepspeed_config, micro_batch
 from rankrl.recipe.scale import Scale
 
-# Activations of a token in bf16, counted operation by operation on the shipped models without weights (tests/test_estimate.py)
+# Bytes of a token's activations in bf16, counted operation by operation on the shipped models
+# without weights (tests/test_estimate.py)
 INPUT_BYTES = 2
-"""Times the hidden size: the input of a layer, which gradient checkpointing keeps."""
+"""Per unit of hidden size: the input of a layer, which gradient checkpointing keeps."""
 LAYER_BYTES = 92
-"""Times the hidden size: a layer whose activations are kept for the backward pass (77 for 8B, 92 for 30B-A3B)."""
+"""Per unit of hidden size: a layer whose activations are kept for the backward pass (77 for 8B, 92
+for 30B-A3B)."""
 RECOMPUTED_BYTES = 150
-"""Times the hidden size: one layer recomputed and its backward pass (102 for 8B, 150 for 30B-A3B)."""
+"""Per unit of hidden size: one layer recomputed, and its backward pass (102 for 8B, 150 for
+30B-A3B)."""
 LOGIT_BYTES = 28
-"""Times the vocabulary: logits, their fp32 copy, entropy, log-probabilities and gradients, without fused kernels."""
+"""Per entry of the vocabulary: logits, their fp32 copy, entropy, log-probabilities and gradients,
+without fused kernels."""
 LIVE_PARAMS = 10**9
 """DeepSpeed's default of stage3_max_live_parameters."""
 PROCESS_BYTES = {"h100": 1.5e9, "cpu": 0.65e9}
-"""Of a worker before it holds anything: CUDA context and NCCL (assumed); Python and its libraries (fitted to `make bench`)."""
+"""Memory of a worker before it holds anything. GPU: CUDA context and NCCL (assumed). CPU: Python
+and its libraries (fitted to `make bench`)."""
 CPU_ENGINE_BYTES, CPU_ENGINE_RUN_BYTES = 2.1e9, 0.1e9  # fitted to `make bench`: an engine, and what a run adds to it
 CPU_CONTROLLER_BYTES = 0.95e9  # fitted to `make bench`
 Parts = dict[str, float]
-"""Bytes by what they hold."""
+"""Bytes of a process, by what they hold."""
 
 
 def activation_bytes(run: Run, logits: bool) -> float:
-    """Most that a forward and backward pass of one micro batch holds, on a policy worker (with logits) or a value worker."""
+    """Most bytes of activations in a forward and backward pass of one micro-batch.
+
+    A policy worker has `logits`, a value worker has none.
+    """
     model, lengths, wide = run.scale.model, run.scale.lengths, widths(run.scale)
     left = SHARED_PREFIXES if model.share_prefixes else 1.0
     tokens = left * micro_batch(run) * (lengths.prompt_tokens + lengths.response_tokens)
@@ -40,7 +51,10 @@ def activation_bytes(run: Run, logits: bool) -> float:
 
 
 def base_bytes(scale: Scale, workers: int) -> Parts:
-    """The frozen base on a worker: its shard, and what ZeRO-3 gathers for the layers at work."""
+    """Bytes of the frozen base on one of `workers` workers.
+
+    They are its shard and what ZeRO-3 gathers for the layers at work.
+    """
     model, zero = scale.model, deepspeed_config(scale)["zero_optimization"]
     whole = model.base_params * model.bytes_per_param
     if zero["stage"] != 3:
@@ -53,7 +67,7 @@ def base_bytes(scale: Scale, workers: int) -> Parts:
 
 
 def offloaded_bytes(scale: Scale) -> float:
-    """Of the base in the memory of each host of the workers."""
+    """Bytes of the base that are offloaded to the memory of each host of workers."""
     zero, place, model = deepspeed_config(scale)["zero_optimization"], scale.placement, scale.model
     if zero.get("offload_param", {}).get("device") != "cpu":
         return 0.0
@@ -62,7 +76,11 @@ def offloaded_bytes(scale: Scale) -> float:
 
 
 def engine_bytes(scale: Scale, rank: int, parallel_runs: int) -> Parts:
-    """An engine's part on one of its GPUs; what its other parts leave of vLLM's share is KV cache (below 0: it does not start)."""
+    """Bytes of an engine on one of its GPUs.
+
+    The KV cache gets what the other parts leave of vLLM's share; below 0, the engine does not
+    start.
+    """
     place, model = scale.placement, scale.model
     weights = model.base_params * model.bytes_per_param / place.tensor_parallel
     adapters = parallel_runs * adapter_params(scale, rank) * model.bytes_per_param
@@ -74,12 +92,18 @@ def engine_bytes(scale: Scale, rank: int, parallel_runs: int) -> Parts:
 
 
 def kv_tokens(scale: Scale, room_bytes: float) -> int:
-    """Tokens whose keys and values fit into so much of each GPU of an engine."""
+    """Number of tokens whose keys and values fit an engine's KV cache.
+
+    `room_bytes` is its size on each GPU of the engine.
+    """
     return int(room_bytes * kv_shards(scale) / kv_bytes_per_token(scale))
 
 
 def memory_bytes(run: Run, rank: int, parallel_runs: int) -> dict[str, Parts]:
-    """Process -> bytes by part, with adapters of `rank` (the largest of the runs) of so many runs at once."""
+    """Bytes of each process by part, with `parallel_runs` runs at once.
+
+    `rank` is that of their adapters (the largest of the runs).
+    """
     scale, place = run.scale, run.scale.placement
     process, critic_rank = PROCESS_BYTES[place.device], run.recipe.critic.rank
     trained = memory(scale, adapter_params(scale, rank), critic_rank).run

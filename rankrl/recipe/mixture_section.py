@@ -1,4 +1,7 @@
-"""What a scale may say of the data that `rankrl data` builds: which sources, how much of each, what counts as a copy."""
+"""The section `data.mixture` of a scale, from which `rankrl data` builds its data.
+
+It says which sources are used, how much of each, and what counts as a copy.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,44 @@ class Origin:
     """Where a source is read from, if not from the hub at its newest commit."""
 
     path: Optional[str] = None
-    """Local copy: a snapshot of the hub repository, or a JSONL, JSON, Parquet or CSV file, or a directory of such files."""
+    """Local copy: a snapshot of the hub repository, or a JSONL, JSON, Parquet or CSV file, or a
+    directory of such files."""
     revision: str = "main"
-    """Branch, tag or commit on the hub. The commit that it stands for is written into the card."""
+    """Branch, tag or commit on the hub. The commit that it resolves to is written into the card."""
     rows: Optional[int] = None
-    """Read at most this many rows, in the order of the files; null reads all."""
+    """Most rows to read, in the order of the files; null reads all."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sources by name (see docs/data.md). An evaluation source is never trained on, unless it is named under `train` as well: then
-    only what is drawn for evaluation, and near-copies of it, are kept out of training."""
+    """Sources by name (see docs/data.md).
+
+    An evaluation source is never trained on, unless it is also named under `train`. Then only the
+    items that are drawn for evaluation, and near-copies of them, are kept out of training.
+    """
 
     train: dict[str, float] = field(default_factory=dict)
-    """Source -> weight in training. What a source lacks is shared among the others by their weights."""
+    """Source -> weight in training. If a source has too few items, the others share the rest by
+    their weights."""
     evaluation: dict[str, int] = field(default_factory=dict)
-    """Source -> items for evaluation; they sum to `eval_items`."""
+    """Source -> number of items for evaluation; the numbers sum to `eval_items`."""
     origin: dict[str, Origin] = field(default_factory=dict)
     """Source -> where it is read from."""
     seed: int = 0
-    """Another seed draws other items."""
+    """Seed by which items are drawn."""
     near: float = 0.7
-    """Two prompts with the same numbers and the same answer are near-copies from this share of common shingles on (Jaccard)."""
+    """Two prompts with the same numbers and the same answer are near-copies if they have at least
+    this share of their shingles in common (Jaccard)."""
     leak: float = 0.8
-    """A training prompt that holds this share of the shingles of an evaluation prompt is a copy of it."""
+    """A training prompt that holds at least this share of the shingles of an evaluation prompt is a
+    copy of it."""
 
     @property
     def sources(self) -> list[str]:
-        """Names in order of precedence: of two copies the one from the earlier source stays."""
+        """Names of the sources in order of precedence.
+
+        Of two copies, the one from the earlier source stays.
+        """
         held_out = [name for name in self.evaluation if name not in self.train]
         return held_out + list(self.train)
 

@@ -1,4 +1,7 @@
-"""Recipe x scale -> runs: every seed of every cell with its derived hyperparameters. No torch; 10,000 runs in under a second."""
+"""From recipe and scale to runs: every seed of every cell with its derived hyperparameters.
+
+No torch; 10,000 runs are planned in under a second.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +36,22 @@ class Run:
     scale: Scale
     knobs: dict[str, Knob]
     trainable_params: int
-    """Parameters of the policy adapter; at most so many where its allocation waits for a measurement."""
+    """Parameters of the policy adapter; an upper bound if its allocation needs a measurement."""
     max_rank: int
-    """Largest rank of a module of the policy adapter, or an upper bound like the parameters."""
+    """Largest rank of a module of the policy adapter; an upper bound if that needs a
+    measurement."""
 
     @cached_property
     def run_id(self) -> str:
         return (f"{self.arm}-" if self.arm else "") + f"r{self.rank}-b{self.batch_size}-s{self.seed}"
 
     def __getitem__(self, knob: str) -> float:
+        """The value of a derived hyperparameter, such as lr."""
         return self.knobs[knob].value
 
     @property
     def rollout_samples(self) -> int:
+        """Samples per PPO step."""
         return self.batch_size * self.recipe.samples_per_prompt
 
     @property
@@ -58,7 +64,7 @@ class Run:
         return self.recipe.steps * self.recipe.updates_per_rollout
 
     def row(self) -> dict[str, Any]:
-        """What `plan` shows of this run."""
+        """What `rankrl plan` shows of this run, by column."""
         grid = {
             "run_id": self.run_id,
             "arm": self.arm,
@@ -74,7 +80,7 @@ class Run:
         }
 
     def resolved(self) -> dict[str, Any]:
-        """Everything that determines this run, for run.yaml."""
+        """Everything that determines this run, as the content of run.yaml."""
         grid = {k: v for k, v in self.row().items() if k not in self.knobs}
         recipe = {
             k: v
@@ -93,21 +99,34 @@ class Run:
 
 DEEPSPEED_IDLE = {"optimizer", "scheduler", "gradient_clipping", "gradient_accumulation_steps", "train_batch_size",
                   "train_micro_batch_size_per_gpu", "bf16", "fp16"}  # fmt: skip
+"""Top-level keys of a DeepSpeed file that are refused, because they have no effect."""
 OFFLOAD_IDLE = {"offload_optimizer"}
+"""Keys of the section zero_optimization that are refused, because they have no effect."""
 
 
 def adapter_params(scale: Scale, rank: int) -> int:
-    """Parameters of a uniform adapter: rank (d_in + d_out) summed over all adapted modules."""
+    """Parameters of an adapter of the same rank everywhere.
+
+    They are rank (d_in + d_out), summed over all adapted modules.
+    """
     return rank * scale.model.layers * sum(d_in + d_out for d_in, d_out in scale.model.modules.values())
 
 
 def largest_rank(scale: Scale) -> int:
-    """The rank at which the narrowest adapted module is already of full rank, or the largest that vLLM serves."""
+    """The largest rank that a uniform adapter may have.
+
+    It is the full rank of the narrowest adapted module, or the largest rank that vLLM serves if
+    that is smaller.
+    """
     return min(*(min(shape) for shape in scale.model.modules.values()), LARGEST_SERVED)
 
 
 def deepspeed_config(scale: Scale) -> dict[str, Any]:
-    """The scale's DeepSpeed file. Raises ValueError if it is missing or no JSON object with a ZeRO stage."""
+    """The content of the scale's DeepSpeed file.
+
+    Raises ValueError if it is missing, no JSON object with a ZeRO stage, or has keys without
+    effect.
+    """
     path = next((p for p in (Path(scale.deepspeed), ROOT / scale.deepspeed) if p.is_file()), None)
     if path is None:
         raise ValueError(f"deepspeed: got {scale.deepspeed!r}, allowed: an existing JSON file (ds_configs/ has some)")
@@ -140,7 +159,7 @@ def deepspeed_config(scale: Scale) -> dict[str, Any]:
 
 
 def plan(experiment: Experiment) -> list[Run]:
-    """All runs, arms outermost, then ranks, batch sizes and seeds in the recipe's order.
+    """All runs of an experiment: arms outermost, then ranks, batch sizes and seeds, in given order.
 
     Raises ValueError, one line, for a grid point that cannot run at this scale.
     """
@@ -171,7 +190,10 @@ def plan(experiment: Experiment) -> list[Run]:
 
 
 def _check_equal_params(runs: list[Run]) -> None:
-    """Arms of one rank and seed spend the same, as far as the recipe asks for it: else the arm's size is compared as well."""
+    """Raises ValueError if arms of one rank and seed differ in size by more than `equal_params`.
+
+    Otherwise a comparison of arms would also compare their sizes.
+    """
     share = runs[0].recipe.equal_params
     cells: dict[tuple[int, int], list[Run]] = {}
     for run in runs if share else []:
@@ -187,7 +209,10 @@ def _check_equal_params(runs: list[Run]) -> None:
 
 
 def idle_allocations(runs: list[Run]) -> list[str]:
-    """A warning for each arm and rank whose allocation is asked for and comes out uniform all the same."""
+    """A warning for each arm and rank whose allocation has no effect.
+
+    Its method is not uniform, but it gives every module the same rank.
+    """
     cells = {(run.arm, run.rank): run for run in runs if run.recipe.allocation.method != "uniform"}
     said = []
     for (arm, rank), run in cells.items():
@@ -205,7 +230,10 @@ def idle_allocations(runs: list[Run]) -> list[str]:
 
 
 def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int]]:
-    """(parameters, largest rank of a module) by seed; only an allocation at random depends on it."""
+    """(parameters, largest rank of a module) by seed.
+
+    Only a random allocation depends on the seed.
+    """
     if recipe.allocation.control == "random":
         return {seed: planned(recipe, scale, rank, seed) for seed in recipe.seeds}
     return dict.fromkeys(recipe.seeds, planned(recipe, scale, rank, recipe.seeds[0]))
@@ -261,7 +289,10 @@ def _check_init(recipe: Recipe, scale: Scale, rank: int, max_rank: int) -> None:
 
 
 def micro_batch(run: Run) -> int:
-    """The largest micro batch within the scale's that divides every worker's share of an optimizer step (samples)."""
+    """Number of samples in a micro-batch.
+
+    It is the largest within the scale's that divides every worker's share of an optimizer step.
+    """
     place = run.scale.placement
     share = gcd(*(run.train_batch // workers for workers in (place.policy_workers, place.value_workers)))
     return max(m for m in range(1, min(place.micro_batch, share) + 1) if share % m == 0)
@@ -278,7 +309,7 @@ def _check_overlong(recipe: Recipe, scale: Scale) -> None:
 
 
 def _check_no_effect(recipe: Recipe) -> None:
-    """Refuses settings that would be silently without effect."""
+    """Raises ValueError for settings that would silently have no effect."""
     clipping = [
         name for name in ("clip_low", "clip_high") if getattr(recipe.rules, name) != type(recipe.rules)().clip_low
     ]

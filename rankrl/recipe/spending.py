@@ -1,7 +1,8 @@
-"""How a budget of parameters is spent on modules: a rank in one costs d_in + d_out, rank 0 drops it. No torch.
+"""How a budget of parameters is spent on modules. No torch.
 
-Methods think in value per parameter (density), so that a wide module must earn its price. Where modules are level, a hash of layer
-and type decides: by name, the first layers would win every time.
+A rank in a module costs d_in + d_out; rank 0 drops the module. Methods use value per parameter
+(density), so that a wide module must be worth its cost. Ties are broken by a hash of layer and
+type: by name, the first layers would win every time.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ V = TypeVar("V")
 Ranks = dict[str, int]
 MLP = ("gate_proj", "up_proj", "down_proj")
 CLOSE = 1e-9
-"""Ranks that differ by less are level: they differ by rounding."""
+"""Ranks that differ by less count as equal: they differ by rounding only."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What there is to spend, and where: parameters per rank, and the least and most rank, of each module."""
+    """A budget of parameters, and by module the parameters per rank and the largest rank.
+
+    `least` is the smallest rank of every module.
+    """
 
     budget: int
     costs: dict[str, int]
@@ -32,11 +36,15 @@ class Space:
     most: dict[str, int]
 
     def spent(self, ranks: dict[str, int] | dict[str, float]) -> float:
+        """Number of parameters that the ranks cost."""
         return sum(rank * self.costs[name] for name, rank in ranks.items())
 
 
 def space(shapes: Shapes, budget: int, least: int = 0, most: int = LARGEST_SERVED) -> Space:
-    """Raises ValueError if the budget holds no rank of any module, or not the least rank of all."""
+    """The budget and the limits of modules with these shapes.
+
+    Raises ValueError if the budget does not hold one rank of any module, or the least rank of all.
+    """
     costs = {name: d_in + d_out for name, (d_in, d_out) in shapes.items()}
     limits = {name: min(most, LARGEST_SERVED, *shape) for name, shape in shapes.items()}
     needed = max(min(costs.values()), least * sum(costs.values()))
@@ -47,20 +55,27 @@ def space(shapes: Shapes, budget: int, least: int = 0, most: int = LARGEST_SERVE
 
 
 def layer_and_type(name: str) -> tuple[int, str]:
-    """model.layers.3.mlp.up_proj -> (3, up_proj): the first number in the name, and its last part."""
+    """(layer, type) of a module: the first number in its name, and its last part.
+
+    For instance, model.layers.3.mlp.up_proj gives (3, up_proj).
+    """
     parts = name.split(".")
     return next((int(part) for part in parts if part.isdigit()), 0), parts[-1]
 
 
 def tie(name: str) -> str:
-    """Decides between level modules, the same way whatever stands in front of the layer in a model's names."""
+    """The key that breaks ties between modules.
+
+    It does not depend on what comes before the layer in a model's names.
+    """
     return hashlib.sha256("{}.{}".format(*layer_and_type(name)).encode()).hexdigest()
 
 
 def proportional(densities: dict[str, float], where: Space) -> Ranks:
-    """Rank in proportion to `densities`, within the limits. Modules of density 0 get the least rank.
+    """Ranks in proportion to `densities`, within the limits.
 
-    The common factor is found by bisection, because limits make the spending piecewise linear in it.
+    Modules of density 0 get the least rank. The common factor is found by bisection, because limits
+    make the cost piecewise linear in it. Raises ValueError if all densities are 0.
     """
 
     def targets(factor: float) -> dict[str, float]:
@@ -82,7 +97,11 @@ def proportional(densities: dict[str, float], where: Space) -> Ranks:
 
 
 def rounded(targets: dict[str, float], where: Space) -> Ranks:
-    """Whole ranks: rounded down, then one more where the largest part of a rank is missing, as long as the budget holds it."""
+    """Whole ranks from `targets`, within the budget.
+
+    They are rounded down; then those that lost the largest part of a rank get one more, as long as
+    the budget holds it.
+    """
     ranks = {name: floor(target + CLOSE) for name, target in targets.items()}
     left = where.budget - where.spent(ranks)
     waiting = [name for name, target in targets.items() if target > CLOSE and ranks[name] < where.most[name]]
@@ -94,10 +113,11 @@ def rounded(targets: dict[str, float], where: Space) -> Ranks:
 
 
 def greedy(densities: dict[str, list[float]], where: Space) -> Ranks:
-    """Direction by direction, the most value per parameter first, then whatever still fits.
+    """Ranks, given direction by direction: most value per parameter first, then what still fits.
 
-    `densities`: module -> value per parameter of its 1st, 2nd, ... direction, non-increasing. The loss against the optimum
-    is at most the value of the first direction that did not fit. Directions of value 0 come last, a rank in every module at a time.
+    `densities`: module -> value per parameter of its 1st, 2nd, ... direction, non-increasing. The
+    loss against the optimum is at most the value of the first direction that did not fit.
+    Directions of value 0 come last, one rank in every module at a time.
     """
     ranks = dict.fromkeys(where.costs, where.least)
     left = where.budget - where.spent(ranks)
@@ -119,7 +139,10 @@ def greedy(densities: dict[str, list[float]], where: Space) -> Ranks:
 
 
 def shrunk(ranks: Ranks, tau: float, where: Space) -> Ranks:
-    """The share `tau` of a proposal and the rest of the uniform allocation of the same budget. 1 is the proposal."""
+    """A mix of a proposal (share `tau`) and the uniform allocation of the same budget (the rest).
+
+    A `tau` of 1 gives the proposal itself.
+    """
     if tau == 1:
         return ranks
     level = where.budget / sum(where.costs.values())
@@ -127,23 +150,30 @@ def shrunk(ranks: Ranks, tau: float, where: Space) -> Ranks:
 
 
 def permuted(values: dict[str, V], seed: int) -> dict[str, V]:
-    """The same values, dealt to the modules at random."""
+    """The same values, dealt to the modules at random by `seed`."""
     names = sorted(values)
     dealt = random.Random(seed).sample(names, len(names))
     return {name: values[other] for name, other in zip(names, dealt, strict=True)}
 
 
 def mirrored(values: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The same values the other way round: the module with the largest sum gets the values of the one with the smallest."""
+    """The same values in reverse order of their sums.
+
+    The module with the largest sum gets the values of the one with the smallest.
+    """
     names = sorted(values, key=lambda name: (sum(values[name]), tie(name)))
     return {name: values[other] for name, other in zip(names, reversed(names), strict=True)}
 
 
 def linear(depth: float, slope: float) -> float:
-    """Weight at `depth`, which runs from just above 0 (first layer) to just below 1: mean 1, more with depth if slope > 0."""
+    """Weight of a layer that changes linearly with depth; the mean is 1.
+
+    `depth` runs from just above 0 (first layer) to just below 1. With `slope` > 0 deeper layers
+    weigh more.
+    """
     return 1 + slope * (2 * depth - 1)
 
 
 def triangular(depth: float, peak: float) -> float:
-    """Weight 1 at depth `peak`, falling to 0 at both ends (which no layer reaches)."""
+    """Weight 1 at depth `peak`, falling to 0 at both ends, which no layer reaches."""
     return depth / peak if depth <= peak else (1 - depth) / (1 - peak)

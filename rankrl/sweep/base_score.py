@@ -1,4 +1,7 @@
-"""The base's evaluation: sampled once per model, items and sampling, cached under the runs directory, used by every run."""
+"""The base's evaluation, which all runs use.
+
+It is sampled once per model, items and sampling settings, and cached under the runs directory.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ if TYPE_CHECKING:  # a cached score is read without the training stack
 
 
 def base_samples(rollouts: Rollouts, items: list[Item], directory: Path, model_path: str) -> list[Sample]:
-    """From the cache if it has them, else from the engines. A cache file that cannot be read is made anew."""
+    """Graded samples of the base: from the cache under `directory`, else from the engines.
+
+    A cache file that cannot be read is written again.
+    """
     path = cache_file(rollouts.scale, items, directory, model_path)
     try:
         return _read(path, items)
@@ -30,11 +36,12 @@ def base_samples(rollouts: Rollouts, items: list[Item], directory: Path, model_p
 
 
 def cache_file(scale: Scale, items: list[Item], directory: Path, model_path: str) -> Path:
+    """The file under `directory` that caches the base's evaluation."""
     return directory / "base" / f"{scale.name}-{cache_key(scale, model_path, revision(items))}.parquet"
 
 
 def sample_rows(samples: list[Sample]) -> pd.DataFrame:
-    """A row per sample, as in a run's evals.parquet, and whether it was cut."""
+    """A row per sample, as in a run's evals.parquet, with `truncated` as one more column."""
     from rankrl.ppo.records import eval_rows
 
     return pd.DataFrame(eval_rows(0, samples)).assign(truncated=[sample.truncated for sample in samples])
@@ -59,7 +66,10 @@ def _read(path: Path, items: list[Item]) -> list[Sample]:
 
 
 def cache_key(scale: Scale, model_path: str, items: str) -> str:
-    """What the base's score depends on: model, its precision and tokenizer, items, prompt, lengths, sampling and grader."""
+    """A hash of everything that the base's score depends on.
+
+    That is the model with its precision and tokenizer, items, prompt, lengths, sampling and grader.
+    """
     sampling = scale.sampling
     parts = [
         [(file.name, _fingerprint(file)) for file in sorted(Path(model_path).iterdir()) if file.is_file()],
@@ -77,7 +87,7 @@ def cache_key(scale: Scale, model_path: str, items: str) -> str:
 
 
 def _fingerprint(file: Path) -> str:
-    """Content of a small file; size and date of a large one."""
+    """A hash of a small file's content; size and modification time of a large file."""
     if file.stat().st_size < 1 << 26:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     return f"{file.stat().st_size} {file.stat().st_mtime_ns}"

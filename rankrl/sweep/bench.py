@@ -1,4 +1,7 @@
-"""The bench on which runs are trained, several at a time: it holds their services, and decides whether a run is tried again."""
+"""The bench on which runs are trained, several at a time.
+
+It holds their services and decides whether a run is tried again.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +33,18 @@ from rankrl.sweep.training import Stopped, Supplies, result_of, stop_asked, trai
 
 
 class ClusterLost(Exception):
-    """The cluster has lost nodes, and what is left of it is too small for the services."""
+    """The cluster has lost nodes, and the rest of it is too small for the services."""
 
 
 class Suspect(Exception):
-    """Services died again and again under this run, while others were on them."""
+    """Services died repeatedly under this run while other runs were on them."""
 
 
 class Bench:
-    """Context manager over warm services of one scale. `attempt` may be called by `parallel_runs` threads at a time.
+    """Context manager that keeps services of one scale running.
 
-    Services are started when first needed, and anew after they died or, with `services_per_run`, after every run.
+    Up to `parallel_runs` threads may call `attempt` at a time. Services are started when first
+    needed, and started again after they died or, with `services_per_run`, after every run.
     """
 
     def __init__(self, runs: list[Run], directory: Path, parallel_runs: int = 1, services_per_run: bool = False):
@@ -71,7 +75,7 @@ class Bench:
 
     @property
     def services(self) -> Services:
-        """Services that work, started if need be."""
+        """Working services, started if needed. Raises ClusterLost if a restart fails."""
         with self._lock:
             if self._services is None or self._services.broken:
                 began_s = time.time()
@@ -89,7 +93,7 @@ class Bench:
             raise ClusterLost(" ".join(str(error).split())[:500]) if again else error from error
 
     def base_samples(self) -> list[Sample]:
-        """The base's evaluation, the same for all runs."""
+        """Graded samples of the base's evaluation, the same for all runs."""
         with self._lock:
             if self._base is None:
                 try:
@@ -106,11 +110,14 @@ class Bench:
         return base_samples(self._rollouts(services), self.eval_items, self.directory, services.model_path)
 
     def _rollouts(self, services: Services) -> Rollouts:
-        """Rollouts of the base."""
+        """Rollouts on these services."""
         return Rollouts(self.prompter, services.engines, self.scale, services.grader)
 
     def start(self, run: Run, init: Init | None = None) -> Start | None:
-        """What the adapter of `run` starts from, if its init needs the base: the same for all cells of a seed."""
+        """What the adapter of `run` starts from, the same for all cells of a seed.
+
+        None if its init does not need the base. `init` replaces the recipe's init.
+        """
         init = init or run.recipe.init
         if init.method in DRAWN:
             return None
@@ -122,16 +129,16 @@ class Bench:
             return cached_start(services, rollouts, self.train_items, init, rank, run.seed, directory)
 
     def attempt(self, run: Run, attempts: int, alone: bool = True) -> dict[str, Any] | None:
-        """Trains `run`. Where services died under it, it goes on from its checkpoint on new ones, until they died `attempts`
-        times without a new checkpoint.
+        """Trains `run` and returns its result, or None if the run was stopped on request.
 
-        Returns the result, or None if the run was stopped on request. An error of one run is recorded as its result and does
-        not reach the others. Raises Suspect where services kept dying and the run was not `alone` on them: another may be to
-        blame.
+        If services die under it, the run continues from its checkpoint on new ones, until they have
+        died `attempts` times without a new checkpoint. An error of one run is recorded as its
+        result and does not affect the others. Raises Suspect if services kept dying and the run was
+        not `alone` on them: another run may be the cause.
         """
         with owned(self.directory / run.sweep, run.run_id):
             result = read_result(self.directory / run.sweep / run.run_id)
-            if result and result["status"] in ENDED:  # by another process, since this one planned
+            if result and result["status"] in ENDED:  # ended by another process after this one had planned
                 return result
             if stop_asked():
                 return None
@@ -172,7 +179,7 @@ class Bench:
         return Supplies(services, self.prompter, self.train_items, self.eval_items, self.base_samples(), self.start)
 
     def _failure(self, record: Record, error: Exception, began_s: float) -> dict[str, Any]:
-        """The result of a run that `error` ended."""
+        """The result of a run that ended with `error`."""
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         status = "diverged" if isinstance(cause, Diverged) else "failed"
         steps = curves(record.dir)
@@ -182,7 +189,10 @@ class Bench:
 
 
 def recorded(record: Record, failure: dict[str, Any]) -> dict[str, Any]:
-    """Writes the result, unless the disk that ended the run is still full: then the next sweep tries it again."""
+    """Writes the result of a failed run and returns it.
+
+    If the disk is still full, nothing is written, and the next sweep tries the run again.
+    """
     try:
         record.finish(failure)
     except OSError as error:

@@ -1,4 +1,7 @@
-"""`rankrl eval`: a base, another model, an adapter or a finished run, sampled and graded as in training, on engines alone."""
+"""`rankrl eval`: samples and grades a base, another model, an adapter or a finished run.
+
+Sampling and grading are those of training; only engines are started.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 ADAPTER_ID = 1
 COMPARABLE = ("model.dtype", "data.evaluation", "data.eval_items", "data.template", "data.instruction", "data.thinking",
               "lengths.response_tokens", "sampling.eval_temperature", "sampling.eval_samples")  # fmt: skip
-"""What a score depends on beside the adapter."""
+"""The settings that a score depends on, besides the adapter."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,23 @@ class Subject:
     scale: Scale
     adapter: Path | None = None
     rank: int = 1
-    """Largest rank of a module of the adapter."""
+    """Largest rank among the adapter's modules."""
 
     @property
     def samples(self) -> int:
-        """Of each item: as in a run, more for a base, which is sampled once, than for an adapter."""
+        """Number of samples per item, as in a run.
+
+        A base gets more than an adapter, because it is sampled only once.
+        """
         sampling = self.scale.sampling
         return sampling.eval_samples if self.adapter else sampling.base_samples
 
 
 def find_subject(word: str, scale: Scale) -> Subject:
-    """What a user's word names: `base`, a run's directory, an adapter's, a model's, or a hub id. Starts and loads nothing.
+    """What a user's word names: `base`, a directory (of a run, adapter or model), or a hub id.
 
-    Raises ValueError, one line, for a word that names none of them, or an adapter of another base than the scale's.
+    It starts and loads nothing. Raises ValueError, one line, for a word that names none of them, or
+    for an adapter of another base than the scale's.
     """
     path = Path(word)
     if word == "base":
@@ -89,7 +96,10 @@ def _of_run(run: Path, scale: Scale) -> Subject:
 
 
 def differences(recorded: dict[str, Any], scale: Scale) -> list[str]:
-    """In which settings, that scores depend on, the evaluation is not the run's own."""
+    """A line for each setting in which this evaluation differs from the run's own.
+
+    Only settings that scores depend on are compared.
+    """
     was, now = flat(recorded), flat(asdict(scale))
     keys = [key for key in now if key in COMPARABLE and was.get(key) != now[key]]
     return [f"the run's own evaluation had {key}={was.get(key)!r}, this one has {now[key]!r}" for key in keys]
@@ -105,22 +115,23 @@ def _of_adapter(directory: Path, scale: Scale, key: str) -> Subject:
 
 
 def _same(a: str, b: str) -> bool:
-    """Whether two names of models are the same name, or name the same directory."""
+    """Whether two names of models are equal, or name the same directory."""
     first, second = (EMBEDDED.get(name, Path(name)).resolve() for name in (a, b))
     return a == b or first == second
 
 
 def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
-    """Prints pass@k, overall and by source. What a base said is cached under `directory`, for runs as well.
+    """Prints pass@k, overall and by source. Returns the exit code.
 
-    Raises ValueError, one line, before anything is started where words, model, adapter or data are wrong.
+    A base's samples are cached under `directory`, for runs as well. Raises ValueError, one line,
+    before anything is started if the word, model, adapter or data are wrong.
     """
     subject = find_subject(word, scale)
-    model_path = str(local_directory(subject.scale.model))  # a missing one is an error at once
+    model_path = str(local_directory(subject.scale.model))  # a missing model is an error at once
     items = load_items(scale.data)[1]
     rows = None if subject.adapter else _cached(cache_file(subject.scale, items, directory, model_path), items)
     if rows is None:
-        with redirect_stdout(sys.stderr):  # libraries log there; the answer alone goes to stdout
+        with redirect_stdout(sys.stderr):  # libraries log to stderr; stdout has the answer alone
             rows = _sampled(subject, items, directory, model_path)
     results = pass_rows(rows.to_dict("records"))
     if as_json:
@@ -133,7 +144,10 @@ def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
 
 
 def _cached(path: Path, items: list[Item]) -> pd.DataFrame | None:
-    """What a base has said before. Sources are no part of the key: they are those of `items`."""
+    """A row per cached sample of a base; None if there are none.
+
+    Sources are not part of the cache key, so they are taken from `items`.
+    """
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError):  # absent, or cut short
@@ -144,7 +158,10 @@ def _cached(path: Path, items: list[Item]) -> pd.DataFrame | None:
 
 
 def _sampled(subject: Subject, items: list[Item], directory: Path, model_path: str) -> pd.DataFrame:
-    """Starts Ray and the engines of the scale, and nothing else. Raises ValueError, one line, if an engine fails."""
+    """A row per sample. Starts Ray and the engines of the scale, and nothing else.
+
+    Raises ValueError, one line, if an engine fails.
+    """
     from rankrl.sweep.local import prepare_process
 
     prepare_process(subject.scale.placement.engines_only.gpus)
@@ -158,14 +175,14 @@ def _sampled(subject: Subject, items: list[Item], directory: Path, model_path: s
         engines = engines_alone(subject.scale, model_path, subject.rank)
         return sample(subject, engines, prompter, items, directory, model_path)
     except ray.exceptions.RayError as error:
-        said = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]  # below the remote traceback
+        said = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]  # it is below the remote traceback
         raise ValueError(f"MODEL: the engine failed: {said[:500]}") from error
     finally:
         ray.shutdown()
 
 
 def tokenized(scale: Scale, items: list[Item], model_path: str) -> Prompter:
-    """Raises ValueError for a prompt that is too long."""
+    """A prompter that has tokenized all items. Raises ValueError for a prompt that is too long."""
     from openrlhf.utils.utils import get_tokenizer
 
     from rankrl.ppo.rollout import Prompter
@@ -179,7 +196,7 @@ def tokenized(scale: Scale, items: list[Item], model_path: str) -> Prompter:
 def sample(
     subject: Subject, engines: list[Any], prompter: Prompter, items: list[Item], directory: Path, model_path: str
 ) -> pd.DataFrame:
-    """A row per sample, with the requests and seeds of a run's evaluations."""
+    """A row per sample, from the requests and seeds of a run's evaluations."""
     import ray
 
     from rankrl.ppo.rollout import Rollouts
@@ -195,7 +212,11 @@ def sample(
 
 
 def adapter_payload(directory: Path, dtype: str) -> Payload:
-    """An adapter on disk as training sends it: factors in fp32, scales folded, then in the engine's precision."""
+    """The payload of an adapter on disk, the same as training sends.
+
+    Factors are read in fp32, scales are folded in, then they are cast to `dtype`, the engine's
+    precision.
+    """
     from safetensors.torch import load_file
 
     from rankrl.adapter.export import module_scale

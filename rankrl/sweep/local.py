@@ -1,4 +1,7 @@
-"""Many runs on warm services, several at a time: what is finished is skipped, what broke is resumed."""
+"""A sweep on this machine: runs trained several at a time, on services that stay up.
+
+Finished runs are skipped, interrupted ones are resumed.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,14 @@ if TYPE_CHECKING:
     from rankrl.sweep.bench import Bench
 
 HERE = Execution()
-STOPPED = 75  # EX_TEMPFAIL: stopped, on request or by the loss of nodes, and resumable
+STOPPED = 75  # EX_TEMPFAIL: stopped, on request or because nodes were lost, and resumable
 
 
 def prepare_process(gpus: int) -> None:
-    """Before training: quiet libraries, Ray, the CPU stand-ins where there is no GPU.
+    """Prepares this process for training: quiet libraries, Ray, CPU stand-ins if there is no GPU.
 
-    Ray starts before the heavy imports, not beside them: it forks, and the fork imports; were another thread in the middle of an
-    import, it would wait for ever.
+    Ray starts before the heavy imports, not beside them: it forks, and the fork imports. If another
+    thread were in the middle of an import, the fork would wait forever.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -65,10 +68,11 @@ def _import_stack() -> None:
 
 
 def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report: bool = True) -> int:
-    """Runs everything that is not finished. Returns 0, 75 if stopped on request, 1 if a run failed or diverged, or the records
-    allow no report.
+    """Trains every run that is not finished, then writes the report. Returns the exit code.
 
-    Raises ValueError if a run directory holds another run under the same id.
+    The code is 0 if all finished, 75 if stopped on request or because nodes were lost, and 1 if a
+    run failed or diverged, or if no report can be made of the records. Raises ValueError if a run
+    directory holds another run under the same id.
     """
     root = directory / runs[0].sweep
     for run in runs:
@@ -81,14 +85,17 @@ def sweep(runs: list[Run], directory: Path, execution: Execution = HERE, report:
         try:
             for summary in build(root):
                 print_table(summary)
-        except ValueError as error:  # no run has a score, say: what became of the runs stays the outcome
+        except ValueError as error:  # such as no run with a score: the exit code of the runs stands
             print(f"rankrl: no report: {error}", file=sys.stderr)
             return code or 1
     return code
 
 
 def _stages(runs: list[Run], root: Path) -> Iterator[list[Run]]:
-    """The runs of one stage after the other, until none is left or one has not ended. Without stages: all."""
+    """The runs of one stage after the other, until no stage is left or one does not end.
+
+    Without stages, all runs are one stage.
+    """
     keep_back(runs, root)
     before = None
     while True:
@@ -102,7 +109,10 @@ def _stages(runs: list[Run], root: Path) -> Iterator[list[Run]]:
 
 
 def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execution: Execution) -> int:
-    """Trains what each stage gives out of `runs`, all on one bench, which opens for the first that has something to do."""
+    """Trains the runs of each stage. Returns the exit code of the sweep.
+
+    All use one bench, which is opened for the first stage that has something to do.
+    """
     root = directory / runs[0].sweep
 
     def status(run: Run) -> str:
@@ -123,16 +133,19 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
                 bench = stack.enter_context(_bench(left, directory, execution))
             if not _train(todo, bench):
                 return STOPPED
-    given |= read_plan(root).keys()  # stages of before
+    given |= read_plan(root).keys()  # and those of earlier stages
     return int(any(status(run) != "finished" for run in runs if run.run_id in given))
 
 
 def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
-    """For as many of `runs` at once as this machine has room for, whichever of them a stage gives out."""
+    """A bench for as many runs at once as this machine has room for.
+
+    `runs` are all runs that are left, of any stage.
+    """
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(runs), len(runs))
     from rankrl.data.base_model import local_directory
 
-    local_directory(runs[0].scale.model)  # a missing one is an error at once, not after Ray has started
+    local_directory(runs[0].scale.model)  # a missing model is an error at once, not after Ray starts
     prepare_process(runs[0].scale.placement.gpus)
     from rankrl.sweep.bench import Bench
 
@@ -140,7 +153,7 @@ def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
 
 
 def _train(todo: list[Run], bench: Bench) -> bool:
-    """False: stopped before all had ended."""
+    """Trains `todo` on the bench. Returns False if it stopped before all had ended."""
     from rankrl.sweep.bench import ClusterLost
     from rankrl.sweep.packing import train_all
 
@@ -151,10 +164,10 @@ def _train(todo: list[Run], bench: Bench) -> bool:
         bench.base_samples()  # every run needs it
         for status in train_all(todo, bench, parallel_runs):
             statuses.append(status)
-    except ClusterLost as error:  # on a new cluster the same command goes on
+    except ClusterLost as error:  # the same command continues on a new cluster
         say(f"stopping: a part of the cluster is gone: {error}")
         return False
-    except ValueError as error:  # of one run, when the others have ended
+    except ValueError as error:  # an error of one run, raised when the others have ended
         if "stopped" not in statuses and not isinstance(error, InUse):
             raise
         say(str(error))
@@ -163,9 +176,10 @@ def _train(todo: list[Run], bench: Bench) -> bool:
 
 
 def default_parallel_runs(runs: list[Run]) -> int:
-    """As many runs at once as keep this machine busy: MOST_PARALLEL with GPUs, whose engines gain most, else four for each core.
+    """Number of runs at once that keeps this machine busy.
 
-    Never more than leave room for their adapters and optimizers: a fifth of a GPU, or half of the free memory.
+    With GPUs, whose engines gain most, that is MOST_PARALLEL, else four per core; but never more
+    than fit with their adapters and optimizers into a fifth of a GPU, or half of the free memory.
     """
     if Path("/dev/nvidiactl").exists():
         return fitting_runs(runs, MOST_PARALLEL, gpu_room_bytes(runs[0].scale))

@@ -1,4 +1,7 @@
-"""What adapters start from where the base decides it: measured once per model, init and seed, cached, used by every cell."""
+"""What adapters start from, if it depends on the base.
+
+It is measured once per model, init and seed, cached, and used by every cell.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,19 @@ from rankrl.recipe.init_section import FROM_WEIGHTS, Init
 from rankrl.sweep.base_score import cache_key
 
 VERSION = 1
-"""Of what is measured: raise it where the same inputs give another result."""
+"""Version of the measurement. Raise it if the same inputs give another result."""
 MEASURING = -1
-"""The step that requests of the measurement are seeded by: no sample of a run's own steps is among them."""
+"""Step number that seeds the requests of a measurement, so that no sample of a run's own steps is
+among them."""
 
 
 def cached_start(
     services: Services, rollouts: Rollouts, items: list[Item], init: Init, rank: int, seed: int, directory: Path
 ) -> Start:
-    """For adapters of up to `rank`, from the cache under `directory` if it has them. A file that cannot be read is made anew."""
+    """What adapters of rank up to `rank` start from: from the cache, else measured.
+
+    The cache is under `directory`; a file that cannot be read is written again.
+    """
     seed = 0 if init.method in FROM_WEIGHTS else seed
     path = directory / f"{init.method}-{start_key(services, items, init, rank, seed)}"
     try:
@@ -40,7 +47,10 @@ def cached_start(
 
 
 def start_key(services: Services, items: list[Item], init: Init, rank: int, seed: int) -> str:
-    """What a start depends on: the base and how it is sampled, the items, the init but for the norm, rank and seed."""
+    """A hash of everything that a start depends on.
+
+    That is the base and how it is sampled, the items, the init without its norm, rank and seed.
+    """
     scale = services.scale
     parts = [
         VERSION,
@@ -55,7 +65,7 @@ def start_key(services: Services, items: list[Item], init: Init, rank: int, seed
 
 
 def measure(services: Services, rollouts: Rollouts, items: list[Item], init: Init, rank: int, seed: int) -> Start:
-    """Worker 0's result of what all policy workers measure together."""
+    """What all policy workers measure together, as worker 0 returns it."""
     workers = len(services.policy.workers)
     if init.method in FROM_WEIGHTS:
         return ray.get(services.policy.each("measure", [(init, rank, seed, [], None)] * workers))[0]
@@ -79,7 +89,10 @@ def measure(services: Services, rollouts: Rollouts, items: list[Item], init: Ini
 
 
 def mixed(graded: list[Sample], init: Init) -> list[Sample]:
-    """The samples of prompts answered both right and wrong; of others the advantage is 0. Raises ValueError if there are few."""
+    """The samples of prompts that were answered both right and wrong.
+
+    For other prompts the advantage is 0. Raises ValueError if fewer than 4 prompts are left.
+    """
     verdicts: dict[str, set[bool]] = {}
     for sample in graded:
         verdicts.setdefault(sample.item.item_id, set()).add(sample.verdict.correct)
@@ -93,7 +106,11 @@ def mixed(graded: list[Sample], init: Init) -> list[Sample]:
 
 
 def facts(samples: list[Sample]) -> Samples:
-    """Advantages, leave-one-out (RLOO): a verdict minus the mean of the prompt's others. Prompts alternate between the halves."""
+    """Advantage, prompt, half and number of tokens of each sample.
+
+    Advantages are leave-one-out (RLOO): a verdict minus the mean of the prompt's other verdicts.
+    Prompts alternate between the two halves.
+    """
     names = list(dict.fromkeys(sample.item.item_id for sample in samples))
     group_N = torch.tensor([names.index(sample.item.item_id) for sample in samples])
     right_N = torch.tensor([float(sample.verdict.correct) for sample in samples])
@@ -106,7 +123,10 @@ def facts(samples: list[Sample]) -> Samples:
 
 
 def deal(samples: list[Sample], known: Samples, workers: int, micro_batch: int, pad_token: int) -> list[list[Batch]]:
-    """Each worker's micro-batches of samples of like length, as many for each: the last may be a copy that counts for nothing."""
+    """Each worker's micro-batches, the same number for every worker, of samples of similar length.
+
+    The last micro-batch of a worker may be a copy with weight 0.
+    """
     order = sorted(range(len(samples)), key=lambda i: samples[i].tokens)
     parts = [order[i : i + micro_batch] for i in range(0, len(order), micro_batch)]
     copies = -len(parts) % workers

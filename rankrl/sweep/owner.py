@@ -1,7 +1,8 @@
-"""Who writes a run directory: one process at a time, on whatever node.
+"""Locks on run directories: only one process at a time, on any node, writes there.
 
-The kernel's lock decides, and lets go when its holder dies, however it dies. Some shared file systems keep locks per node, so the
-holder also writes its name into the lock file and touches it every `BEAT_S`: a name from another node counts while it beats.
+The kernel's file lock decides; it is released when its holder dies, in whatever way. Some shared
+file systems keep locks per node, so the holder also writes its name into the lock file and touches
+the file every `BEAT_S` seconds. A name from another node counts as long as the file is touched.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 BEAT_S = 10.0
+"""Seconds between two touches of a lock file by its holder."""
 MISSED_BEATS = 3
-"""A holder on another node that misses so many is dead."""
+"""Number of missed touches after which a holder on another node counts as dead."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, and its Slurm task where it has one."""
+    """The process that holds a lock, and its Slurm task if it has one."""
 
     host: str
     pid: int
@@ -36,7 +38,7 @@ class Owner:
 
 
 class InUse(ValueError):
-    """Another process writes there."""
+    """Another process holds the lock."""
 
 
 def me() -> Owner:
@@ -44,7 +46,10 @@ def me() -> Owner:
 
 
 def slurm_task() -> str | None:
-    """12_3 for a task of an array, 12 for another job; the same before and after a requeue."""
+    """The id of this Slurm task, such as 12_3 in an array, or 12; None outside Slurm.
+
+    It stays the same after a requeue.
+    """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
@@ -54,7 +59,10 @@ def lock_file(directory: Path, name: str) -> Path:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Who wrote its name into a lock file last; None if it left in order, or if nobody did."""
+    """The process that last wrote its name into a lock file.
+
+    None if it has released the lock, or if no process did.
+    """
     try:
         return Owner(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -63,9 +71,9 @@ def read_owner(path: Path) -> Owner | None:
 
 @contextmanager
 def owned(directory: Path, name: str = "sweep") -> Iterator[None]:
-    """Holds `name` under a sweep directory for this process. A dead holder's place is taken over.
+    """Context in which this process holds the lock `name` of a sweep directory.
 
-    Raises InUse if another process holds it.
+    The lock of a dead holder is taken over. Raises InUse if another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = lock_file(directory, name)
@@ -98,9 +106,11 @@ def _beat(path: Path, left: threading.Event) -> None:
 
 
 def _beats(path: Path) -> bool:
-    """Whether a holder on another node, whose lock may not be seen here, goes on touching the file. Waits for it to do so.
+    """Whether a holder on another node, whose lock may not be visible here, still touches the file.
 
-    Also where the holder is an earlier attempt of this very task: Slurm requeues what it has lost sight of, and that may live on.
+    Waits until it does or has missed `MISSED_BEATS` touches. The holder may also be an earlier
+    attempt of this same task: Slurm requeues a task that it has lost contact with, and that attempt
+    may still be running.
     """
     owner = read_owner(path)
     if owner is None or owner.host == socket.gethostname():

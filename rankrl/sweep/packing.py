@@ -1,4 +1,7 @@
-"""Several runs at once on one bench: threads that take the next run as soon as theirs has ended."""
+"""Several runs at once on one bench.
+
+Each thread takes the next run as soon as its own has ended.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,17 @@ from rankrl.recipe.plan import Run
 from rankrl.sweep.bench import Bench, Suspect
 from rankrl.sweep.progress import progress, say
 
-ATTEMPTS = 2  # of a run whose services died, without a new checkpoint in between
+ATTEMPTS = 2  # for a run whose services die, without a new checkpoint in between
 
 Outcome = dict[str, Any] | BaseException | None
-"""A result, None for a run that was stopped, or what its attempt raised."""
+"""The result of a run, None if it was stopped, or the exception that its attempt raised."""
 
 
 def train_all(todo: list[Run], bench: Bench, parallel_runs: int) -> Iterator[str]:
-    """The status of each run as it ends. A run under which services keep dying is tried once more when it has them for itself.
+    """Trains the runs, and yields the status of each as it ends.
 
-    Raises the first ValueError of a run when the others have ended, and anything else at once.
+    A run under which services keep dying is tried once more at the end, alone. The first ValueError
+    of a run is raised when the others have ended, any other error at once.
     """
     start_s, refused, suspects, done = time.time(), [], [], 0
     for run, outcome in _packed(todo, bench, parallel_runs):
@@ -42,7 +46,7 @@ def train_all(todo: list[Run], bench: Bench, parallel_runs: int) -> Iterator[str
 
 
 def _packed(todo: list[Run], bench: Bench, parallel_runs: int) -> Iterator[tuple[Run, Outcome]]:
-    """Each run with its outcome, as it ends."""
+    """(run, outcome) of each run, as it ends."""
     waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
     ended: queue.SimpleQueue[tuple[Run, Outcome]] = queue.SimpleQueue()
     for run in todo:
@@ -66,6 +70,7 @@ def _packed(todo: list[Run], bench: Bench, parallel_runs: int) -> Iterator[tuple
 
 
 def _tell(run: Run, result: dict[str, Any] | None, done: int, total: int, start_s: float) -> str:
+    """Prints how a run ended and returns its status."""
     if result is None:
         say(f"{run.run_id}: stopped on request; the same command continues it")
         return "stopped"

@@ -1,4 +1,4 @@
-"""What a sweep prints, one line per event."""
+"""What a sweep prints: one line per event."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 
 def say(text: str) -> None:
+    """Prints one line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def progress(result: dict[str, Any], done: int, total: int, eta_s: float) -> str:
+    """The line for a run that has ended; `eta_s` is the estimated time left in seconds."""
     gain = (
         ""
         if result["gain"] is None

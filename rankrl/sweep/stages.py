@@ -1,4 +1,7 @@
-"""A recipe with `stages`: its runs are given out stage by stage. What plan.json and the results say is all the state there is."""
+"""A recipe with `stages`: which runs to do next.
+
+There is no other state than plan.json and the results.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ def staged(runs: list[Run]) -> bool:
 
 
 def next_stage(runs: list[Run], root: Path) -> tuple[list[Run], str]:
-    """The runs to do now, and why these. None: the sweep is at its end. Those of a stage that has not ended come first.
+    """The runs to do now and the reason for them; no runs if the sweep has reached its end.
 
-    Runs of the seeds that are kept back choose nothing, whoever has made them and whenever.
+    The runs of a stage that has not ended come first. Runs with the seeds that are kept back for
+    the confirmation do not influence the choice, whoever made them and whenever.
     """
     if not staged(runs):
         return runs, f"{len(runs)} runs"
@@ -31,7 +35,7 @@ def next_stage(runs: list[Run], root: Path) -> tuple[list[Run], str]:
     left = [run for run in planned if run.run_id not in done]
     if left:
         return planned, f"{len(left)} runs of this stage are left"
-    from rankrl.report.statistics.sequential import propose  # scipy, which most sweeps need not wait for
+    from rankrl.report.statistics.sequential import propose  # imports scipy, which most sweeps do not need
 
     kept_back = set(seeds[len(seeds) - stages.confirm :])
     names = {run.run_id for run in runs if run.seed not in kept_back}
@@ -49,7 +53,10 @@ def next_stage(runs: list[Run], root: Path) -> tuple[list[Run], str]:
 
 
 def keep_back(runs: list[Run], root: Path) -> None:
-    """Says in the sweep's directory which seeds choose nothing, for the report."""
+    """Writes into the sweep's directory which seeds are kept back for the confirmation.
+
+    The report reads it.
+    """
     recipe = runs[0].recipe
     if staged(runs) and recipe.stages.confirm:
         root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A sweep as a Slurm array: which runs are left, how they are dealt out to tasks, and what a task asks Slurm for."""
+"""A sweep as a Slurm array: which runs are left, how tasks share them, what a task requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ ARRAY_SIZE = 1001  # Slurm's default MaxArraySize
 
 
 def left(runs: list[Run], root: Path) -> tuple[list[Run], str]:
-    """The runs to submit, and what becomes of the others. A run that a living task or process has is not submitted again."""
+    """The runs to submit, and a line that says how many runs are in which state.
+
+    A run that a living task or process holds is not submitted again.
+    """
     for run in runs:
         check_identity(root / run.run_id, run)
     write_plan(root, runs)
@@ -34,7 +37,10 @@ def left(runs: list[Run], root: Path) -> tuple[list[Run], str]:
 
 
 def deal(run_ids: list[str], per_task: int, most_tasks: int) -> list[list[str]]:
-    """Tasks of at most `per_task` runs each, of more if there would be over `most_tasks`; as even as can be, in order."""
+    """The runs of each task, at most `per_task`, or more if there would be over `most_tasks` tasks.
+
+    Tasks have the same number of runs, give or take one, in the given order.
+    """
     if not run_ids:
         return []
     tasks = min(-(-len(run_ids) // per_task), most_tasks)
@@ -42,7 +48,7 @@ def deal(run_ids: list[str], per_task: int, most_tasks: int) -> list[list[str]]:
 
 
 def array_limit() -> int:
-    """Tasks that one array of this cluster may have."""
+    """Most tasks that an array of this cluster may have."""
     try:
         config = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -52,7 +58,10 @@ def array_limit() -> int:
 
 
 def sbatch_options(scale: Scale, tasks: int) -> tuple[list[str], list[str]]:
-    """Of the array, and of the report behind it. What the scale leaves null comes from the job in which this is called."""
+    """sbatch's options for the array, and those for the report after it.
+
+    What the scale leaves null is taken from the job in which this is called.
+    """
     slurm, environment = scale.slurm, os.environ
     at_once = f"%{slurm.tasks_at_once}" if slurm.tasks_at_once else ""
     who = {
@@ -88,9 +97,10 @@ def submitted_time_limit() -> str | None:
 
 
 def print_tasks(runs: list[Run], directory: Path) -> str:
-    """What slurm/sweep.sh reads: the directory of the sweep, sbatch's options for array and report, and a line of run ids a task.
+    """Prints what slurm/sweep.sh reads. Returns what to tell the user.
 
-    Returns what to tell the user.
+    The lines are the directory of the sweep, sbatch's options for the array, those for the report,
+    and then the run ids of each task.
     """
     root = directory / runs[0].sweep
     now, why = next_stage(runs, root)
@@ -108,8 +118,12 @@ def print_tasks(runs: list[Run], directory: Path) -> str:
 
 
 def outcome(root: Path, run_ids: list[str], begun: Path) -> str:
-    """What the attempt of a task that began when `begun` was touched has come to: `ended` if no run is left, `saved` if there is
-    something new to go on from, else `nothing`. A failure from before is tried again; a new one is final, and no progress."""
+    """The outcome of a task's attempt, which began when the file `begun` was touched.
+
+    It is `ended` if no run is left, `saved` if there is something new to continue from, else
+    `nothing`. An earlier failure is tried again; a new failure is final and does not count as
+    progress.
+    """
     since = begun.stat().st_mtime_ns
     results = {run_id: (read_result(root / run_id) or {}).get("status") for run_id in run_ids}
 

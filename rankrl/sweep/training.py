@@ -1,4 +1,7 @@
-"""One run on services that work: from its checkpoint or its start to its adapter and its result."""
+"""The training of one run on working services.
+
+It goes from the run's start or its checkpoint to its adapter and its result.
+"""
 
 from __future__ import annotations
 
@@ -31,31 +34,37 @@ from rankrl.sweep.progress import say
 
 
 class Stopped(Exception):
-    """A STOP file was found; the run is saved and can be resumed."""
+    """The run was asked to stop; it is saved and can be resumed."""
 
 
 @dataclass(frozen=True)
 class Supplies:
-    """What all runs of a bench share while they train."""
+    """What all runs of a bench share during training."""
 
     services: Services
     prompter: Prompter
     train_items: list[Item]
     eval_items: list[Item]
     base: list[Sample]
-    """The base's evaluation."""
+    """Graded samples of the base's evaluation."""
     start: Callable[[Run, Init], Start | None]
-    """What the adapter of a run starts from, if an init needs the base."""
+    """Gives what the adapter of a run starts from by an init, or None if it needs no base."""
 
 
 def stop_asked() -> bool:
-    """Whether the Slurm task has asked all its runs to stop, because its time is nearly over."""
+    """Whether the Slurm task has asked all its runs to stop.
+
+    It does so when its time is nearly over.
+    """
     file = os.environ.get("RANKRL_STOP")
     return file is not None and Path(file).exists()
 
 
 def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> dict[str, Any]:
-    """Trains `run` from where its record stands. Returns its result, which is written. Raises Stopped if that was asked for."""
+    """Trains `run` from its start or its checkpoint. Writes its result and returns it.
+
+    Raises Stopped if the run was asked to stop.
+    """
     state = record.load_checkpoint()
     first = state["step"] if state else 0
     trainer = RunTrainer(run, supplies.services, supplies.prompter, supplies.train_items, supplies.eval_items)
@@ -82,7 +91,7 @@ def resolved(run: Run, trainer: RunTrainer, supplies: Supplies) -> dict[str, Any
 
 
 def begin(run: Run, record: Record, trainer: RunTrainer, supplies: Supplies, state: dict[str, Any] | None) -> None:
-    """Attaches the run, at the start or where `state` was saved."""
+    """Attaches the run to the services, at its start or where `state` was saved."""
     table = from_plain(state["table"]) if state else trainer.allocate(importance(run, record.dir, supplies.start))
     record.trainable_params = trainer.attach(table, supplies.start(run, run.recipe.init))
     check_params(run, record.trainable_params)
@@ -94,7 +103,10 @@ def begin(run: Run, record: Record, trainer: RunTrainer, supplies: Supplies, sta
 
 
 def importance(run: Run, directory: Path, start: Callable[[Run, Init], Start | None]) -> Importance | None:
-    """What a measured allocation measures, on the samples that the init is measured on; also left in `directory`."""
+    """The importance of modules that a measured allocation needs; None for other allocations.
+
+    It is measured on the same samples as the init, and also written to `directory`.
+    """
     value, init = run.recipe.allocation.value, run.recipe.init
     if value is None:
         return None
@@ -109,8 +121,11 @@ def importance(run: Run, directory: Path, start: Callable[[Run, Init], Start | N
 
 
 def check_params(run: Run, params: int) -> None:
-    """Raises ValueError if the adapter has more parameters than planned, or fewer without a measurement that says so."""
-    waited = run.recipe.allocation.measured  # the plan had an upper bound
+    """Raises ValueError if the adapter has more parameters than planned, or too few.
+
+    Fewer are allowed only if a measurement decided it, and within the recipe's `equal_params`.
+    """
+    waited = run.recipe.allocation.measured  # then the plan had an upper bound
     if params > run.trainable_params or (params < run.trainable_params and not waited):
         raise ValueError(
             f"model.modules: got shapes with {run.trainable_params:,} adapter parameters, but the model has {params:,}"
@@ -124,7 +139,11 @@ def check_params(run: Run, params: int) -> None:
 
 
 def take_step(run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
-    """One PPO step with its record, and an evaluation, the adapter's size and a checkpoint where they are due."""
+    """Makes one PPO step and records it.
+
+    Evaluation, adapter size and checkpoint follow when they are due. Raises Stopped if the run was
+    asked to stop and is saved.
+    """
     record.step(trainer.step(step))
     done, recipe = step + 1, run.recipe
     last = done == recipe.steps
@@ -144,7 +163,10 @@ def take_step(run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
 
 
 def stop_found(record: Record) -> bool:
-    """Whether the run is to stop. Its STOP file is taken away, so that the next attempt goes on."""
+    """Whether the run was asked to stop.
+
+    Its STOP file is removed, so that the next attempt continues.
+    """
     stop = record.dir / "STOP"
     found = stop.exists() or stop_asked()
     stop.unlink(missing_ok=True)
@@ -152,13 +174,16 @@ def stop_found(record: Record) -> bool:
 
 
 def recorded_scores(record: Record) -> list[float]:
-    """Scores of all evaluations after step 0, in order, those before a resume included."""
+    """Scores of all evaluations after step 0, in order, with those before a resume."""
     rows = pd.read_parquet(record.dir / "evals.parquet")
     return [float(score) for step, score in rows.groupby("step")["correct"].mean().items() if step]
 
 
 def write_adapter(run: Run, record: Record, trainer: RunTrainer, start: float, final: float) -> None:
-    """The directory `adapter` of the run: weights, model card, allocation and diagnostics."""
+    """Writes the directory `adapter`: weights, model card, allocation and diagnostics.
+
+    `start` and `final` are the scores of the base and of the trained adapter.
+    """
     config, tensors = trainer.peft_files()
     spent = allocation_document(run.recipe.allocation, run.rank, trainer.services.policy_shapes, trainer.table)
     facts = {
@@ -177,7 +202,7 @@ def write_adapter(run: Run, record: Record, trainer: RunTrainer, start: float, f
 
 
 def diagnostics(run: Run, trainer: RunTrainer) -> dict[str, Any]:
-    """diagnostics.json: how the adapter started, and how far it has moved the base."""
+    """The content of diagnostics.json: how the adapter started, and how far it has moved."""
     sizes = trainer.update_sizes()
     start = trainer.start or Start({})
     init = {**asdict(run.recipe.init), "measured": start.summary, "modules": start.diagnostics}
@@ -185,7 +210,10 @@ def diagnostics(run: Run, trainer: RunTrainer) -> dict[str, Any]:
 
 
 def release(trainer: RunTrainer, error: BaseException | None) -> None:
-    """Detaches the run, unless its services died: there a worker may wait for one that is gone. Raises nothing."""
+    """Detaches the run, unless its services died. Never raises an error of the services.
+
+    Where services died, a worker may be waiting for one that is gone.
+    """
     services = trainer.services
     if services.broken or (error is not None and services.died_of(error)):
         return
@@ -205,7 +233,7 @@ def result_of(
     final_score: float | None = None,
     best_score: float | None = None,
 ) -> dict[str, Any]:
-    """The content of result.json; `base` is None where it could not be measured."""
+    """The content of result.json. `base` is None if the base could not be evaluated."""
     run, base_score = record.run, score(base) if base else None
     grid = {"run_id": run.run_id, "arm": run.arm, "rank": run.rank, "batch_size": run.batch_size, "seed": run.seed}
     return {
