@@ -11,10 +11,10 @@ from typing import Any
 
 from rankrl.recipe.allocation import allocation_table, module_shapes, planned
 from rankrl.recipe.init_section import MEASURED
+from rankrl.recipe.knobs import Knob, derive
 from rankrl.recipe.load import ROOT, Experiment
 from rankrl.recipe.rank_table import LARGEST_SERVED
 from rankrl.recipe.require import require
-from rankrl.recipe.rules import Knob, derive
 from rankrl.recipe.scale import Scale
 from rankrl.recipe.schema import Recipe
 
