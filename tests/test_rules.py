@@ -1,10 +1,11 @@
 """The rules of rank, with literal expected numbers."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from conftest import runs_of
 
+from rankrl.recipe import plan as plan_module
 from rankrl.recipe import rules
 from rankrl.recipe.allocation import allocation_table, module_shapes
 from rankrl.recipe.rules_section import OPTIONS, Rule, Rules
@@ -105,3 +106,12 @@ def test_the_alpha_that_acts_is_the_one_that_is_printed(words):
         shapes = module_shapes(run.scale)
         table = allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed)
         assert {row.alpha for row in table} == {run["alpha"]} == {run.row()["alpha"]}
+
+
+def test_clipping_is_compared_with_its_own_default(monkeypatch):
+    """A default of clip_high other than that of clip_low is no setting of the user's."""
+    high = Rule("constant", value=0.28)
+    monkeypatch.setattr(plan_module, "Rules", lambda: replace(Rules(), clip_high=high))
+    assert runs_of("demo", "updates_per_rollout=1", "rules.clip_high=0.28")
+    with pytest.raises(ValueError, match=r"rules\.clip_low: got a value while updates_per_rollout=1"):
+        runs_of("demo", "updates_per_rollout=1", "rules.clip_high=0.28", "rules.clip_low=0.28")
