@@ -1,4 +1,4 @@
-"""Estimates and 95 % intervals of samples of runs. Sources: methods reference 6; each formula's own is named with it."""
+"""Estimates and 95 % intervals of samples of runs. Formulas and sources: docs/rules.md 6."""
 
 from __future__ import annotations
 
