@@ -80,10 +80,11 @@ def _explain(args: argparse.Namespace) -> int:
         share = run.trainable_params / run.scale.model.base_params
         title = f"{run.arm + ', ' if run.arm else ''}rank {run.rank}: {run.trainable_params:,} parameters, {share:.3%} of the base"
         table = Table(title=title, title_justify="left", box=None)
-        for column in ("knob", "value", "rule", "formula", "reference point", "source"):
+        for column in ("knob", "value", "rule", "formula", "reference point", "source", "evidence"):
             table.add_column(column)
         for name, knob in run.knobs.items():
-            table.add_row(name, f"{knob.value:.4g}", knob.rule, knob.formula, knob.reference, knob.source)
+            cells = (name, f"{knob.value:.4g}", knob.rule, knob.formula, knob.reference, knob.source, knob.evidence)
+            table.add_row(*cells)
         _console().print(table)
         print()
     return 0
@@ -272,7 +273,7 @@ def parser() -> argparse.ArgumentParser:
 
     plans = command("plan", _plan, "list every run with its derived hyperparameters")
     plans.add_argument("--json", action="store_true", help="print JSON")
-    command("explain", _explain, "for each rank: knob, value, formula, reference point, source")
+    command("explain", _explain, "for each rank: knob, value, formula, reference point, source, evidence")
     adapter = command("adapter", _adapter, "where the rank goes and what the adapter weighs, without training")
     adapter.add_argument("--rank", type=int, required=True, metavar="R", help="the dial")
     adapter.add_argument("--importance", metavar="FILE", help="importance.json, for greedy and proportional")

@@ -1,9 +1,14 @@
 """The rules of rank, with literal expected numbers."""
 
+from dataclasses import fields, replace
+
 import pytest
 from conftest import runs_of
 
+from rankrl.recipe import plan as plan_module
 from rankrl.recipe import rules
+from rankrl.recipe.allocation import allocation_table, module_shapes
+from rankrl.recipe.rules_section import OPTIONS, Rule, Rules
 
 
 @pytest.mark.parametrize(
@@ -56,3 +61,56 @@ def test_explain_names_formula_reference_and_source():
     assert knob.formula == "x0 sqrt((1 + 4/r0) / (1 + 4/r))"
     assert "at r0 = 32 (scale)" in knob.reference
     assert "LoRA Without Regret" in knob.source
+
+
+def test_every_row_names_known_knobs_and_options_that_are_fields():
+    assert {option for row in rules.RULES.values() for option in row.options} == {*OPTIONS}
+    assert {knob for row in rules.RULES.values() for knob in row.knobs} <= {knob.name for knob in fields(Rules)}
+
+
+def test_rules_without_a_reference_rank_or_value_refuse_one():
+    takes = {name: row.takes for name, row in rules.RULES.items()}
+    assert takes["constant"] == ("x0",)
+    assert takes["equal_kl"] == ("r", "x0", "r0", "c")
+    assert takes["gradient_scale"] == ("r", "x0", "r0", "alpha", "alpha0")
+    assert takes["by_rank"] == ("r", "x0")
+    assert takes["table"] == ("knob", "r", "table")
+    with pytest.raises(ValueError, match=r"rules\.lr\.at_rank: got 16, allowed: nothing: rule 'constant' has no such"):
+        runs_of("demo", "rules.lr.rule=constant", "rules.lr.at_rank=16")
+    with pytest.raises(ValueError, match=r"rules\.lr\.value: got 0\.1, allowed: nothing: rule 'table' reads its table"):
+        runs_of("demo", "rules.lr.rule=table", "rules.lr.table={1: 1, 8: 1, 32: 1}", "rules.lr.value=0.1")
+
+
+@pytest.mark.parametrize(("rule", "option", "limits"), [("equal_kl", "c", (0, 1e6)), ("power", "exponent", (-4, 4))])
+def test_an_option_has_a_range(rule, option, limits):
+    for limit in limits:
+        Rule(rule, **{option: limit}).check("rules.lr")
+    for beyond in (limits[0] - 1, limits[1] + 1):
+        with pytest.raises(ValueError, match=rf"rules\.lr\.{option}: got .*, allowed: {limits[0]} to "):
+            Rule(rule, **{option: beyond}).check("rules.lr")
+
+
+def test_evidence_is_one_of_three_words_or_nothing():
+    words = ("measured here", "derived", "conjecture")
+    claiming = {name: row.evidence for name, row in rules.RULES.items() if row.evidence}
+    assert all(said.startswith(words) for said in claiming.values())
+    assert {*rules.RULES} - {*claiming} == {"constant", "table"}
+    knobs = runs_of("low_rank", "ranks=[1]")[0].knobs
+    assert (knobs["warmup"].evidence, knobs["kl"].evidence) == ("conjecture", "")
+
+
+@pytest.mark.parametrize("words", [[], ["rules.alpha={rule: power, exponent: 0.5}", "rules.lr=1e-3"]])
+def test_the_alpha_that_acts_is_the_one_that_is_printed(words):
+    for run in runs_of("low_rank", *words):
+        shapes = module_shapes(run.scale)
+        table = allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed)
+        assert {row.alpha for row in table} == {run["alpha"]} == {run.row()["alpha"]}
+
+
+def test_clipping_is_compared_with_its_own_default(monkeypatch):
+    """A default of clip_high other than that of clip_low is no setting of the user's."""
+    high = Rule("constant", value=0.28)
+    monkeypatch.setattr(plan_module, "Rules", lambda: replace(Rules(), clip_high=high))
+    assert runs_of("demo", "updates_per_rollout=1", "rules.clip_high=0.28")
+    with pytest.raises(ValueError, match=r"rules\.clip_low: got a value while updates_per_rollout=1"):
+        runs_of("demo", "updates_per_rollout=1", "rules.clip_high=0.28", "rules.clip_low=0.28")

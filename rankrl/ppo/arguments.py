@@ -45,7 +45,7 @@ def command_line(run: Run, model: str) -> list[str]:
         "algo.advantage.estimator": "gae",
         "algo.advantage.gamma": recipe.gamma,
         "algo.advantage.lambd": recipe.gae_lambda,
-        "algo.kl.init_coef": run["kl"],
+        "algo.kl.init_coef": run["kl"],  # the first coefficient; the loop's KLController has the last word each step
         "actor.adam.lr": run["lr"],
         "actor.lr_scheduler": LR_SCHEDULERS[recipe.lr_shape],
         "actor.lr_warmup_ratio": run["warmup"],
@@ -57,6 +57,7 @@ def command_line(run: Run, model: str) -> list[str]:
         "critic.value_clip": recipe.critic.value_clip,
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    # the range of the first step; the loop's set_clip has the last word each step
     words += ["--actor.eps_clip_low_high", str(run["clip_low"]), str(run["clip_high"])]
     if recipe.dual_clip is not None:
         words += ["--actor.dual_clip", str(recipe.dual_clip)]

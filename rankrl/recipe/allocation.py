@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
 from rankrl.recipe import spending
 from rankrl.recipe.allocation_section import Allocation
+from rankrl.recipe.knobs import alpha_at
 from rankrl.recipe.rank_table import LARGEST_SERVED, ModuleRank, Shapes, document, rows, uniform
 from rankrl.recipe.require import require
-from rankrl.recipe.rules import knob
 from rankrl.recipe.scale import Reference, Scale
 from rankrl.recipe.schema import Recipe
 from rankrl.recipe.spending import Space
@@ -52,13 +53,10 @@ def allocation_table(
 ) -> list[ModuleRank]:
     """The allocation of a run: ranks by the recipe's method, alpha of each module by the rule of alpha at its own rank.
 
+    This alpha has the last word; it is the run's knob wherever a module has the run's rank.
     Raises ValueError, one line, for too small a budget, no measurement or one of other modules, an alpha without such a rank.
     """
-    section = recipe.allocation
-
-    def alpha(module_rank: int) -> float:
-        return knob(recipe, reference, "alpha", module_rank).value
-
+    section, alpha = recipe.allocation, partial(alpha_at, recipe, reference)
     if section.method == "uniform":
         return uniform(shapes, rank, alpha)
     most = largest_rank(section, rank, shapes)
@@ -130,7 +128,7 @@ def planned(recipe: Recipe, scale: Scale, rank: int, seed: int) -> tuple[int, in
     most = largest_rank(section, rank, shapes)
     where = spending.space(shapes, budget(section, rank, shapes), section.min_rank, most)
     for possible in range(max(section.min_rank, 1), most + 1):
-        knob(recipe, scale.reference, "alpha", possible)  # a table must list every rank that a measurement may give
+        alpha_at(recipe, scale.reference, possible)  # a table must list every rank that a measurement may give
     return int(min(where.budget, where.spent(where.most))), most
 
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from rankrl.recipe.require import require
+from rankrl.recipe.rules_section import OPTIONS
 from rankrl.recipe.scale import Execution, Scale
 from rankrl.recipe.schema import Recipe
 
@@ -77,7 +78,7 @@ def _expand(config: dict[str, Any]) -> dict[str, Any]:
 def _expand_rule(knob: str, rule: Any) -> dict[str, Any]:
     number = isinstance(rule, (int, float)) and not isinstance(rule, bool)
     require(number or isinstance(rule, dict), f"rules.{knob}", rule, "a number, or {rule: NAME, ...}")
-    afresh = {"exponent": None, "c": None, "table": None}  # options of the default rule do not leak into a named one
+    afresh = dict.fromkeys(OPTIONS)  # options of the default rule do not leak into a named one
     if number:
         return {"rule": "constant", "value": rule, **afresh}
     return {**afresh, **rule} if "rule" in rule else rule

@@ -14,10 +14,11 @@ from typing import Any
 
 from rankrl.recipe.allocation import allocation_table, module_shapes, planned
 from rankrl.recipe.init_section import MEASURED
+from rankrl.recipe.knobs import Knob, derive
 from rankrl.recipe.load import ROOT, Experiment
 from rankrl.recipe.rank_table import LARGEST_SERVED
 from rankrl.recipe.require import require
-from rankrl.recipe.rules import Knob, derive
+from rankrl.recipe.rules_section import Rules
 from rankrl.recipe.scale import Scale
 from rankrl.recipe.schema import Recipe
 
@@ -310,9 +311,8 @@ def _check_overlong(recipe: Recipe, scale: Scale) -> None:
 
 def _check_no_effect(recipe: Recipe) -> None:
     """Raises ValueError for settings that would silently have no effect."""
-    clipping = [
-        name for name in ("clip_low", "clip_high") if getattr(recipe.rules, name) != type(recipe.rules)().clip_low
-    ]
+    unset = Rules()
+    clipping = [name for name in ("clip_low", "clip_high") if getattr(recipe.rules, name) != getattr(unset, name)]
     clipping += ["clip_final"] * (recipe.clip_final != 1) + ["dual_clip"] * (recipe.dual_clip is not None)
     if recipe.updates_per_rollout == 1 and clipping:
         key = clipping[0] if clipping[0] in ("clip_final", "dual_clip") else f"rules.{clipping[0]}"

@@ -1,107 +1,130 @@
-"""The rules of rank: pure functions from the rank r and a reference point to one hyperparameter.
+"""The rules of rank: pure functions to one hyperparameter, and the one table that names them.
 
-Notation: r0 is the reference rank (32 unless set), s = alpha / r the scale of the update, x0 the value of x at r0. Derivations and
-their doubts: with Adam and B = 0 the first step moves the policy by KL(r) = K (s lr r)^2 (1 + c / r), a coherent part and noise.
+A function is given what its parameters name: `r`, the rank; `x0`, the value at the reference rank
+`r0` (32 unless set); `alpha` and `alpha0`, LoRA's alpha at r and at r0; `knob`, the hyperparameter;
+or an option of the recipe. s = alpha / r is the scale of the update. Derivations, and what was
+measured for and against each rule: docs/rules.md.
+
+A new rule takes three places: its function and its row in `RULES`, and the field of its option in
+`Rule` (recipe/rules_section.py). Names in errors, checks and `rankrl explain` follow from these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from math import sqrt
 
-from rankrl.recipe.scale import Reference
-from rankrl.recipe.schema import Recipe, Rule
+GIVEN = ("knob", "r", "x0", "r0", "alpha", "alpha0")
+"""What every rule may ask for by name; any other parameter is an option."""
 
 
 @dataclass(frozen=True)
-class Knob:
-    """One derived hyperparameter, with where it comes from."""
+class Row:
+    """A rule."""
 
-    value: float
-    rule: str
+    value: Callable[..., float]
+    """Its function."""
     formula: str
-    reference: str
+    """Formula in words; {c:g} stands for the option c."""
     source: str
+    """Where it comes from."""
+    evidence: str = ""
+    """Begins with measured here, derived or conjecture; empty if the rule claims nothing."""
+    knobs: tuple[str, ...] = ()
+    """Hyperparameters that it may give; empty: all."""
+
+    @cached_property
+    def takes(self) -> tuple[str, ...]:
+        """What its function is given. Without x0 it has no `value`, without r0 no `at_rank`."""
+        return tuple(signature(self.value).parameters)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options that it needs; others must be left out."""
+        return tuple(name for name in self.takes if name not in GIVEN)
 
 
-def power(r: int, x0: float, r0: int, exponent: float) -> float:
-    """x0 (r / r0)^p. For alpha: p = 0 keeps alpha, 1/2 is rsLoRA (arXiv:2312.03732), 1 keeps alpha / r."""
-    return x0 * (r / r0) ** exponent
+def constant(x0: float) -> float:
+    """x0 at every rank: the dependence on rank is off."""
+    return x0
 
 
 def equal_kl(r: int, x0: float, r0: int, c: float) -> float:
-    """x0 sqrt((1 + c / r0) / (1 + c / r)): the rate whose first step has the KL of rank r0, at constant alpha.
+    """x0 sqrt((1 + c / r0) / (1 + c / r)): the rate whose first step has the KL of rank r0.
 
-    c = 0 leaves the rate independent of rank ("LoRA Without Regret"). A first-step law: it says nothing of how fast A rotates.
+    For constant alpha. c = 0 leaves the rate independent of rank ("LoRA Without Regret"). It says
+    nothing of later steps, where the rate also sets how fast A rotates.
     """
     return x0 * sqrt((1 + c / r0) / (1 + c / r))
 
 
 def gradient_scale(r: int, x0: float, r0: int, alpha: float, alpha0: float) -> float:
-    """x0 (s sqrt r) / (s0 sqrt r0): the gradient norm of (A, B) grows with s sqrt r; a fixed bound would clip low rank harder."""
+    """x0 (s sqrt r) / (s0 sqrt r0): the bound grows as the gradient norm of (A, B) does.
+
+    A fixed bound clips low rank harder, which Adam mostly cancels: a protection against spikes.
+    """
     return x0 * (alpha / r * sqrt(r)) / (alpha0 / r0 * sqrt(r0))
 
 
 def warmup_by_rank(r: int, x0: float) -> float:
-    """x0 at r >= 8, at least 10 % at r <= 4, midway between: low rank takes noisier first sign steps (conjecture)."""
+    """x0 at r >= 8, at least 0.1 at r <= 4, midway between. x0 is the share at high rank.
+
+    A conjecture: low rank takes noisier first sign steps.
+    """
     long = max(x0, 0.1)
     return x0 if r >= 8 else long if r <= 4 else (x0 + long) / 2
 
 
-FORMULAS = {
-    "constant": "x0",
-    "power": "x0 (r/r0)^{exponent:g}",
-    "equal_kl": "x0 sqrt((1 + {c:g}/r0) / (1 + {c:g}/r))",
-    "gradient_scale": "x0 (s sqrt r) / (s0 sqrt r0), s = alpha/r",
-    "by_rank": "x0 at r >= 8, max(x0, 0.1) at r <= 4",
-    "table": "table[r]",
+def power(r: int, x0: float, r0: int, exponent: float) -> float:
+    """x0 (r / r0)^exponent. For alpha: 0 keeps alpha, 1/2 is rsLoRA, 1 keeps alpha / r."""
+    return x0 * (r / r0) ** exponent
+
+
+def from_table(knob: str, r: int, table: dict[int, float]) -> float:
+    """table[r]. Raises ValueError, one line, for a rank that is not listed."""
+    if r not in table:
+        allowed = "one entry for every rank of the grid"
+        raise ValueError(f"rules.{knob}.table: got no entry for rank {r}, allowed: {allowed}")
+    return table[r]
+
+
+RULES = {
+    "constant": Row(constant, "x0", "reference point"),
+    "equal_kl": Row(
+        equal_kl,
+        "x0 sqrt((1 + {c:g}/r0) / (1 + {c:g}/r))",
+        "first-step KL under Adam; c <= 12 by LoRA Without Regret",
+        "derived, c not supported",
+        ("lr",),
+    ),
+    "gradient_scale": Row(
+        gradient_scale,
+        "x0 (s sqrt r) / (s0 sqrt r0), s = alpha/r",
+        "gradient norm of (A, B) at the first step",
+        "derived",
+        ("max_norm",),
+    ),
+    "by_rank": Row(
+        warmup_by_rank,
+        "x0 at r >= 8, max(x0, 0.1) at r <= 4",
+        "conjecture: suppresses noisy first steps",
+        "conjecture",
+        ("warmup",),
+    ),
+    "power": Row(
+        power,
+        "x0 (r/r0)^{exponent:g}",
+        "LoRA (2106.09685), rsLoRA (2312.03732)",
+        "derived for alpha",
+        ("alpha", "lr", "kl"),
+    ),
+    "table": Row(from_table, "table[r]", "recipe"),
 }
-SOURCES = {
-    "constant": "reference point",
-    "power": "LoRA (2106.09685), rsLoRA (2312.03732)",
-    "equal_kl": "first-step KL under Adam; c <= 12 by LoRA Without Regret",
-    "gradient_scale": "gradient norm of (A, B) at the first step",
-    "by_rank": "conjecture: suppresses noisy first steps",
-    "table": "recipe",
-}
 
 
-def _value(knob: str, rule: Rule, r: int, x0: float, alpha: Callable[[int], float]) -> float:
-    if rule.rule == "power":
-        assert rule.exponent is not None
-        return power(r, x0, rule.at_rank, rule.exponent)
-    if rule.rule == "equal_kl":
-        assert rule.c is not None
-        return equal_kl(r, x0, rule.at_rank, rule.c)
-    if rule.rule == "gradient_scale":
-        return gradient_scale(r, x0, rule.at_rank, alpha(r), alpha(rule.at_rank))
-    if rule.rule == "by_rank":
-        return warmup_by_rank(r, x0)
-    if rule.rule == "table":
-        if r not in (rule.table or {}):
-            raise ValueError(
-                f"rules.{knob}.table: got no entry for rank {r}, allowed: one entry for every rank of the grid"
-            )
-        return rule.table[r]  # type: ignore[index]
-    return x0
-
-
-def knob(recipe: Recipe, reference: Reference, name: str, r: int) -> Knob:
-    """One hyperparameter at rank r. An explicit `value` in the recipe replaces the scale's reference point."""
-    rule: Rule = getattr(recipe.rules, name)
-    explicit = rule.value is not None
-    x0 = float(getattr(reference, name, 1.0) if rule.value is None else rule.value)
-    value = _value(name, rule, r, x0, lambda at: knob(recipe, reference, "alpha", at).value)
-    formula = FORMULAS[rule.rule].format(exponent=rule.exponent or 0, c=rule.c or 0)
-    where = (
-        f"x0 = {x0:g} at r0 = {rule.at_rank} ({'recipe' if explicit else 'scale'})"
-        if rule.rule != "table"
-        else "recipe"
-    )
-    return Knob(value, rule.rule, formula, where, SOURCES[rule.rule])
-
-
-def derive(recipe: Recipe, reference: Reference, r: int) -> dict[str, Knob]:
-    """Every rank-dependent hyperparameter at rank r."""
-    return {name: knob(recipe, reference, name, r) for name in recipe.rules.__dataclass_fields__}
+def allowed(knob: str) -> tuple[str, ...]:
+    """Names of the rules that may give a hyperparameter."""
+    return tuple(name for name, row in RULES.items() if not row.knobs or knob in row.knobs)

@@ -8,7 +8,7 @@ from typing import Optional
 
 from rankrl.recipe.mixture_section import Mixture
 from rankrl.recipe.require import require
-from rankrl.recipe.schema import check_value
+from rankrl.recipe.rules_section import check_value
 
 DTYPES = ("bfloat16", "float32")
 DEVICE_NAMES = ("h100", "cpu")

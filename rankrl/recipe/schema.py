@@ -8,24 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, Optional
 
 from rankrl.recipe.allocation_section import Allocation
 from rankrl.recipe.init_section import Init
 from rankrl.recipe.require import require
+from rankrl.recipe.rules_section import Rules
 
-RULES = {
-    "alpha": ("constant", "power", "table"),
-    "lr": ("constant", "equal_kl", "power", "table"),
-    "lr_ratio": ("constant", "table"),
-    "kl": ("constant", "power", "table"),
-    "clip_low": ("constant", "table"),
-    "clip_high": ("constant", "table"),
-    "max_norm": ("constant", "gradient_scale", "table"),
-    "warmup": ("constant", "by_rank", "table"),
-}
-RULE_OPTIONS = {"power": {"exponent"}, "equal_kl": {"c"}, "table": {"table"}}
 KL_SHAPES: dict[str, tuple[str, ...]] = {
     "constant": (),
     "linear": ("final",),
@@ -47,110 +36,6 @@ def require_distinct(key: str, values: tuple[int, ...], least: int) -> None:
     require(
         len(set(values)) == len(values), key, list(values), "distinct values", "a run is named after its grid point"
     )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One hyperparameter as a function of rank. Options that the named rule does not use must be left out."""
-
-    rule: str = "constant"
-    """Name of the rule; `constant` switches the dependence on rank off."""
-    value: Optional[float] = None
-    """Value at the reference rank; null takes the scale's reference."""
-    at_rank: int = 32
-    """Reference rank, at which the rule gives `value`."""
-    exponent: Optional[float] = None
-    """Power of r / at_rank, for `power`."""
-    c: Optional[float] = None
-    """Rank below which the incoherent part of the KL per step dominates, for `equal_kl` (methods 1.4: at most about 12)."""
-    table: Optional[dict[int, float]] = None
-    """Value by rank, for `table`; every rank of the grid must be listed."""
-
-    def check(self, key: str) -> None:
-        knob = key.split(".")[-1]
-        require(self.rule in RULES[knob], f"{key}.rule", self.rule, ", ".join(RULES[knob]))
-        require(self.at_rank >= 1, f"{key}.at_rank", self.at_rank, "a rank of at least 1")
-        used = RULE_OPTIONS.get(self.rule, set())
-        for option in ("exponent", "c", "table"):
-            given = getattr(self, option)
-            require(
-                given is None or option in used,
-                f"{key}.{option}",
-                given,
-                f"nothing: rule {self.rule!r} has no such option",
-            )
-            require(
-                given is not None or option not in used,
-                f"{key}.{option}",
-                given,
-                f"a value: rule {self.rule!r} needs it",
-            )
-        if self.rule == "table":
-            require(self.value is None, f"{key}.value", self.value, "nothing: rule 'table' reads its table")
-        for name, given in [("value", self.value), *[(f"table.{r}", v) for r, v in (self.table or {}).items()]]:
-            check_value(f"{key}.{name}", knob, given)
-        if self.c is not None:
-            require(0 <= self.c <= 1e6, f"{key}.c", self.c, "0 to 1e6", "0 makes the rate independent of rank")
-        if self.exponent is not None:
-            require(-4 <= self.exponent <= 4, f"{key}.exponent", self.exponent, "-4 to 4")
-        at_rank_acts = (self.rule in RULE_OPTIONS and self.rule != "table") or self.rule == "gradient_scale"
-        require(
-            at_rank_acts or self.at_rank == 32,
-            f"{key}.at_rank",
-            self.at_rank,
-            f"nothing: rule {self.rule!r} has no such option",
-        )
-
-
-def check_value(key: str, knob: str, given: float | None) -> None:
-    """The range of a knob, wherever its value is given. None is no value."""
-    if given is None:
-        return
-    require(isfinite(given), key, given, "a finite number")
-    if knob in ("kl", "max_norm"):
-        require(given >= 0, key, given, "at least 0", "0 switches it off")
-    elif knob == "warmup":
-        require(0 <= given < 1, key, given, "a share of the steps from 0 to below 1")
-    elif knob == "clip_low":
-        require(0 < given < 1, key, given, "above 0 and below 1")
-    else:
-        require(given > 0, key, given, "above 0")
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The knobs that may depend on rank."""
-
-    alpha: Rule = field(default_factory=lambda: Rule("constant"))
-    """LoRA alpha; the update is scaled by alpha / rank."""
-    lr: Rule = field(default_factory=lambda: Rule("equal_kl", c=4.0))
-    """Adam learning rate of the adapter's A."""
-    lr_ratio: Rule = field(default_factory=lambda: Rule("constant", value=1.0))
-    """LoRA+: learning rate of B over that of A."""
-    kl: Rule = field(default_factory=lambda: Rule("constant"))
-    """Level of the KL penalty against the base (per token, in the reward)."""
-    clip_low: Rule = field(default_factory=lambda: Rule("constant"))
-    """PPO clip: the ratio is clipped below 1 - clip_low."""
-    clip_high: Rule = field(default_factory=lambda: Rule("constant"))
-    """PPO clip: the ratio is clipped above 1 + clip_high."""
-    max_norm: Rule = field(default_factory=lambda: Rule("gradient_scale"))
-    """Global gradient norm above which the adapter's gradient is scaled down; 0 is no clipping."""
-    warmup: Rule = field(default_factory=lambda: Rule("by_rank"))
-    """Share of the optimizer steps with a linearly rising learning rate."""
-
-    def check(self) -> None:
-        for name in RULES:
-            getattr(self, name).check(f"rules.{name}")
-        alpha, lr = self.alpha, self.lr
-        if lr.rule == "equal_kl":
-            flat = alpha.rule == "constant" or (alpha.rule == "power" and alpha.exponent == 0)
-            require(
-                flat,
-                "rules.lr.rule",
-                lr.rule,
-                "constant, power or table while alpha depends on rank",
-                "the closed form of equal_kl is derived for constant alpha",
-            )
 
 
 @dataclass(frozen=True)

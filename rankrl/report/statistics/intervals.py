@@ -1,4 +1,4 @@
-"""Estimates and 95 % intervals from samples of runs. Sources are named with the formulas."""
+"""Estimates and 95 % intervals from samples of runs. Formulas and sources: docs/rules.md 6."""
 
 from __future__ import annotations
 

@@ -1,0 +1,121 @@
+"""What a recipe may say of the hyperparameters that may depend on rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from typing import Any, Optional
+
+from rankrl.recipe.require import require
+from rankrl.recipe.rules import RULES, allowed
+
+
+def _option(low: float, high: float, fix: str = "") -> Any:
+    """A number that some rules need, with its range; null for all others."""
+    return field(default=None, metadata={"range": (low, high, fix)})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One hyperparameter as a function of rank. Options that the named rule lacks must be left out."""
+
+    rule: str = "constant"
+    """Name of the rule; `constant` switches the dependence on rank off."""
+    value: Optional[float] = None
+    """Value at the reference rank; null takes the scale's reference."""
+    at_rank: int = 32
+    """Reference rank, at which the rule gives `value`."""
+    exponent: Optional[float] = _option(-4, 4)
+    """Power of r / at_rank, for `power`."""
+    c: Optional[float] = _option(0, 1_000_000, "0 makes the rate independent of rank")
+    """Rank below which noise dominates the KL per step, for `equal_kl` (docs/rules.md 3)."""
+    table: Optional[dict[int, float]] = None
+    """Value by rank, for `table`; every rank of the grid must be listed."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of all rules, null where the named rule has none of this name."""
+        return {name: getattr(self, name) for name in OPTIONS}
+
+    def check(self, key: str) -> None:
+        knob = key.rpartition(".")[2]
+        require(self.rule in allowed(knob), f"{key}.rule", self.rule, ", ".join(allowed(knob)))
+        require(self.at_rank >= 1, f"{key}.at_rank", self.at_rank, "a rank of at least 1")
+        self._check_used(key)
+        self._check_ranges(key, knob)
+        acts = "r0" in RULES[self.rule].takes or self.at_rank == Rule.at_rank
+        require(acts, f"{key}.at_rank", self.at_rank, f"nothing: rule {self.rule!r} has no such option")
+
+    def _check_used(self, key: str) -> None:
+        """Refuses what the rule does not read, and the lack of what it needs."""
+        row = RULES[self.rule]
+        for name, given in self.options.items():
+            unused = f"nothing: rule {self.rule!r} has no such option"
+            require(given is None or name in row.options, f"{key}.{name}", given, unused)
+            missing = f"a value: rule {self.rule!r} needs it"
+            require(given is not None or name not in row.options, f"{key}.{name}", given, missing)
+        unused = f"nothing: rule {self.rule!r} reads its {', '.join(row.options)}"
+        require(self.value is None or "x0" in row.takes, f"{key}.value", self.value, unused)
+
+    def _check_ranges(self, key: str, knob: str) -> None:
+        for name, given in [("value", self.value), *[(f"table.{r}", v) for r, v in (self.table or {}).items()]]:
+            check_value(f"{key}.{name}", knob, given)
+        for option in fields(self):
+            given = getattr(self, option.name)
+            if option.metadata and given is not None:
+                low, high, fix = option.metadata["range"]
+                require(low <= given <= high, f"{key}.{option.name}", given, f"{low} to {high}", fix)
+
+
+OPTIONS = tuple(option.name for option in fields(Rule) if option.name not in ("rule", "value", "at_rank"))
+
+
+def check_value(key: str, knob: str, given: float | None) -> None:
+    """The range of a knob, wherever its value is given. None is no value."""
+    if given is None:
+        return
+    require(isfinite(given), key, given, "a finite number")
+    if knob in ("kl", "max_norm"):
+        require(given >= 0, key, given, "at least 0", "0 switches it off")
+    elif knob == "warmup":
+        require(0 <= given < 1, key, given, "a share of the steps from 0 to below 1")
+    elif knob == "clip_low":
+        require(0 < given < 1, key, given, "above 0 and below 1")
+    else:
+        require(given > 0, key, given, "above 0")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The knobs that may depend on rank."""
+
+    alpha: Rule = field(default_factory=lambda: Rule("constant"))
+    """LoRA alpha; the update is scaled by alpha / rank."""
+    lr: Rule = field(default_factory=lambda: Rule("equal_kl", c=4.0))
+    """Adam learning rate of the adapter's A."""
+    lr_ratio: Rule = field(default_factory=lambda: Rule("constant", value=1.0))
+    """LoRA+: learning rate of B over that of A."""
+    kl: Rule = field(default_factory=lambda: Rule("constant"))
+    """Level of the KL penalty against the base (per token, in the reward)."""
+    clip_low: Rule = field(default_factory=lambda: Rule("constant"))
+    """PPO clip: the ratio is clipped below 1 - clip_low."""
+    clip_high: Rule = field(default_factory=lambda: Rule("constant"))
+    """PPO clip: the ratio is clipped above 1 + clip_high."""
+    max_norm: Rule = field(default_factory=lambda: Rule("gradient_scale"))
+    """Global gradient norm above which the adapter's gradient is scaled down; 0 is no clipping."""
+    warmup: Rule = field(default_factory=lambda: Rule("by_rank"))
+    """Share of the optimizer steps with a linearly rising learning rate."""
+
+    def check(self) -> None:
+        for knob in fields(self):
+            getattr(self, knob.name).check(f"rules.{knob.name}")
+        alpha, lr = self.alpha, self.lr
+        if lr.rule == "equal_kl":
+            flat = alpha.rule == "constant" or (alpha.rule == "power" and alpha.exponent == 0)
+            require(
+                flat,
+                "rules.lr.rule",
+                lr.rule,
+                "constant, power or table while alpha depends on rank",
+                "the closed form of equal_kl is derived for constant alpha",
+            )
