@@ -18,6 +18,7 @@ import yaml
 from rankrl.recipe.load import load_experiment
 from rankrl.recipe.plan import Run, plan
 from rankrl.report.ledger import write_plan
+from rankrl.report.result import Result
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 RANKS, BATCHES, BASE_SCORE = (1, 2, 4, 8, 16, 32, 64, 128, 256), (16, 32, 64, 128), 0.3
@@ -104,12 +105,9 @@ def write_run(directory: Path, run: Run, grown: Grown, items: int = 40, metrics:
 
 def result(run: Run, grown: Grown, status: str = "finished") -> dict:
     final = None if status == "failed" else BASE_SCORE + grown.gain
-    return {
-        "run_id": run.run_id, "arm": run.arm, "rank": run.rank, "batch_size": run.batch_size, "seed": run.seed, "status": status,
-        "base_score": BASE_SCORE, "final_score": final, "best_score": None if final is None else max(final, BASE_SCORE),
-        "gain": None if final is None else grown.gain, "tokens_total": grown.tokens, "steps": run.recipe.steps,
-        "wall_s": grown.wall_s, "trainable_params": run.trainable_params, "base_params": run.scale.model.base_params,
-    }  # fmt: skip
+    scores = (BASE_SCORE, final, None if final is None else max(final, BASE_SCORE))
+    spent = (grown.tokens, run.recipe.steps, grown.wall_s, run.trainable_params)
+    return Result.of(run, status, *scores, *spent).as_dict()
 
 
 def record(status: str, **more) -> dict:

@@ -192,5 +192,5 @@ def test_a_killed_worker_of_two_is_replaced(tmp_path, capsys):
             return step(self, index)
 
         patch.setattr(RunTrainer, "step", kill_once)
-        assert bench.attempt(run, attempts=2)["status"] == "finished"
+        assert bench.attempt(run, attempts=2).status == "finished"
     assert f"{run.run_id}: resumed at step 2" in capsys.readouterr().out

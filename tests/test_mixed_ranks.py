@@ -42,13 +42,13 @@ def test_mixed_ranks_train_stop_and_resume(bench, monkeypatch):
     monkeypatch.setattr(RunTrainer, "allocate", None)
     monkeypatch.setattr(RunTrainer, "step", step)
     result = bench.attempt(run, attempts=1)
-    assert result["status"] == "finished", result
+    assert result.status == "finished", result
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["sync_gap_nats"] < 0.01 and line["grad_norm"] > 0 for line in lines)
     rows, _ = run_table(run, importance)
     assert read_table(directory / "adapter" / "allocation.json") == rows
-    assert result["trainable_params"] == params(rows) < run.trainable_params
+    assert result.trainable_params == params(rows) < run.trainable_params
     assert lines[-1]["sync_bytes"] == 4 * params(rows)
     assert "rank 0 to 5, by module" in (directory / "adapter" / "README.md").read_text()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import runs_of
@@ -127,17 +129,17 @@ class Attempts:
 
 @pytest.mark.slow
 def test_a_suspect_is_tried_alone_and_a_refused_run_does_not_end_the_others(capsys):
+    from rankrl.report.result import Result
     from rankrl.sweep.bench import Suspect
     from rankrl.sweep.packing import train_all
 
     runs = runs_of("demo", "ranks=[1]", "seeds=[0,1,2,3]")
-    fine = {"status": "finished", "gain": 0.1, "base_score": 0.2, "final_score": 0.3, "wall_s": 1.0}
-    results = [{**fine, "run_id": run.run_id} for run in runs]
+    results = [Result.of(run, "finished", 0.2, 0.3, 0.3, 1000, 30, 1.0, 7936) for run in runs]
     names = [run.run_id for run in runs]
     bench = Attempts(
         {
             (names[0], False): Suspect(names[0]),
-            (names[0], True): {**results[0], "status": "failed", "error": "died"},
+            (names[0], True): dataclasses.replace(results[0], status="failed", error="died"),
             (names[1], False): ValueError("in use"),
             (names[2], False): results[2],
             (names[3], False): None,

@@ -224,7 +224,7 @@ def test_an_engine_without_the_adapter_stops_the_run_within_ten_steps(attach, fa
 def test_a_run_leaves_the_directory_of_the_contract(bench):
     run = runs_of("demo", "ranks=[8]", "seeds=[5]", "steps=3", "eval_every=2")[0]
     result = bench.attempt(run, attempts=1)
-    assert result["status"] == "finished", result
+    assert result.status == "finished", result
     directory = bench.directory / "demo" / run.run_id
     assert sorted(p.name for p in directory.iterdir()) == [
         "adapter",
@@ -234,8 +234,8 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "run.yaml",
         "tb",
     ]
-    assert json.loads((directory / "result.json").read_text()) == result
-    assert set(result) == {
+    assert json.loads((directory / "result.json").read_text()) == result.as_dict()
+    assert set(result.as_dict()) == {
         "run_id",
         "arm",
         "rank",
@@ -286,7 +286,7 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
     }
     assert all(np.isfinite(value) for line in lines for value in line.values())
     assert all(line["sync_gap_nats"] < 0.01 for line in lines)
-    assert result["tokens_total"] == lines[-1]["tokens_total"] > lines[0]["tokens_total"] > 0
+    assert result.tokens_total == lines[-1]["tokens_total"] > lines[0]["tokens_total"] > 0
     check_evaluations(directory, result)
     check_record(directory, run)
     check_tensorboard(directory)
@@ -301,10 +301,10 @@ def check_evaluations(directory, result):
     assert (rows["correct"] == (rows["verdict"] == "correct")).all()
     assert rows.groupby("step").size().to_dict() == {0: 252 * 16, 2: 252 * 8, 3: 252 * 8}
     scores = rows.groupby("step")["correct"].mean()
-    assert result["base_score"] == pytest.approx(scores[0])
-    assert result["final_score"] == pytest.approx(scores[3])
-    assert result["best_score"] == pytest.approx(max(scores[2], scores[3]))
-    assert result["gain"] == pytest.approx(scores[3] - scores[0])
+    assert result.base_score == pytest.approx(scores[0])
+    assert result.final_score == pytest.approx(scores[3])
+    assert result.best_score == pytest.approx(max(scores[2], scores[3]))
+    assert result.gain == pytest.approx(scores[3] - scores[0])
 
 
 def check_record(directory, run):
@@ -344,9 +344,9 @@ def test_a_failing_run_is_recorded_and_the_next_one_trains(bench, monkeypatch):
     step = RunTrainer.step
     monkeypatch.setattr(RunTrainer, "step", lambda self, at: step(self, at) if self.run is sound else 1 / 0)
     result = bench.attempt(broken, attempts=1)
-    assert (result["status"], result["gain"]) == ("failed", None)
-    assert result["error"] == "ZeroDivisionError: division by zero"
-    assert bench.attempt(sound, attempts=1)["status"] == "finished"
+    assert (result.status, result.gain) == ("failed", None)
+    assert result.error == "ZeroDivisionError: division by zero"
+    assert bench.attempt(sound, attempts=1).status == "finished"
 
 
 def interfere(monkeypatch, at, what):
@@ -372,7 +372,7 @@ def test_a_stop_file_saves_the_run_and_a_corrupt_checkpoint_restarts_it(bench, m
     saved = directory / "checkpoint" / "state.pt"
     whole = saved.read_bytes()
     saved.write_bytes(whole[: len(whole) // 2])
-    assert bench.attempt(run, attempts=1)["status"] == "finished"
+    assert bench.attempt(run, attempts=1).status == "finished"
     assert "checkpoint unreadable" in capsys.readouterr().out
     assert [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
 
@@ -393,7 +393,7 @@ def test_a_killed_engine_is_replaced_and_the_run_resumes(bench, monkeypatch, cap
     run = runs_of("demo", "ranks=[1]", "seeds=[9]", "steps=4", "checkpoint_every=2")[0]
     interfere(monkeypatch, 3, kill_engine)
     result = bench.attempt(run, attempts=2)
-    assert result["status"] == "finished", result
+    assert result.status == "finished", result
     output = capsys.readouterr().out
     assert "restarting services after" in output and f"{run.run_id}: resumed at step 2" in output
     assert "error" not in json.loads((bench.directory / "demo" / run.run_id / "result.json").read_text())

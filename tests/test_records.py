@@ -53,13 +53,12 @@ def test_every_run_has_all_columns_of_hparams(stack, tmp_path):
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     from rankrl.ppo.records import OUTCOMES, Record
+    from rankrl.report.result import Result
 
     (run,) = runs_of("demo", "ranks=[1]", "seeds=[3]")
     record = Record(tmp_path, run)
     record.start(run.resolved(), 0)
-    record.finish(
-        dict.fromkeys((name.partition("/")[2] for name in OUTCOMES), 0.25) | {"status": "finished", "steps": 7}
-    )
+    record.finish(Result.of(run, "finished", 0.25, 0.75, 0.75, 1024, 7, 1.0, run.trainable_params))
     (events,) = (tmp_path / "tb").iterdir()
     start, metrics, outcomes = {}, [], {}
     for event in LegacyEventFileLoader(str(events)).Load():
@@ -89,4 +88,4 @@ def test_every_run_has_all_columns_of_hparams(stack, tmp_path):
         "allocation": "uniform",
     }
     assert metrics == ["hparam/final_score", "hparam/gain", "hparam/best_score", "hparam/tokens_total"]
-    assert outcomes == dict.fromkeys(metrics, 0.25)
+    assert outcomes == dict(zip(metrics, (0.75, 0.5, 0.75, 1024), strict=True))

@@ -87,7 +87,7 @@ def test_a_run_leaves_its_diagnostics(bench, variant):
 
     run = run_of(variant, f"name={variant}", "scale.sampling.eval_samples=1")
     result = bench.attempt(run, attempts=1)
-    assert result["status"] == "finished", result
+    assert result.status == "finished", result
     directory = bench.directory / variant / run.run_id
     facts = json.loads((directory / "adapter" / "diagnostics.json").read_text())
     assert facts["init"]["method"] == variant and len(facts["init"]["modules"]) == len(facts["final"]["modules"]) == 14
@@ -119,8 +119,8 @@ def test_ranks_go_where_the_measurement_says(bench, value):
     )
     run = runs_of("demo", "ranks=[2]", "seeds=[0]", "steps=1", *options)[0]
     result = bench.attempt(run, attempts=1)
-    assert result["status"] == "finished", result
-    assert 0.95 * run.trainable_params <= result["trainable_params"] <= run.trainable_params
+    assert result.status == "finished", result
+    assert 0.95 * run.trainable_params <= result.trainable_params <= run.trainable_params
     rows = json.loads((bench.directory / value / run.run_id / "adapter" / "allocation.json").read_text())["modules"]
     assert len({row["rank"] for row in rows}) > 1
     assert read_importance(bench.directory / value / run.run_id / "importance.json", {value})[1].keys() >= {

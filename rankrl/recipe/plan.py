@@ -19,6 +19,7 @@ from rankrl.recipe.load import ROOT, Experiment
 from rankrl.recipe.rank_table import LARGEST_SERVED
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
+from rankrl.recipe.run_id import run_id
 from rankrl.recipe.scale import Scale
 from rankrl.recipe.schema import Recipe
 
@@ -44,7 +45,7 @@ class Run:
 
     @cached_property
     def run_id(self) -> str:
-        return (f"{self.arm}-" if self.arm else "") + f"r{self.rank}-b{self.batch_size}-s{self.seed}"
+        return run_id(self.arm, self.rank, self.batch_size, self.seed)
 
     def __getitem__(self, knob: str) -> float:
         """The value of a derived hyperparameter, such as lr."""

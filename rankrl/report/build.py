@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from rankrl.recipe.whole_file import whole_file
 from rankrl.report.figures.draw import draw
 from rankrl.report.ledger import ledger
 from rankrl.report.page.html import page
@@ -30,10 +31,13 @@ def build(directory: Path) -> list[dict[str, Any]]:
         to = sweep.directory / "report"
         to.mkdir(exist_ok=True)
         statistics = sweep_summary(sweep)
-        (to / "summary.json").write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
-        pd.DataFrame(sweep.results).to_csv(to / "runs.csv", index=False)
+        with whole_file(to / "summary.json") as part:
+            part.write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
+        with whole_file(to / "runs.csv") as part:
+            pd.DataFrame(sweep.results).to_csv(part, index=False)
         drawings = draw(sweep, statistics, to / "figures")
-        (to / "index.html").write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
+        with whole_file(to / "index.html") as part:
+            part.write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
         aggregate(sweep)
         reports.append(statistics | {"sweep": sweep.name, "page": str(to / "index.html")})
     return reports

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.plan import Run
+from rankrl.recipe.whole_file import whole_file
 from rankrl.report.read import PLAN, last_line, read_plan, read_result, refused
 
 TASKS = "slurm"
@@ -46,9 +47,8 @@ def write_plan(root: Path, runs: list[Run]) -> None:
     planned = known | {run.run_id: run.recipe.steps for run in runs}
     if planned != known:
         root.mkdir(parents=True, exist_ok=True)
-        part = root / f".{PLAN}.{os.getpid()}.part"
-        part.write_text(json.dumps(planned) + "\n")
-        part.replace(root / PLAN)
+        with whole_file(root / PLAN) as part:
+            part.write_text(json.dumps(planned) + "\n")
 
 
 def find_roots(directory: Path) -> list[Path]:

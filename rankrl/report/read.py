@@ -6,16 +6,16 @@ Only a sweep that mixes runs of different recipes, scales or steps is refused: i
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankrl.report.valid import RESULT_KEYS, difference, kind, read_json, resolved_sections, result_problem, usual_kind
+from rankrl.recipe.run_id import parse_run_id
+from rankrl.report.result import Result, from_content
+from rankrl.report.valid import difference, kind, read_json, resolved_sections, result_problem, usual_kind
 
 PLAN, CONFIRM = "plan.json", "confirm.json"
-RUN_ID = re.compile(r"^([^.].*-)?r\d+-b\d+-s\d+$")
 TAIL_BYTES = 8192
 
 
@@ -68,7 +68,7 @@ def _first(problems: list[dict[str, str]], most: int = 3) -> str:
 def _runs(directory: Path) -> list[Path]:
     """Run directories: those with a resolved run or a result, and those that are called like a run."""
     told = {path.parent for name in ("run.yaml", "result.json") for path in directory.glob(f"*/{name}")}
-    return sorted(told | {path for path in directory.glob("*r*-b*-s*") if RUN_ID.search(path.name) and path.is_dir()})
+    return sorted(told | {path for path in directory.glob("*r*-b*-s*") if parse_run_id(path.name) and path.is_dir()})
 
 
 def read_sweep(directory: Path) -> SweepRecords:
@@ -122,28 +122,23 @@ def _read_run(run: Path) -> tuple[dict[str, Any] | None, str]:
     path = run / "result.json"
     if not path.exists():
         return None, "partial: begun, and no result.json yet"
-    content, wrong = _read(path)
-    if content is None:
+    result, wrong = _read(path)
+    if result is None:
         return None, wrong
-    if content["run_id"] != run.name:
-        copied = (run.parent / content["run_id"] / "result.json").exists()
-        return None, f"{'duplicate' if copied else 'foreign'}: its result.json is that of {content['run_id']}"
-    return {key: content[key] for key in RESULT_KEYS} | {"error": _error(content)}, ""
+    if result.run_id != run.name:
+        copied = (run.parent / result.run_id / "result.json").exists()
+        return None, f"{'duplicate' if copied else 'foreign'}: its result.json is that of {result.run_id}"
+    return result.row(), ""
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """(a result.json, ""), or (None, why the report refuses it)."""
+def _read(path: Path) -> tuple[Result | None, str]:
+    """(what a result.json says, ""), or (None, why the report refuses it)."""
     try:
         content = read_json(path)
     except ValueError as error:
         return None, f"result.json: {error}"
     wrong = result_problem(content)
-    return (None, f"result.json: {wrong}") if wrong else (content, "")
-
-
-def _error(result: dict[str, Any]) -> str:
-    told = result.get("error") or ""
-    return told if isinstance(told, str) else repr(told)
+    return (None, f"result.json: {wrong}") if wrong else (from_content(content), "")
 
 
 def _foreign(directory: Path, results: dict[str, dict[str, Any]], planned: set[str]) -> dict[str, str]:
@@ -270,8 +265,8 @@ def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
 
 def read_result(directory: Path) -> dict[str, Any] | None:
     """result.json of a run directory; None if there is none, or one that the report refuses: the sweep does such a run again."""
-    content, _ = _read(directory / "result.json")
-    return content and content | {"error": _error(content)}
+    result, _ = _read(directory / "result.json")
+    return result.row() if result else None
 
 
 def refused(directory: Path) -> str:

@@ -7,15 +7,16 @@ import re
 from collections import Counter
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from rankrl.recipe.run_id import run_id
+from rankrl.report.result import KEYS, Result
 
 STATUSES = ("finished", "diverged", "failed")
-COUNTS = ("rank", "batch_size", "seed", "tokens_total", "steps", "trainable_params", "base_params")
-SCORES = ("base_score", "final_score", "best_score")
-RESULT_KEYS = (
-    "run_id", "arm", "rank", "batch_size", "seed", "status", "base_score", "final_score", "best_score", "gain", "tokens_total",
-    "steps", "wall_s", "trainable_params", "base_params",
-)  # fmt: skip
+TYPES = get_type_hints(Result)
+TEXTS = tuple(key for key in KEYS if TYPES[key] is str)
+COUNTS = tuple(key for key in KEYS if TYPES[key] is int)
+FRACTIONS = tuple(key for key in KEYS if TYPES[key] == float | None)
 LARGEST_FILE_BYTES = 1 << 20
 """Of result.json and run.yaml; real ones have a few thousand."""
 LONGEST_S = 1e10
@@ -48,10 +49,10 @@ def result_problem(result: Any) -> str:
     """The first thing that is wrong with the content of a result.json; "" if nothing is."""
     if not isinstance(result, dict):
         return "no JSON object"
-    missing = [key for key in RESULT_KEYS if key not in result]
+    missing = [key for key in KEYS if key not in result]
     if missing:
         return f"lacks {', '.join(missing)}"
-    for key in ("run_id", "arm", "status"):
+    for key in TEXTS:
         if not isinstance(result[key], str):
             return f"{key} is {_short(result[key])}, no text"
     if result["status"] not in STATUSES:
@@ -67,7 +68,7 @@ def _number_problem(result: dict[str, Any]) -> str:
             return f"{key} is {_short(value)}, no count"
     if not _real(result["wall_s"]) or not 0 <= result["wall_s"] <= LONGEST_S:
         return f"wall_s is {_short(result['wall_s'])}, no duration"
-    for key in (*SCORES, "gain"):
+    for key in FRACTIONS:
         value, least = result[key], -1 if key == "gain" else 0
         if value is None and (result["status"] != "finished"):
             continue
@@ -77,7 +78,7 @@ def _number_problem(result: dict[str, Any]) -> str:
 
 
 def _contradiction(result: dict[str, Any]) -> str:
-    name = (f"{result['arm']}-" if result["arm"] else "") + "r{rank}-b{batch_size}-s{seed}".format(**result)
+    name = run_id(*(result[key] for key in ("arm", "rank", "batch_size", "seed")))
     if result["run_id"] != name:
         return f"run_id is {_short(result['run_id'])}, and its arm, rank, batch size and seed say {name}"
     scores = [result[key] for key in ("final_score", "base_score", "gain")]

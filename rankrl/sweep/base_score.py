@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import pandas as pd
 
 from rankrl.data.items import Item, revision
 from rankrl.recipe.scale import Scale
+from rankrl.recipe.whole_file import whole_file
 from rankrl.reward.grade import GRADER, Verdict
 
 if TYPE_CHECKING:  # a cached score is read without the training stack
@@ -49,9 +49,8 @@ def sample_rows(samples: list[Sample]) -> pd.DataFrame:
 
 def _write(path: Path, samples: list[Sample]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two tasks may evaluate the base at once
-    sample_rows(samples).to_parquet(part)
-    part.replace(path)
+    with whole_file(path) as part:  # two tasks may evaluate the base at once
+        sample_rows(samples).to_parquet(part)
 
 
 def _read(path: Path, items: list[Item]) -> list[Sample]:

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import ray
 from openrlhf.utils.utils import get_tokenizer
@@ -25,6 +24,7 @@ from rankrl.recipe.init_section import DRAWN, Init
 from rankrl.recipe.plan import Run
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
+from rankrl.report.result import Result
 from rankrl.sweep.base_score import base_samples
 from rankrl.sweep.measuring import cached_start
 from rankrl.sweep.owner import owned
@@ -128,7 +128,7 @@ class Bench:
             directory = self.directory / run.sweep / "adapter"
             return cached_start(services, rollouts, self.train_items, init, rank, run.seed, directory)
 
-    def attempt(self, run: Run, attempts: int, alone: bool = True) -> dict[str, Any] | None:
+    def attempt(self, run: Run, attempts: int, alone: bool = True) -> Result | None:
         """Trains `run` and returns its result, or None if the run was stopped on request.
 
         If services die under it, the run continues from its checkpoint on new ones, until they have
@@ -139,7 +139,7 @@ class Bench:
         with owned(self.directory / run.sweep, run.run_id):
             result = read_result(self.directory / run.sweep / run.run_id)
             if result and result["status"] in ENDED:  # ended by another process after this one had planned
-                return result
+                return Result(**result)
             if stop_asked():
                 return None
             record = Record(self.directory / run.sweep / run.run_id, run)
@@ -148,7 +148,7 @@ class Bench:
             except Stopped:
                 return None
 
-    def _attempts(self, run: Run, record: Record, attempts: int, alone: bool) -> dict[str, Any]:
+    def _attempts(self, run: Run, record: Record, attempts: int, alone: bool) -> Result:
         began_s, saved, left = time.time(), -1, attempts
         while True:
             services = self.services
@@ -170,7 +170,7 @@ class Bench:
                 record.close()
                 if not left:
                     raise Suspect(run.run_id) from error
-                say(f"{run.run_id}: restarting services after {failure['error'][:200]}")
+                say(f"{run.run_id}: restarting services after {failure.error[:200]}")
             finally:
                 if self.services_per_run:
                     services.mark_broken()
@@ -178,17 +178,17 @@ class Bench:
     def _supplies(self, services: Services) -> Supplies:
         return Supplies(services, self.prompter, self.train_items, self.eval_items, self.base_samples(), self.start)
 
-    def _failure(self, record: Record, error: Exception, began_s: float) -> dict[str, Any]:
+    def _failure(self, record: Record, error: Exception, began_s: float) -> Result:
         """The result of a run that ended with `error`."""
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         status = "diverged" if isinstance(cause, Diverged) else "failed"
         steps = curves(record.dir)
         last = steps[-1] if steps else {"step": 0, "tokens_total": 0}
         message = " ".join(f"{type(cause).__name__}: {cause}".split())[:2000]
-        return result_of(record, status, self._base, began_s, last["step"], last["tokens_total"]) | {"error": message}
+        return result_of(record, status, self._base, began_s, last["step"], last["tokens_total"], [], message)
 
 
-def recorded(record: Record, failure: dict[str, Any]) -> dict[str, Any]:
+def recorded(record: Record, failure: Result) -> Result:
     """Writes the result of a failed run and returns it.
 
     If the disk is still full, nothing is written, and the next sweep tries the run again.

@@ -9,15 +9,15 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from rankrl.recipe.plan import Run
+from rankrl.report.result import Result
 from rankrl.sweep.bench import Bench, Suspect
 from rankrl.sweep.progress import progress, say
 
 ATTEMPTS = 2  # for a run whose services die, without a new checkpoint in between
 
-Outcome = dict[str, Any] | BaseException | None
+Outcome = Result | BaseException | None
 """The result of a run, None if it was stopped, or the exception that its attempt raised."""
 
 
@@ -69,10 +69,10 @@ def _packed(todo: list[Run], bench: Bench, parallel_runs: int) -> Iterator[tuple
         yield ended.get()
 
 
-def _tell(run: Run, result: dict[str, Any] | None, done: int, total: int, start_s: float) -> str:
+def _tell(run: Run, result: Result | None, done: int, total: int, start_s: float) -> str:
     """Prints how a run ended and returns its status."""
     if result is None:
         say(f"{run.run_id}: stopped on request; the same command continues it")
         return "stopped"
     say(progress(result, done, total, (time.time() - start_s) / done * (total - done)))
-    return result["status"]
+    return result.status

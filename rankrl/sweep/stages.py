@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from rankrl.recipe.plan import Run
+from rankrl.recipe.whole_file import whole_file
 from rankrl.report.read import CONFIRM, read_plan, read_sweep
 
 
@@ -60,7 +61,8 @@ def keep_back(runs: list[Run], root: Path) -> None:
     recipe = runs[0].recipe
     if staged(runs) and recipe.stages.confirm:
         root.mkdir(parents=True, exist_ok=True)
-        (root / CONFIRM).write_text(json.dumps(list(recipe.seeds[-recipe.stages.confirm :])) + "\n")
+        with whole_file(root / CONFIRM) as part:
+            part.write_text(json.dumps(list(recipe.seeds[-recipe.stages.confirm :])) + "\n")
 
 
 def _cell(run: Run) -> tuple[str, int, int]:

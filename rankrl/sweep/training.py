@@ -30,6 +30,7 @@ from rankrl.recipe.allocation import Importance, allocation_document, write_impo
 from rankrl.recipe.init_section import Init
 from rankrl.recipe.plan import Run
 from rankrl.recipe.rank_table import as_json, from_plain, span
+from rankrl.report.result import Result
 from rankrl.sweep.progress import say
 
 
@@ -60,7 +61,7 @@ def stop_asked() -> bool:
     return file is not None and Path(file).exists()
 
 
-def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> dict[str, Any]:
+def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> Result:
     """Trains `run` from its start or its checkpoint. Writes its result and returns it.
 
     Raises Stopped if the run was asked to stop.
@@ -78,7 +79,7 @@ def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> dict[
     finally:
         release(trainer, sys.exc_info()[1])
     steps, tokens_total = run.recipe.steps, trainer.tokens_total
-    result = result_of(record, "finished", supplies.base, began_s, steps, tokens_total, scores[-1], max(scores))
+    result = result_of(record, "finished", supplies.base, began_s, steps, tokens_total, scores)
     record.finish(result)
     return result
 
@@ -230,22 +231,23 @@ def result_of(
     began_s: float,
     steps: int,
     tokens_total: int,
-    final_score: float | None = None,
-    best_score: float | None = None,
-) -> dict[str, Any]:
-    """The content of result.json. `base` is None if the base could not be evaluated."""
-    run, base_score = record.run, score(base) if base else None
-    grid = {"run_id": run.run_id, "arm": run.arm, "rank": run.rank, "batch_size": run.batch_size, "seed": run.seed}
-    return {
-        **grid,
-        "status": status,
-        "base_score": base_score,
-        "final_score": final_score,
-        "best_score": best_score,
-        "gain": None if final_score is None or base_score is None else final_score - base_score,
-        "tokens_total": tokens_total,
-        "steps": steps,
-        "wall_s": time.time() - began_s,
-        "trainable_params": record.trainable_params,
-        "base_params": run.scale.model.base_params,
-    }
+    scores: list[float],
+    error: str = "",
+) -> Result:
+    """The result of an attempt that began at `began_s`.
+
+    `base` is None where the base could not be evaluated; `scores` are those of all evaluations after
+    step 0, none of a run that did not end.
+    """
+    return Result.of(
+        record.run,
+        status,
+        base_score=score(base) if base else None,
+        final_score=scores[-1] if scores else None,
+        best_score=max(scores, default=None),
+        tokens_total=tokens_total,
+        steps=steps,
+        wall_s=time.time() - began_s,
+        trainable_params=record.trainable_params,
+        error=error,
+    )

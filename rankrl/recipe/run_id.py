@@ -1,0 +1,18 @@
+"""The name of a run: r<rank>-b<batch>-s<seed>, and in ablations <arm>- in front."""
+
+from __future__ import annotations
+
+import re
+
+PATTERN = re.compile(r"(?:(?P<arm>[^.].*)-)?r(?P<rank>\d+)-b(?P<batch_size>\d+)-s(?P<seed>\d+)")
+
+
+def run_id(arm: str, rank: int, batch_size: int, seed: int) -> str:
+    """The name of a grid point; `arm` is "" where there is none."""
+    return (f"{arm}-" if arm else "") + f"r{rank}-b{batch_size}-s{seed}"
+
+
+def parse_run_id(name: str) -> tuple[str, int, int, int] | None:
+    """(arm, rank, batch size, seed) of a run of this name; None if it is no run's."""
+    found = PATTERN.fullmatch(name)
+    return found and (found["arm"] or "", int(found["rank"]), int(found["batch_size"]), int(found["seed"]))
