@@ -10,25 +10,29 @@ from typing import Any
 
 import yaml
 
-from rankrl.report.valid import LARGEST_FILE_BYTES
+from rankrl.recipe.history import SECTIONS
+from rankrl.report.resolved import LARGEST_FILE_BYTES, resolved_sections, section
 
 MOST_LEAVES, DEEPEST = 2000, 16
 """A run.yaml may come from anywhere: aliases can make a small file as large a tree as they like."""
 LONGEST_TEXT, LARGEST = 200, 1e15
-PER_RUN = ("run_id", "arm", "rank", "batch_size", "seed", "trainable_params", "derived")
+PER_RUN = ("format", "run_id", "arm", "rank", "batch_size", "seed", "trainable_params", "derived")
 SHORT = reprlib.Repr()
 SHORT.maxlist, SHORT.maxlevel = 20, 4
 
 
 def resolved(run: Path) -> dict[str, Any]:
-    """A run.yaml, read by a safe loader; {} where it is missing or damaged: the report names such runs elsewhere."""
+    """A run.yaml with every key of today, read by a safe loader; {} where it is missing or damaged: the report names such
+    runs elsewhere.
+    """
     path = run / "run.yaml"
     try:
         text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_FILE_BYTES else ""
         tree = yaml.safe_load(text)  # in Python: the one in C ends the process where a file nests deeply
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
-    return tree if isinstance(tree, dict) else {}
+    texts = {name: part for name, part in resolved_sections(path).items() if name in SECTIONS}
+    return tree | {name: section(name, part).tree for name, part in texts.items()} if isinstance(tree, dict) else {}
 
 
 def flat(tree: dict[str, Any]) -> dict[str, str]:
