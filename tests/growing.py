@@ -1,4 +1,4 @@
-"""A schema with every kind of key, what an early version recorded of it, and how a copy of the package is made to grow."""
+"""A schema with every kind of key, what an early version recorded of it, a package that grew."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ EARLY = {
     "lr": {"rule": "constant", "c": None},
     "kl": {"rule": "equal", "c": 4.0},
 }
-"""Of before most keys of `Grown`: `lr` chose another rule than the default, whose options it does not have."""
+"""A record from before most keys of `Grown`. `lr` chose another rule than the default one, whose
+options it does not have."""
 
 
 NEW_SECTIONS = """
@@ -102,8 +103,8 @@ NEW_KEYS = {
     r"    rows: Optional\[int\] = None\n": "    shard: int = 0\n",
     r"    eval_temperature: float = .*\n": "    top_p: float = 1.0\n",
 }
-"""Line of a schema -> keys that a later version has after it: of the recipe, a rule, each rule, and the scale, nested ones and
-such whose section is null by default.
+"""Line of a schema -> keys that a later version has after it: of the recipe, a rule, each rule, and
+the scale, nested ones and such whose section is null by default.
 """
 ASK = """
 import json, sys
@@ -142,7 +143,10 @@ print(json.dumps([said(compare) or "", said(report)]))
 
 
 def grown_package(to: Path, added: dict[str, object] | None = None) -> Path:
-    """A later version of the package below `to`: with NEW_KEYS, and `added` in its history. Returns a script for `ask`."""
+    """A later version of the package below `to`, with NEW_KEYS, and `added` in its history.
+
+    Returns a script for `ask`.
+    """
     shutil.copytree(ROOT / "rankrl", to / "rankrl", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     recipe = to / "rankrl" / "recipe"
     schemas = {path: path.read_text() for path in sorted(recipe.glob("*.py"))}
@@ -164,7 +168,7 @@ def grown_package(to: Path, added: dict[str, object] | None = None) -> Path:
 
 
 def ask(script: Path, root: Path, *words: str, recorded: tuple[str, ...] = ()) -> list:
-    """[what identity says, what the report says] of the sweep in `root`, in the words of the package beside `script`.
+    """[what identity says, what the report says] of the sweep in `root`, by the later version.
 
     It first records the runs of `recorded` anew.
     """

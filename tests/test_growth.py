@@ -1,4 +1,7 @@
-"""A later version of the package, with keys of every kind, reads and resumes the sweeps of this one. In processes of their own."""
+"""A later version of the package, with new keys of all kinds, reads and resumes sweeps of this one.
+
+In processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ def test_another_value_of_a_new_key_is_refused_by_its_name(later, small, word, k
 
 
 def test_a_default_that_changed_is_what_the_history_says(tmp_path, small, large):
-    """As if the later version had changed what it had added before: records lack the key, and mean its first default."""
+    """A record that lacks a key means the first default that the key had."""
     added = {
         "recipe.noise_floor": 0.5,
         "recipe.marks": (3,),

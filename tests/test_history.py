@@ -53,7 +53,7 @@ def test_what_the_history_says_wins_over_the_default(grown):
     assert found["maybe"] == {"size": 8, "colour": "red"}
     assert found["given"] == {"size": 5, "colour": "blue"}
     assert found["by_name"] == {"one": {"size": 2, "colour": "green"}}
-    assert completed("recipe", {**EARLY, "rate": 0.9})["rate"] == 0.9  # a record's own word wins over both
+    assert completed("recipe", {**EARLY, "rate": 0.9})["rate"] == 0.9  # a record's own word
     assert completed("recipe", {**EARLY, "limit": None})["limit"] is None
 
 
@@ -65,7 +65,7 @@ def test_a_section_that_the_history_gives_as_a_whole(grown):
 def test_a_key_without_default_stays_out(grown):
     assert "samples" not in completed("recipe", {"old": {"depth": 7}})
     assert completed("recipe", {"by_name": {"one": {}}})["by_name"] == {"one": {"colour": "red"}}
-    assert completed("recipe", {"old": {}})["old"] == {"depth": 1, "width": 3}  # the section has one
+    assert completed("recipe", {"old": {}})["old"] == {"depth": 1, "width": 3}
 
 
 def test_defaults_are_not_shared_between_records(grown):
@@ -136,7 +136,7 @@ def again(tmp_path, record):
 
 
 def test_a_run_recorded_by_an_earlier_version_is_still_the_same_run(tmp_path):
-    """A real run.yaml of 0.1.0, from before run.yaml had a format, slimmed of most of OpenRLHF's arguments."""
+    """A real run.yaml from before run.yaml had a format, without most of OpenRLHF's arguments."""
     record = yaml.safe_load(RECORDED.read_text())
     assert "format" not in record
     run = again(tmp_path, record)

@@ -48,9 +48,10 @@ def plain(value: Any) -> Any:
 
 
 def completed(section: str, record: Any) -> Any:
-    """A section of a record with every key of today, in the schema's order. One that has no default stays out.
+    """A section of a record with every key of today, in the schema's order.
 
-    Keys that the schema does not know stay in, unless they are null; damage stays as it is.
+    A key without default stays out. Keys that the schema does not know stay in, unless they are
+    null; damage stays as it is.
     """
     whole = _completed(record, SECTIONS[section], MISSING, section)
     return recorded(section, whole) if isinstance(whole, dict) else whole
@@ -86,7 +87,7 @@ def _completed_section(record: dict[str, Any], kind: Any, default: Any, key: str
 
 
 def unknown(section: str, record: Any) -> list[tuple[str, Any]]:
-    """(dotted key, value) of what today's schema does not know. A null there sets nothing and is no such key."""
+    """(dotted key, value) of what today's schema does not know. A null there sets nothing."""
     return list(_unknown(record, SECTIONS[section], section))
 
 
@@ -126,7 +127,7 @@ def _part(kind: Any) -> Any:
 
 
 def first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first dotted key in which two trees differ, with its values; MISSING where one lacks it."""
+    """The first dotted key in which two trees differ, its values; MISSING where one lacks it."""
     if not isinstance(there, dict) or not isinstance(here, dict):
         return None if there == here else (key, there, here)
     for name in [*here, *(name for name in there if name not in here)]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.run_id import parse_run_id
-from rankrl.report.resolved import KEPT, difference, kind, newer, resolved_sections, usual_kind, versions_note
+from rankrl.report.resolved import compared_sections, difference, kind, newer, usual_kind, versions_note
 from rankrl.report.result import Result, from_content
 from rankrl.report.valid import read_json, result_problem
 
@@ -80,7 +80,7 @@ def read_sweep(directory: Path) -> SweepRecords:
     for name in planned.keys() - read.keys():
         problems[name] = ["missing: planned, and nothing of it is here"]
     results = {name: result for name, (result, _) in read.items() if result}
-    resolved = {name: _resolved(directory / name) for name in results}
+    resolved = {name: compared_sections(directory / name) for name in results}
     for name, problem in _foreign(directory, results, resolved, set(planned)).items():
         del results[name]
         problems[name] = [problem]
@@ -141,11 +141,6 @@ def _read(path: Path) -> tuple[Result | None, str]:
         return None, f"result.json: {error}"
     wrong = result_problem(content)
     return (None, f"result.json: {wrong}") if wrong else (from_content(content), "")
-
-
-def _resolved(run: Path) -> dict[str, str]:
-    """Of run.yaml, the sections that are compared."""
-    return {key: text for key, text in resolved_sections(run / "run.yaml").items() if key in KEPT}
 
 
 def _foreign(

@@ -25,15 +25,17 @@ LARGEST_FILE_BYTES = 1 << 20
 SHARED = ("sweep", "scale", "data_revision")
 BY_ARM = ("steps", "recipe", "rules")
 KEPT = {"format", *SHARED, *BY_ARM, "versions", "rank", "batch_size", "seed"}
-"""What the report compares."""
+"""What is compared with other runs; the rest of run.yaml is let go."""
 LONGEST_SECTION = 1 << 16
 LONGEST = 60
 MOST_VERSIONS = 4
 
 
 class TreeLoader(yaml.SafeLoader):
-    """Without aliases, by which a small file makes as large a tree as it likes. In Python: the loader in C ends the process
-    where a file nests deeply."""
+    """A safe loader without aliases, by which a small file makes as large a tree as it likes.
+
+    In Python: the loader in C ends the process where a file nests deeply.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -63,11 +65,16 @@ def resolved_sections(path: Path) -> dict[str, str]:
     return {key: sys.intern(value.rstrip("\n")) for key, colon, value in parts if colon}
 
 
+def compared_sections(run: Path) -> dict[str, str]:
+    """What is compared with other runs, of a run directory's run.yaml."""
+    return {key: text for key, text in resolved_sections(run / "run.yaml").items() if key in KEPT}
+
+
 @lru_cache(maxsize=4096)
 def section(key: str, text: str) -> Section:
-    """What the text of a section means. One that is too long to be real is what it is, like one that is no YAML."""
+    """What the text of a section means. One that is no YAML, or too long to be real, is a text."""
     try:
-        tree = yaml.load(text, Loader=TreeLoader) if len(text) < LONGEST_SECTION else text.strip()  # a safe loader
+        tree = yaml.load(text, Loader=TreeLoader) if len(text) < LONGEST_SECTION else text.strip()
         beyond = unknown(key, tree) if key in SECTIONS else []
         whole = completed(key, tree) if key in SECTIONS else tree
         return Section(whole, json.dumps(_plain_numbers(whole), default=str), tuple(beyond))
@@ -85,7 +92,7 @@ def _plain_numbers(tree: Any) -> Any:
 
 
 def newer(sections: dict[str, str]) -> str:
-    """By what a run.yaml is of a newer rankrl, whose runs this one cannot compare with others; "" if it is not."""
+    """By what a run.yaml is of a newer rankrl, so its run does not compare; "" if it is not."""
     found = section("format", sections.get("format", "1")).tree
     if type(found) is not int or found > FORMAT:
         return f"run.yaml has format={short(found)}, allowed: at most {FORMAT} (a newer rankrl wrote it: use that one)"
@@ -102,7 +109,7 @@ def versions(sections: dict[str, str]) -> dict[str, str]:
 
 
 def occurring(resolved: Iterable[dict[str, str]]) -> dict[str, Counter[str]]:
-    """Package -> version -> number of runs; `none` where a run that names versions has no such package."""
+    """Package -> version -> number of runs; `none` where a run with others lacks the package."""
     found = Counter(sections["versions"] for sections in resolved if "versions" in sections)
     named = [(versions({"versions": text}), runs) for text, runs in found.items()]
     counted: dict[str, Counter[str]] = {name: Counter() for given, _ in named for name in given}
@@ -113,9 +120,20 @@ def occurring(resolved: Iterable[dict[str, str]]) -> dict[str, Counter[str]]:
 
 
 def versions_note(resolved: Iterable[dict[str, str]]) -> str:
-    """Which versions occur how often, of packages of which there is more than one; "" without any."""
+    """Which versions occur how often, of packages with more than one; "" if none has."""
     mixed = {name: counter for name, counter in occurring(resolved).items() if len(counter) > 1}
     return "; ".join(f"{name} {_listed(counter)}" for name, counter in mixed.items())
+
+
+def versions_apart(resolved: Iterable[dict[str, str]], here: dict[str, str]) -> str:
+    """Of which packages runs had another version than there is here; "" if none."""
+    apart = {
+        name: Counter({version: runs for version, runs in counter.items() if version != here.get(name, "none")})
+        for name, counter in occurring(resolved).items()
+    }
+    return "; ".join(
+        f"{name} {here.get(name, 'none')[:12]} here, {_listed(others)}" for name, others in apart.items() if others
+    )
 
 
 def _listed(counter: Counter[str]) -> str:
@@ -144,7 +162,10 @@ def usual_kind(kinds: list[dict[str, str]]) -> dict[str, str]:
 
 
 def difference(ours: dict[str, str], usual: dict[str, str]) -> str:
-    """The first key, in words, in which a run differs from the others; "" if it does not, as where no other is of its arm."""
+    """The first key, in words, in which a run differs from the others.
+
+    "" if it does not, as where no other is of its arm.
+    """
     for key, notation in ours.items():
         if notation != (other := usual.get(key, notation)):
             trees = json.loads(other), json.loads(notation)

@@ -22,8 +22,9 @@ SHORT.maxlist, SHORT.maxlevel = 20, 4
 
 
 def resolved(run: Path) -> dict[str, Any]:
-    """A run.yaml with every key of today, read by a safe loader; {} where it is missing or damaged: the report names such
-    runs elsewhere.
+    """A run.yaml with every key of today, read by a safe loader.
+
+    {} where it is missing or damaged: the report names such runs elsewhere.
     """
     path = run / "run.yaml"
     try:
