@@ -53,8 +53,8 @@ def write_start(path: Path, start: Start) -> None:
         (".safetensors", lambda part: save_file(tensors, part)),
         (".json", lambda part: part.write_text(json.dumps(plain, indent=1) + "\n")),
     ):
-        with whole_file(path.with_name(path.name + suffix)) as part:  # two tasks may measure at once
-            write(part)
+        with whole_file(path.with_name(path.name + suffix)) as part:
+            write(part)  # two tasks may measure at once
 
 
 def read_start(path: Path) -> Start:

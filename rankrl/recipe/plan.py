@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.allocation import allocation_table, module_shapes, planned
+from rankrl.recipe.history import FORMAT, recorded
 from rankrl.recipe.init_section import MEASURED
 from rankrl.recipe.knobs import Knob, derive
 from rankrl.recipe.load import ROOT, Experiment
@@ -84,18 +85,14 @@ class Run:
     def resolved(self) -> dict[str, Any]:
         """Everything that determines this run, as the content of run.yaml."""
         grid = {k: v for k, v in self.row().items() if k not in self.knobs}
-        recipe = {
-            k: v
-            for k, v in asdict(self.recipe).items()
-            if k not in ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "rules", "stages")
-        }
         return {
+            "format": FORMAT,
             "sweep": self.sweep,
             **grid,
             "derived": {name: asdict(knob) for name, knob in self.knobs.items()},
-            "recipe": recipe,
-            "rules": asdict(self.recipe.rules),
-            "scale": {key: value for key, value in asdict(self.scale).items() if key != "slurm"},
+            "recipe": recorded("recipe", self.recipe),
+            "rules": recorded("rules", self.recipe.rules),
+            "scale": recorded("scale", self.scale),
         }
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.run_id import parse_run_id
+from rankrl.report.resolved import compared_sections, difference, kind, newer, usual_kind, versions_note
 from rankrl.report.result import Result, from_content
-from rankrl.report.valid import difference, kind, read_json, resolved_sections, result_problem, usual_kind
+from rankrl.report.valid import read_json, result_problem
 
 PLAN, CONFIRM = "plan.json", "confirm.json"
 TAIL_BYTES = 8192
@@ -79,11 +80,12 @@ def read_sweep(directory: Path) -> SweepRecords:
     for name in planned.keys() - read.keys():
         problems[name] = ["missing: planned, and nothing of it is here"]
     results = {name: result for name, (result, _) in read.items() if result}
-    for name, problem in _foreign(directory, results, set(planned)).items():
+    resolved = {name: compared_sections(directory / name) for name in results}
+    for name, problem in _foreign(directory, results, resolved, set(planned)).items():
         del results[name]
         problems[name] = [problem]
     for name, result in results.items():
-        problems[name] = [*problems.get(name, []), *_notes(directory / name, result, planned)]
+        problems[name] = [*problems.get(name, []), *_notes(directory / name, result, resolved[name], planned)]
     rows = [_with_base(result, results) for result in results.values()]
     rows.sort(key=lambda r: (r["arm"], r["rank"], r["batch_size"], r["seed"]))
     unfinished = [name for name in read if not (directory / name / "result.json").exists()]
@@ -95,7 +97,7 @@ def read_sweep(directory: Path) -> SweepRecords:
         rows,
         unreadable,
         unfinished,
-        _of_all(rows) + named,
+        _of_all(rows, [resolved[name] for name in results]) + named,
         len(planned) or None,
         _confirming(directory),
     )
@@ -141,15 +143,20 @@ def _read(path: Path) -> tuple[Result | None, str]:
     return (None, f"result.json: {wrong}") if wrong else (from_content(content), "")
 
 
-def _foreign(directory: Path, results: dict[str, dict[str, Any]], planned: set[str]) -> dict[str, str]:
+def _foreign(
+    directory: Path, results: dict[str, dict[str, Any]], resolved: dict[str, dict[str, str]], planned: set[str]
+) -> dict[str, str]:
     """Runs of another sweep that are not in the plan, by what tells them apart. Raises ValueError if runs of the plan differ."""
-    kinds = {name: kind(resolved_sections(directory / name / "run.yaml"), result) for name, result in results.items()}
+    kinds = {name: kind(resolved[name], result) for name, result in results.items()}
     ours = [found for name, found in kinds.items() if name in planned] or list(kinds.values())
     usual = usual_kind(ours)
     foreign = {}
     for name, found in kinds.items():
-        differs = difference(found, usual)
+        unreadable = newer(resolved[name])
+        differs = unreadable or difference(found, usual)
         if differs and (name in planned or not planned):
+            if unreadable:
+                raise ValueError(f"DIR: {directory / name}: {unreadable}")
             raise ValueError(
                 f"DIR: {directory} mixes runs that are not alike, allowed: runs of one recipe at one scale "
                 f"({name}: {differs}; move one kind to a directory of its own)"
@@ -159,14 +166,14 @@ def _foreign(directory: Path, results: dict[str, dict[str, Any]], planned: set[s
     return foreign
 
 
-def _notes(run: Path, result: dict[str, Any], planned: dict[str, int]) -> list[str]:
+def _notes(run: Path, result: dict[str, Any], sections: dict[str, str], planned: dict[str, int]) -> list[str]:
     """What is to be said of a run that counts."""
     notes = []
     if result["status"] != "finished":
         notes.append(f"{result['status']}, counted as negative: {result['error'] or 'no error recorded'}")
     if planned and run.name not in planned:
         notes.append("not in plan.json; counted")
-    if "scale" not in (sections := resolved_sections(run / "run.yaml")):
+    if "scale" not in sections:
         notes.append("run.yaml is missing or no resolved run: whether it belongs here is not known; counted")
     said = {key: sections[key].strip().strip("'") for key in ("rank", "batch_size", "seed") if key in sections}
     wrong = [f"{key}={text[:20]}" for key, text in said.items() if text != str(result[key])]
@@ -178,15 +185,17 @@ def _notes(run: Path, result: dict[str, Any], planned: dict[str, int]) -> list[s
     return notes
 
 
-def _of_all(results: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _of_all(results: list[dict[str, Any]], resolved: list[dict[str, str]]) -> list[dict[str, str]]:
     """What is to be said of the whole sweep."""
+    said = []
     bases = [result["base_score"] for result in results if result["base_score"] is not None]
     if bases and max(bases) - min(bases) > 1e-9:
-        what = (
+        said.append(
             f"base scores from {min(bases):.4f} to {max(bases):.4f}: gains are over different measurements of the base"
         )
-        return [{"run": "", "problem": what}]
-    return []
+    if note := versions_note(resolved):
+        said.append(f"made by different versions: {note}")
+    return [{"run": "", "problem": problem} for problem in said]
 
 
 def read_plan(root: Path) -> dict[str, int]:

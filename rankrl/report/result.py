@@ -11,7 +11,10 @@ from rankrl.recipe.plan import Run
 
 @dataclass(frozen=True)
 class Result:
-    """The content of result.json, in its order. Scores and gain are fractions, null where they were not measured."""
+    """The content of result.json, in its order.
+
+    Scores and gain are fractions, null where they were not measured.
+    """
 
     run_id: str
     arm: str
@@ -74,7 +77,7 @@ KEYS = tuple(field.name for field in fields(Result) if field.name != "error")
 
 
 def from_content(content: dict[str, Any]) -> Result:
-    """The result that a result.json without a problem (rankrl.report.valid) holds. Keys of others are left out."""
+    """What a result.json without a problem (rankrl.report.valid) says; more keys are left out."""
     error = content.get("error") or ""
     said = {key: content[key] for key in KEYS}
     return Result(**said, error=error if isinstance(error, str) else repr(error))

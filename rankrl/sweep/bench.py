@@ -14,6 +14,7 @@ import ray
 from openrlhf.utils.utils import get_tokenizer
 
 from rankrl.adapter.start import Start
+from rankrl.data.items import Item
 from rankrl.data.loading import load_items
 from rankrl.ppo.loop import Diverged
 from rankrl.ppo.records import Record
@@ -47,13 +48,20 @@ class Bench:
     needed, and started again after they died or, with `services_per_run`, after every run.
     """
 
-    def __init__(self, runs: list[Run], directory: Path, parallel_runs: int = 1, services_per_run: bool = False):
+    def __init__(
+        self,
+        runs: list[Run],
+        directory: Path,
+        parallel_runs: int = 1,
+        services_per_run: bool = False,
+        items: tuple[list[Item], list[Item]] | None = None,
+    ):
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("openrlhf")]:
             logging.getLogger(name).setLevel(logging.WARNING)  # upstream's module loggers set their own level
         self.runs, self.directory = runs, directory
         self.parallel_runs, self.services_per_run = parallel_runs, services_per_run
         self.scale = runs[0].scale
-        self.train_items, self.eval_items = load_items(self.scale.data)
+        self.train_items, self.eval_items = items or load_items(self.scale.data)
         model_path = resolve_model(self.scale.model)
         self.prompter = Prompter(get_tokenizer(model_path, None), self.scale)
         for item in [*self.train_items, *self.eval_items]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 
 from rankrl.adapter.peft_files import CONFIG, check_fits, read_config
 from rankrl.data.base_model import local_directory
@@ -25,9 +24,9 @@ from rankrl.recipe.rank_table import serving_rank
 from rankrl.recipe.require import require
 from rankrl.recipe.scale import Model, Scale
 from rankrl.report.read import read_result
+from rankrl.report.resolved import newer, resolved_sections, section
 from rankrl.report.statistics.passk import pass_rows, pass_table
 from rankrl.sweep.base_score import base_samples, cache_file, sample_rows
-from rankrl.sweep.identity import LOADER, flat
 
 if TYPE_CHECKING:
     from rankrl.ppo.rollout import Prompter
@@ -82,27 +81,38 @@ def _of_run(run: Path, scale: Scale) -> Subject:
     result = read_result(run)
     status = result.get("status") if isinstance(result, dict) else None
     require(status == "finished", "RUN_DIR", str(run), "a finished run", f"it is {status or 'not finished'}")
+    sections = resolved_sections(run / "run.yaml")
+    unreadable = newer(sections)
+    require(not unreadable, "RUN_DIR", str(run), "a run that this rankrl reads", unreadable)
     try:
-        recorded = yaml.load((run / "run.yaml").read_text(), Loader=LOADER)["scale"]  # a safe loader
-        was = Model(**recorded["model"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        made_at = section("scale", sections["scale"]).tree
+        was = Model(**made_at["model"])
+    except (KeyError, TypeError) as error:
         raise ValueError(f"RUN_DIR: {run / 'run.yaml'} is missing or damaged ({type(error).__name__})") from error
     same = _same(was.path, scale.model.path) and was.revision == scale.model.revision
     trained_on = f"{was.path}" + (f" at {was.revision}" if was.revision else "")
     require(same, "SCALE", scale.name, f"a scale whose base is {trained_on}", f"{run} was trained on it")
-    for line in differences(recorded, scale):
+    for line in differences(made_at, scale):
         print(f"note: {line}", file=sys.stderr)
     return _of_adapter(run / "adapter", scale, "RUN_DIR")
 
 
-def differences(recorded: dict[str, Any], scale: Scale) -> list[str]:
+def differences(made_at: dict[str, Any], scale: Scale) -> list[str]:
     """A line for each setting in which this evaluation differs from the run's own.
 
     Only settings that scores depend on are compared.
     """
-    was, now = flat(recorded), flat(asdict(scale))
+    was, now = _flat(made_at), _flat(asdict(scale))
     keys = [key for key in now if key in COMPARABLE and was.get(key) != now[key]]
     return [f"the run's own evaluation had {key}={was.get(key)!r}, this one has {now[key]!r}" for key in keys]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return leaves
 
 
 def _of_adapter(directory: Path, scale: Scale, key: str) -> Subject:

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from rankrl.data.loading import load_items
 from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
 from rankrl.recipe.plan import Run
 from rankrl.recipe.scale import Execution
 from rankrl.report.ledger import ENDED, write_plan
 from rankrl.report.read import read_plan, read_result
+from rankrl.report.resolved import versions_apart
 from rankrl.sweep.identity import check_identity
+from rankrl.sweep.measure_alike import check_measure, recorded_runs
 from rankrl.sweep.owner import InUse, owned
 from rankrl.sweep.progress import say
 from rankrl.sweep.stages import keep_back, next_stage, staged
@@ -138,18 +141,25 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
 
 
 def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
-    """A bench for as many runs at once as this machine has room for.
+    """A bench for as many of `runs` at once as this machine has room for.
 
-    `runs` are all runs that are left, of any stage.
+    Raises ValueError, before anything is started, where model or data are missing, or not those of
+    the sweep's recorded runs.
     """
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(runs), len(runs))
     from rankrl.data.base_model import local_directory
 
-    local_directory(runs[0].scale.model)  # a missing model is an error at once, not after Ray starts
-    prepare_process(runs[0].scale.placement.gpus)
+    scale, recorded = runs[0].scale, recorded_runs(directory / runs[0].sweep)
+    local_directory(scale.model)
+    items = load_items(scale.data)
+    check_measure(recorded, scale.data, items)
+    prepare_process(scale.placement.gpus)
+    from rankrl.ppo.records import versions
     from rankrl.sweep.bench import Bench
 
-    return Bench(runs, directory, parallel_runs, execution.services == "per_run")
+    if note := versions_apart(recorded.values(), versions()):
+        say(f"recorded runs were made by other versions: {note}")
+    return Bench(runs, directory, parallel_runs, execution.services == "per_run", items)
 
 
 def _train(todo: list[Run], bench: Bench) -> bool:

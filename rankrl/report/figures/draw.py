@@ -13,7 +13,7 @@ import yaml
 from rankrl.report.figures import bands, costs, families, grid, modules, steps
 from rankrl.report.figures.canvas import MAX_DOTS, Canvas, look, save
 from rankrl.report.read import SweepRecords, curve, mean_ranks
-from rankrl.report.valid import resolved_sections
+from rankrl.report.resolved import resolved_sections
 
 Row = dict[str, Any]
 Drawing = tuple[str, Canvas | None, str, str, str]

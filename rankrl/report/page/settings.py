@@ -10,22 +10,23 @@ from typing import Any
 
 import yaml
 
-from rankrl.report.valid import LARGEST_FILE_BYTES
+from rankrl.recipe.history import SECTIONS
+from rankrl.report.resolved import LARGEST_FILE_BYTES, resolved_sections, section
 
 MOST_LEAVES, DEEPEST = 2000, 16
 """Largest number of settings and of levels read from a run.yaml, which may come from anywhere.
 
 Aliases can make a huge tree of a small file."""
 LONGEST_TEXT, LARGEST = 200, 1e15
-PER_RUN = ("run_id", "arm", "rank", "batch_size", "seed", "trainable_params", "derived")
+PER_RUN = ("format", "run_id", "arm", "rank", "batch_size", "seed", "trainable_params", "derived")
 SHORT = reprlib.Repr()
 SHORT.maxlist, SHORT.maxlevel = 20, 4
 
 
 def resolved(run: Path) -> dict[str, Any]:
-    """Content of a run.yaml, read by a safe loader; {} if it is missing or damaged.
+    """A run.yaml with every key of today, read by a safe loader.
 
-    The report names such runs elsewhere.
+    {} where it is missing or damaged: the report names such runs elsewhere.
     """
     path = run / "run.yaml"
     try:
@@ -33,7 +34,8 @@ def resolved(run: Path) -> dict[str, Any]:
         tree = yaml.safe_load(text)  # not the loader in C, which crashes on deep nesting
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
-    return tree if isinstance(tree, dict) else {}
+    texts = {name: part for name, part in resolved_sections(path).items() if name in SECTIONS}
+    return tree | {name: section(name, part).tree for name, part in texts.items()} if isinstance(tree, dict) else {}
 
 
 def flat(tree: dict[str, Any]) -> dict[str, str]:

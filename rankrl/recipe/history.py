@@ -1,0 +1,137 @@
+"""What a run.yaml means that an earlier rankrl wrote, whose recipes and scales had fewer keys.
+
+A run is what its keys say. A key that a record lacks did not exist yet; the run was made as the
+version that added the key makes it by default. Keys may so be added to the dataclasses of recipe/
+without a word here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from rankrl.recipe.scale import Scale
+from rankrl.recipe.schema import Recipe, Rules
+
+FORMAT = 1
+"""The format of run.yaml that is written; a record that names none is of format 1. It goes up where
+what stands there changes its meaning or its place, not where a key is added."""
+ADDED: dict[str, Any] = {}
+"""Dotted key (recipe.gamma, rules.noise, scale.model.layers) -> what it means where a record lacks
+it; `*` stands for any name of a mapping. Without an entry that is today's default, so a default
+that changes after its key was added is written here, with the value it had."""
+SECTIONS: dict[str, Any] = {"recipe": Recipe, "rules": Rules, "scale": Scale}
+"""Sections of run.yaml and their schemas."""
+NOT_RECORDED = {
+    "recipe": ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "rules", "stages"),
+    "scale": ("slurm",),
+}
+"""What is no part of what a run computes, or stands elsewhere in run.yaml."""
+
+
+def recorded(section: str, value: Any) -> dict[str, Any]:
+    """What run.yaml has of a recipe, its rules or a scale."""
+    left_out = NOT_RECORDED.get(section, ())
+    return {key: part for key, part in plain(value).items() if key not in left_out}
+
+
+def plain(value: Any) -> Any:
+    """`value` as YAML gives it back: sections as dicts, tuples as lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def completed(section: str, record: Any) -> Any:
+    """A section of a record with every key of today, in the schema's order.
+
+    A key without default stays out. Keys that the schema does not know stay in, unless they are
+    null; damage stays as it is.
+    """
+    whole = _completed(record, SECTIONS[section], MISSING, section)
+    return recorded(section, whole) if isinstance(whole, dict) else whole
+
+
+def _completed(record: Any, kind: Any, default: Any, key: str) -> Any:
+    """`record`, or what it means that it is MISSING, with every key below it."""
+    if record is MISSING:
+        record = ADDED.get(key, default)
+    if is_dataclass(record):  # a default; each of its keys may stand in ADDED
+        record, kind, default = {}, type(record), record
+    kind = _without_null(kind)
+    if _is_section(kind) and isinstance(record, dict):
+        return _completed_section(record, kind, default, key)
+    if isinstance(record, dict):  # in one order, since theirs means nothing
+        ordered = sorted(record.items(), key=lambda item: str(item[0]))
+        return {name: _completed(value, _part(kind), MISSING, f"{key}.*") for name, value in ordered}
+    if isinstance(record, list | tuple):
+        return [_completed(value, _part(kind), MISSING, f"{key}.*") for value in record]
+    return record
+
+
+def _completed_section(record: dict[str, Any], kind: Any, default: Any, key: str) -> dict[str, Any]:
+    rule = getattr(default, "rule", None)
+    if record.get("rule", rule) != rule:  # options of the default rule do not leak into a named one
+        default = MISSING
+    known = {
+        name: _completed(record.get(name, MISSING), part, getattr(default, name, own), f"{key}.{name}")
+        for name, (part, own) in _keys(kind).items()
+    }
+    others = {name: value for name, value in record.items() if name not in known and value is not None}
+    return {name: value for name, value in known.items() if value is not MISSING} | others
+
+
+def unknown(section: str, record: Any) -> list[tuple[str, Any]]:
+    """(dotted key, value) of what today's schema does not know. A null there sets nothing."""
+    return list(_unknown(record, SECTIONS[section], section))
+
+
+def _unknown(record: Any, kind: Any, key: str) -> Iterator[tuple[str, Any]]:
+    kind = _without_null(kind)
+    known = _keys(kind) if _is_section(kind) else None
+    for name, value in record.items() if isinstance(record, dict) else ():
+        if known is None or name in known:
+            yield from _unknown(value, _part(kind) if known is None else known[name][0], f"{key}.{name}")
+        elif value is not None:
+            yield f"{key}.{name}", value
+
+
+@cache
+def _keys(kind: Any) -> dict[str, tuple[Any, Any]]:
+    """Key of a section -> its type and its default; MISSING without one."""
+    types = get_type_hints(kind)
+    return {
+        key.name: (types[key.name], key.default if key.default_factory is MISSING else key.default_factory())
+        for key in fields(kind)
+    }
+
+
+def _is_section(kind: Any) -> bool:
+    return is_dataclass(kind)
+
+
+def _without_null(kind: Any) -> Any:
+    """X, of Optional[X]."""
+    kinds = [part for part in get_args(kind) if part is not NoneType]
+    return kinds[0] if get_origin(kind) in (Union, UnionType) and len(kinds) == 1 else kind
+
+
+def _part(kind: Any) -> Any:
+    """The type of the values of a mapping or list."""
+    return next((part for part in reversed(get_args(kind)) if part is not ...), None)
+
+
+def first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key in which two trees differ, its values; MISSING where one lacks it."""
+    if not isinstance(there, dict) or not isinstance(here, dict):
+        return None if there == here else (key, there, here)
+    for name in [*here, *(name for name in there if name not in here)]:
+        below = f"{key}.{name}" if key else str(name)
+        if found := first_difference(there.get(name, MISSING), here.get(name, MISSING), below):
+            return found
+    return None

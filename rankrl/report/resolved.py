@@ -1,0 +1,184 @@
+"""What a run.yaml says of its run, and whether runs belong to one sweep.
+
+Files are cut into sections by their text, and each distinct text is parsed once: YAML of ten
+thousand files takes minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rankrl.recipe.history import FORMAT, SECTIONS, completed, first_difference, unknown
+
+LARGEST_FILE_BYTES = 1 << 20
+"""Of run.yaml and result.json; real ones have a few thousand."""
+SHARED = ("sweep", "scale", "data_revision")
+BY_ARM = ("steps", "recipe", "rules")
+KEPT = {"format", *SHARED, *BY_ARM, "versions", "rank", "batch_size", "seed"}
+"""What is compared with other runs; the rest of run.yaml is let go."""
+LONGEST_SECTION = 1 << 16
+LONGEST = 60
+MOST_VERSIONS = 4
+
+
+class TreeLoader(yaml.SafeLoader):
+    """A safe loader without aliases, by which a small file makes as large a tree as it likes.
+
+    In Python: the loader in C ends the process where a file nests deeply.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A top-level key of a run.yaml."""
+
+    tree: Any
+    """Its value, with every key of today's schema; its text where that is no YAML."""
+    notation: str
+    """The same for whatever means the same, in JSON."""
+    unknown: tuple[tuple[str, Any], ...] = ()
+    """(dotted key, value) of what the schema does not know."""
+
+
+def resolved_sections(path: Path) -> dict[str, str]:
+    """Top-level key -> text of its value, of the run.yaml at `path`; {} if it is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_FILE_BYTES else ""
+    except (OSError, UnicodeDecodeError):
+        return {}
+    parts = (part.partition(":") for part in re.split(r"(?m)^(?=[A-Za-z])", text))
+    return {key: sys.intern(value.rstrip("\n")) for key, colon, value in parts if colon}
+
+
+def compared_sections(run: Path) -> dict[str, str]:
+    """What is compared with other runs, of a run directory's run.yaml."""
+    return {key: text for key, text in resolved_sections(run / "run.yaml").items() if key in KEPT}
+
+
+@lru_cache(maxsize=4096)
+def section(key: str, text: str) -> Section:
+    """What the text of a section means. One that is no YAML, or too long to be real, is a text."""
+    try:
+        tree = yaml.load(text, Loader=TreeLoader) if len(text) < LONGEST_SECTION else text.strip()
+        beyond = unknown(key, tree) if key in SECTIONS else []
+        whole = completed(key, tree) if key in SECTIONS else tree
+        return Section(whole, json.dumps(_plain_numbers(whole), default=str), tuple(beyond))
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError):
+        return Section(text.strip(), json.dumps(text.strip()))
+
+
+def _plain_numbers(tree: Any) -> Any:
+    """1.0 as 1, which it equals, and keys as texts."""
+    if isinstance(tree, dict):
+        return {str(key): _plain_numbers(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_plain_numbers(value) for value in tree]
+    return int(tree) if isinstance(tree, float) and tree.is_integer() else tree
+
+
+def newer(sections: dict[str, str]) -> str:
+    """By what a run.yaml is of a newer rankrl, so its run does not compare; "" if it is not."""
+    found = section("format", sections.get("format", "1")).tree
+    if type(found) is not int or found > FORMAT:
+        return f"run.yaml has format={short(found)}, allowed: at most {FORMAT} (a newer rankrl wrote it: use that one)"
+    for name in SECTIONS:
+        for key, value in section(name, sections.get(name, "{}")).unknown:
+            return f"run.yaml has {key}={short(value)}, a key unknown here (a newer rankrl wrote it: use that one)"
+    return ""
+
+
+def versions(sections: dict[str, str]) -> dict[str, str]:
+    """Package -> version, and those of the grader and the commit; {} where a record has none."""
+    tree = section("versions", sections.get("versions", "{}")).tree
+    return {str(name): str(version) for name, version in tree.items()} if isinstance(tree, dict) else {}
+
+
+def occurring(resolved: Iterable[dict[str, str]]) -> dict[str, Counter[str]]:
+    """Package -> version -> number of runs; `none` where a run with others lacks the package."""
+    found = Counter(sections["versions"] for sections in resolved if "versions" in sections)
+    named = [(versions({"versions": text}), runs) for text, runs in found.items()]
+    counted: dict[str, Counter[str]] = {name: Counter() for given, _ in named for name in given}
+    for name, counter in counted.items():
+        for given, runs in named:
+            counter[given.get(name, "none")] += runs
+    return counted
+
+
+def versions_note(resolved: Iterable[dict[str, str]]) -> str:
+    """Which versions occur how often, of packages with more than one; "" if none has."""
+    mixed = {name: counter for name, counter in occurring(resolved).items() if len(counter) > 1}
+    return "; ".join(f"{name} {_listed(counter)}" for name, counter in mixed.items())
+
+
+def versions_apart(resolved: Iterable[dict[str, str]], here: dict[str, str]) -> str:
+    """Of which packages runs had another version than there is here; "" if none."""
+    apart = {
+        name: Counter({version: runs for version, runs in counter.items() if version != here.get(name, "none")})
+        for name, counter in occurring(resolved).items()
+    }
+    return "; ".join(
+        f"{name} {here.get(name, 'none')[:12]} here, {_listed(others)}" for name, others in apart.items() if others
+    )
+
+
+def _listed(counter: Counter[str]) -> str:
+    """The most frequent first: `2.13.0 (5 runs), 2.14.0 (1 run)`."""
+    shown = [f"{version[:12]} ({n} run{'s' * (n > 1)})" for version, n in counter.most_common(MOST_VERSIONS)]
+    more = len(counter) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more else "")
+
+
+def kind(sections: dict[str, str], result: dict[str, Any]) -> dict[str, str]:
+    """What must be the same in all runs of a sweep, or of one of its arms: key -> notation."""
+    arm = f" of arm {result['arm']}" if result["arm"] else ""
+    shared = {key: section(key, sections[key]).notation for key in SHARED if key in sections}
+    own = {key + arm: section(key, sections[key]).notation for key in BY_ARM if key in sections}
+    grader = {"versions.grader": json.dumps(graded)} if (graded := versions(sections).get("grader")) else {}
+    return {**shared, **own, **grader, "base_params": str(result["base_params"])}
+
+
+def usual_kind(kinds: list[dict[str, str]]) -> dict[str, str]:
+    """Each key with its most frequent notation."""
+    found: dict[str, Counter[str]] = {}
+    for one in kinds:
+        for key, notation in one.items():
+            found.setdefault(key, Counter())[notation] += 1
+    return {key: counter.most_common(1)[0][0] for key, counter in found.items()}
+
+
+def difference(ours: dict[str, str], usual: dict[str, str]) -> str:
+    """The first key, in words, in which a run differs from the others.
+
+    "" if it does not, as where no other is of its arm.
+    """
+    for key, notation in ours.items():
+        if notation != (other := usual.get(key, notation)):
+            trees = json.loads(other), json.loads(notation)
+            leaf, there, here = first_difference(*trees) or ("", *trees)
+            return f"{key}{leaf and '.'}{leaf}: {short(_text(here))} here, {short(_text(there))} there"
+    return ""
+
+
+def _text(value: Any) -> str | None:
+    """As YAML has it; None for nothing."""
+    return None if value is MISSING else value if isinstance(value, str) else json.dumps(value)
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
