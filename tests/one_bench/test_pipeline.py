@@ -18,18 +18,6 @@ from conftest import runs_of
 pytestmark = pytest.mark.pipeline
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """Services for adapters of rank 1 to 32, as a sweep starts them."""
-    from rankrl.sweep.local import prepare_process
-
-    prepare_process(3)
-    from rankrl.sweep.bench import Bench
-
-    with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs")) as bench:
-        yield bench
-
-
 @pytest.fixture
 def attach(bench):
     """Brings a run to the services: attach("ranks=[1]") -> trainer. All are detached afterwards."""

@@ -25,17 +25,6 @@ OTHERS = [
 SECONDS = {"rollout_s", "experience_s", "update_s", "sync_s", "step_s"}
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    from rankrl.sweep.local import prepare_process
-
-    prepare_process(3)
-    from rankrl.sweep.bench import Bench
-
-    with Bench([*WATCHED, *OTHERS], tmp_path_factory.mktemp("runs"), parallel_runs=8) as bench:
-        yield bench
-
-
 def train(bench, name: str, runs, parallel_runs: int) -> Path:
     """Trains `runs` under a directory of their own, which is returned."""
     from rankrl.sweep.packing import train_all

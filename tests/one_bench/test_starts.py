@@ -22,17 +22,6 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    from rankrl.sweep.local import prepare_process
-
-    prepare_process(3)
-    from rankrl.sweep.bench import Bench
-
-    with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs")) as bench:
-        yield bench
-
-
 def run_of(variant, *overrides):
     options = (f"init.method={variant.split()[0]}", *VARIANTS[variant])
     return runs_of("demo", "ranks=[8]", "seeds=[0]", "steps=2", "rules.warmup=0", *options, *overrides)[0]

@@ -16,18 +16,6 @@ def test_the_mixed_run_has_ranks_0_to_5():
     assert {*ranks_of(rows, shapes).values()} == {0, 1, 2, 3, 4, 5}
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """Services for the mixed run."""
-    from rankrl.sweep.local import prepare_process
-
-    prepare_process(3)
-    from rankrl.sweep.bench import Bench
-
-    with Bench([mixed_run()[0]], tmp_path_factory.mktemp("runs")) as bench:
-        yield bench
-
-
 @pytest.mark.pipeline
 def test_mixed_ranks_train_stop_and_resume(bench, monkeypatch):
     """What the engine serves is what was trained; after a stop the table comes from the checkpoint."""

@@ -1,0 +1,22 @@
+"""One bench for all tests of this folder: each start of services costs most of a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import runs_of
+
+PARALLEL_RUNS = 8
+
+
+@pytest.fixture(scope="package")
+def bench(tmp_path_factory) -> Iterator:
+    """Services for adapters of rank 1 to 32, as a sweep starts them."""
+    from rankrl.sweep.local import prepare_process
+
+    prepare_process(3)
+    from rankrl.sweep.bench import Bench
+
+    with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs"), PARALLEL_RUNS) as bench:
+        yield bench
