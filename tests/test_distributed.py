@@ -22,6 +22,7 @@ ZERO3 = (
     f"scale.deepspeed={ROOT / 'ds_configs' / 'zero3.json'}",
     "scale.placement.micro_batch=32",
 )
+ONE_BASE = ("scale.placement.critic_per_node=0",)
 
 
 @dataclass
@@ -78,12 +79,12 @@ def sharded(tmp_path_factory) -> Begun:
 @pytest.fixture(scope="module")
 def sharded_once(tmp_path_factory) -> Begun:
     """ZeRO-3 on two workers, policy and value on one base."""
-    return begin(tmp_path_factory.mktemp("zero3"), *ZERO3, "scale.placement.critic_per_node=0")
+    return begin(tmp_path_factory.mktemp("zero3"), *ZERO3, *ONE_BASE)
 
 
 def test_policy_and_value_on_one_base_are_the_same_run(plain, tmp_path):
     """Bit for bit, in the second step as well, which depends on the values of the first."""
-    shared = begin(tmp_path, "scale.placement.critic_per_node=0")
+    shared = begin(tmp_path, *ONE_BASE)
     assert all(torch.equal(weights, shared.weights[0][name]) for name, weights in plain.weights[0].items())
     for ours, theirs in ((shared.line, plain.line), (shared.next_line, plain.next_line)):
         assert {k: v for k, v in ours.items() if not k.endswith("_s")} == {
@@ -126,8 +127,8 @@ def test_sharded_bases_give_the_starts_of_whole_ones(plain, sharded):
             assert theirs.values[module] == pytest.approx(values, rel=1e-2, abs=1e-6)
 
 
-def adam_path(rank: int, address: str, shard_from: int, results) -> None:
-    """Three optimizer steps on two workers, saved and loaded after the second; worker 0 reports the parameters."""
+def adam_path(rank: int, address: str, results) -> None:
+    """Optimizer steps on two workers, unsharded and then sharded; worker 0 reports both."""
     import torch.distributed as dist
 
     from rankrl.ppo import cpu
@@ -135,8 +136,16 @@ def adam_path(rank: int, address: str, shard_from: int, results) -> None:
     cpu.install()
     from rankrl.ppo import strategy
 
-    strategy.SHARD_FROM = shard_from
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    for shard_from in (10**9, 0):
+        strategy.SHARD_FROM = shard_from
+        found = three_steps(strategy.AdapterOptimizer, rank)
+        if rank == 0:
+            results.put(found)
+
+
+def three_steps(kind, rank: int):
+    """Three optimizer steps, saved and loaded after the second. Returns (parameters held, weights)."""
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(4, 3)) for _ in range(3)]
     data = torch.randn(3, 2, 3)
@@ -144,7 +153,7 @@ def adam_path(rank: int, address: str, shard_from: int, results) -> None:
 
     def optimizer():
         groups = [{"params": weights[:2], "lr": 0.1}, {"params": weights[2:], "lr": 0.3}]
-        return strategy.AdapterOptimizer(groups, adam, max_norm=1.0, accumulate=1)
+        return kind(groups, adam, max_norm=1.0, accumulate=1)
 
     current = optimizer()
     held = sum(p.numel() for group in current.local.param_groups for p in group["params"])
@@ -155,19 +164,15 @@ def adam_path(rank: int, address: str, shard_from: int, results) -> None:
         sum((w @ data[step, rank]).square().sum() for w in weights).backward()
         current.micro_step()
         current.adam.param_groups[0]["lr"] *= 0.5  # as a schedule does
-    if rank == 0:
-        results.put((held, [w.detach().numpy() for w in weights]))
+    return held, [w.detach().numpy() for w in weights]
 
 
 def test_a_sharded_optimizer_takes_the_same_steps(tmp_path):
     import torch.multiprocessing as mp
 
     results = mp.get_context("spawn").SimpleQueue()
-    seen = []
-    for shard_from in (10**9, 0):
-        mp.spawn(adam_path, (f"file://{tmp_path}/{shard_from}", shard_from, results), nprocs=2)
-        seen.append(results.get())
-    (whole, plain), (part, sharded) = seen
+    mp.spawn(adam_path, (f"file://{tmp_path}/group", results), nprocs=2)
+    (whole, plain), (part, sharded) = results.get(), results.get()
     assert (whole, part) == (36, 24)
     for ours, theirs in zip(sharded, plain, strict=True):
         assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-6)
@@ -181,7 +186,7 @@ def test_a_killed_worker_of_two_is_replaced(tmp_path, capsys):
     from rankrl.ppo.loop import RunTrainer
     from rankrl.sweep.bench import Bench
 
-    run = runs_of("demo", "ranks=[1]", "seeds=[0]", "steps=4", "checkpoint_every=2", *ZERO3)[0]
+    run = runs_of("demo", "ranks=[1]", "seeds=[0]", "steps=4", "checkpoint_every=2", *ZERO3, *ONE_BASE)[0]
     step, killed = RunTrainer.step, []
 
     with pytest.MonkeyPatch.context() as patch, Bench([run], tmp_path) as bench:
