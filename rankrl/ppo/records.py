@@ -75,7 +75,7 @@ class Record:
         directory.mkdir(parents=True, exist_ok=True)
 
     def start(self, resolved: dict[str, Any], resumed_step: int) -> None:
-        """Opens the record at a PPO step. Drops lines and events of later steps (before a crash)."""
+        """Opens the record at a PPO step. Drops later lines and events, from before a crash."""
         (self.dir / "result.json").unlink(missing_ok=True)  # of a failed attempt
         with whole_file(self.dir / "run.yaml") as part:
             part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))

@@ -116,7 +116,7 @@ def _confirming(directory: Path) -> list[int]:
 
 
 def _with_base(result: dict[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """`result` with a base score: that of other runs if it failed before the base was measured."""
+    """`result` with a base score: that of the other runs if it failed before measuring the base."""
     if result["base_score"] is not None:
         return result
     return result | {"base_score": max((r["base_score"] for r in results.values() if r["base_score"]), default=None)}
