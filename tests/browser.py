@@ -1,4 +1,7 @@
-"""A headless Chromium, driven over the WebDriver protocol by the standard library. Installs Debian's packages if need be."""
+"""A headless Chromium, driven over the WebDriver protocol with the standard library.
+
+Installs Debian's packages if they are missing.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,13 @@ return (async () => {
   }
 })();
 """
-"""Brings an element into view until it stays where it is: sections get their height only when they are about to be seen."""
+"""Scrolls an element into view until it stays in place: sections get their height only when they
+are about to be seen."""
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for "reference to an element"
 
 
 def install() -> None:
-    """Needs root where the packages are missing."""
+    """Installs the missing packages, for which it needs root."""
     if not shutil.which("chromedriver"):
         subprocess.run(["apt-get", "update", "-qq"], check=True)
         words = ["apt-get", "install", "-qqy", "--no-install-recommends", *PACKAGES]
@@ -47,7 +51,7 @@ def install() -> None:
 
 
 class Browser:
-    """One window. Selectors are CSS."""
+    """One browser window. Selectors are CSS."""
 
     def __init__(self, driver: str, profile: Path):
         self.url = driver
@@ -69,7 +73,7 @@ class Browser:
         self.ask("POST", "/url", {"url": page.resolve().as_uri()})
 
     def run(self, script: str, *values: Any) -> Any:
-        """What the body of a function of `arguments` returns; a promise is awaited."""
+        """The value that the body of a function of `arguments` returns. Awaits a promise."""
         return self.ask("POST", "/execute/sync", {"script": script, "args": list(values)})
 
     def _element(self, selector: str) -> str:
@@ -87,7 +91,7 @@ class Browser:
         return self.run("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
 
     def wait_for(self, selector: str) -> None:
-        """Raises TimeoutError if nothing matches within 20 s."""
+        """Waits for a match. Raises TimeoutError if nothing matches within 20 s."""
         for _ in range(200):
             if self.texts(selector):
                 return
@@ -95,7 +99,7 @@ class Browser:
         raise TimeoutError(selector)
 
     def devtools(self, command: str, **values: Any) -> Any:
-        """A command of the Chrome DevTools protocol."""
+        """The answer to a command of the Chrome DevTools protocol."""
         return self.ask("POST", "/goog/cdp/execute", {"cmd": command, "params": values})
 
     def size(self, width: int, height: int, mobile: bool = False) -> None:
@@ -111,11 +115,11 @@ class Browser:
         self.devtools("Emulation.setScriptExecutionDisabled", value=not on)
 
     def console(self) -> list[str]:
-        """What was logged since the last call."""
+        """Messages that were logged since the last call."""
         return [entry["message"] for entry in self.ask("POST", "/se/log", {"type": "browser"})]
 
     def printed(self) -> bytes:
-        """The page as PDF."""
+        """The page as the bytes of a PDF."""
         return base64.b64decode(self.devtools("Page.printToPDF", printBackground=True)["data"])
 
     def screenshot(self, to: Path, whole: bool = False) -> None:
@@ -125,7 +129,7 @@ class Browser:
 
 @contextmanager
 def browser(directory: Path) -> Iterator[Browser]:
-    """A browser with a new profile below `directory`; ends with the block."""
+    """A browser with a new profile below `directory`. It is closed at the end of the block."""
     install()
     driver = subprocess.Popen(
         ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

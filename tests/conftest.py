@@ -20,8 +20,10 @@ AT_START = dict(os.environ)
 
 @contextmanager
 def shell() -> Iterator[pytest.MonkeyPatch]:
-    """The environment that the tests were started in. Training in this process sets variables for libraries (threads, progress
-    bars, Ray on loopback), which a user's shell does not have, and which programs started from here would inherit.
+    """Restores, for a block, the environment variables that the tests were started with.
+
+    Training in this process sets variables for libraries (threads, progress bars, Ray on loopback).
+    A user's shell does not have them, but programs started from here would inherit them.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name not in AT_START and not name.startswith("PYTEST")]:
@@ -33,7 +35,7 @@ def shell() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture
 def stack():
-    """OpenRLHF importable in this process, on a CPU as in training."""
+    """Makes OpenRLHF importable in this process, on a CPU as in training."""
     import torch
 
     if not torch.cuda.is_available():
@@ -43,12 +45,12 @@ def stack():
 
 
 def runs_of(recipe: str, *overrides: str) -> list[Run]:
-    """The plan of a shipped recipe."""
+    """The planned runs of a shipped recipe."""
     return plan(load_experiment(ROOT / "recipes" / f"{recipe}.yaml", overrides))
 
 
 def rankrl(*words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """The command as a user types it, from the root of the clone."""
+    """Runs the command `rankrl` as a user does, from the root of the clone."""
     return subprocess.run(
         [sys.executable, "-m", "rankrl", *words], cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
     )

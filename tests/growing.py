@@ -1,4 +1,5 @@
-"""A schema with every kind of key, what an early version recorded of it, a package that grew."""
+"""For tests of later versions: a schema with every kind of key, an early record of it, and a copy
+of the package that has more keys."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class Old:
 
 @dataclass(frozen=True)
 class Law:
-    """As a rule of rank."""
+    """A section like a rule of rank: a rule with options."""
 
     rule: str = "constant"
     c: Optional[float] = None
@@ -70,8 +71,8 @@ EARLY = {
     "lr": {"rule": "constant", "c": None},
     "kl": {"rule": "equal", "c": 4.0},
 }
-"""A record from before most keys of `Grown`. `lr` chose another rule than the default one, whose
-options it does not have."""
+"""A record from before most keys of `Grown` were added. `lr` has a rule that is not the default, so
+it lacks the options of the default rule."""
 
 
 NEW_SECTIONS = """
@@ -103,8 +104,9 @@ NEW_KEYS = {
     r"    rows: Optional\[int\] = None\n": "    shard: int = 0\n",
     r"    eval_temperature: float = .*\n": "    top_p: float = 1.0\n",
 }
-"""Line of a schema -> keys that a later version has after it: of the recipe, a rule, each rule, and
-the scale, nested ones and such whose section is null by default.
+"""Line of a schema (as a pattern) -> keys that a later version has after this line. They are keys
+of the recipe, of one rule, of all rules and of the scale; some are nested, and some are in a
+section that is null by default.
 """
 ASK = """
 import json, sys
@@ -143,9 +145,9 @@ print(json.dumps([said(compare) or "", said(report)]))
 
 
 def grown_package(to: Path, added: dict[str, object] | None = None) -> Path:
-    """A later version of the package below `to`, with NEW_KEYS, and `added` in its history.
+    """Writes a later version of the package below `to`, with NEW_KEYS and `added` in its history.
 
-    Returns a script for `ask`.
+    Returns the path of a script for `ask`.
     """
     shutil.copytree(ROOT / "rankrl", to / "rankrl", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     recipe = to / "rankrl" / "recipe"
@@ -162,15 +164,15 @@ def grown_package(to: Path, added: dict[str, object] | None = None) -> Path:
         path.write_text(text)
     with (recipe / "history.py").open("a") as file:
         file.write(f"\nADDED.update({added or {}!r})\n")
-    script = to / "ask.py"  # its directory comes first on the path
+    script = to / "ask.py"  # the directory of a script is first on Python's path
     script.write_text(ASK)
     return script
 
 
 def ask(script: Path, root: Path, *words: str, recorded: tuple[str, ...] = ()) -> list:
-    """[what identity says, what the report says] of the sweep in `root`, by the later version.
+    """[error of check_identity, problems of the report] of a later version, for the sweep `root`.
 
-    It first records the runs of `recorded` anew.
+    The later version first writes run.yaml anew for the runs in `recorded`.
     """
     command = [sys.executable, str(script), str(root), ",".join(recorded), *words]
     done = subprocess.run(command, cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True, timeout=120)

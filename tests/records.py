@@ -1,7 +1,9 @@
-"""Run directories without training: 216 runs whose cell and family means are those that the seed publishes, and others for tests.
+"""Run directories that are written without training.
 
-`python tests/records.py DIR [SEEDS]` writes synthetic216, small, ablation and broken below DIR (or synthetic216 alone, with SEEDS).
-Cells that the seed does not publish are filled in so that its families balance; they stand for nothing.
+One sweep has 216 runs with the published means of cells and families; the others are for tests.
+`python tests/records.py DIR [SEEDS]` writes synthetic216, small, ablation and broken below DIR
+(with SEEDS, synthetic216 alone). Cells that were not published are filled in so that the family
+means are right; they are no results.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ CELL_MEANS = {
 CELL_SDS = {(32, 16): 0.0073, (1, 16): 0.008, (1, 64): 0.03, (1, 128): 0.0380, (2, 128): 0.06, (256, 128): 0.06}
 NEGATIVE = {(1, 32): 1, (1, 64): 3, (1, 128): 4, (2, 128): 1, (256, 128): 1}
 TOKENS = {16: 48e6, 32: 88e6, 64: 160e6, 128: 285e6}
-"""Of a run; the seed publishes the first and the last."""
+"""Batch size -> tokens of a run. The first and the last were published."""
 
 
 @dataclass(frozen=True)
 class Grown:
-    """What a written run comes to."""
+    """The outcome of a run that is written."""
 
     gain: float
     tokens: int
@@ -48,7 +50,7 @@ class Grown:
 
 
 def cell_means() -> dict[tuple[int, int], float]:
-    """Mean gain by rank and batch size: the published ones, and the smoothest others that balance."""
+    """(rank, batch size) -> mean gain: the published ones and the smoothest ones that fit."""
     cells = [(r, b) for r in RANKS for b in BATCHES]
     rest = (sum(BATCH_MEANS) / 4 * 9 - sum(RANK_MEANS.values())) / 5
     ranks = np.array([RANK_MEANS.get(r, rest) for r in RANKS])
@@ -63,7 +65,7 @@ def cell_means() -> dict[tuple[int, int], float]:
 
 
 def cell_gains(mean: float, sd: float, negative: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """`n` gains with exactly this mean and sd (ddof 1), of which exactly so many are negative."""
+    """`n` gains with exactly this mean and sd (ddof 1), exactly `negative` of them below 0."""
     for _ in range(20_000):
         z = rng.standard_normal(n)
         gains = mean + sd * (z - z.mean()) / z.std(ddof=1)
@@ -73,7 +75,7 @@ def cell_gains(mean: float, sd: float, negative: int, n: int, rng: np.random.Gen
 
 
 def published(runs: list[Run], seed: int = 0) -> dict[str, Grown]:
-    """run_id -> outcome, for a grid of the seed's ranks and batch sizes."""
+    """Run id -> outcome, for runs on the grid of the published sweep."""
     rng, means, cells = np.random.default_rng(seed), cell_means(), {}
     for run in runs:
         cells.setdefault((run.rank, run.batch_size), []).append(run)
@@ -85,14 +87,14 @@ def published(runs: list[Run], seed: int = 0) -> dict[str, Grown]:
         gains = rng.normal(means[rank, batch], sd, len(members)) if gains is None else gains
         spread = rng.normal(0, 0.01, len(members))
         for run, gain, more in zip(members, gains, spread - spread.mean(), strict=True):
-            more += 0.01 * (RANKS.index(rank) - 4)  # nothing on the mean over ranks
+            more += 0.01 * (RANKS.index(rank) - 4)  # does not change the mean over ranks
             wall_s = (2000 + 25 * batch + run.trainable_params * 2e-6) * (1 + more)
             grown[run.run_id] = Grown(float(gain), round(TOKENS[batch] * (1 + more)), wall_s)
     return grown
 
 
 def write_run(directory: Path, run: Run, grown: Grown, items: int = 40, metrics: bytes | None = None) -> Path:
-    """run.yaml, metrics.jsonl, evals.parquet (unless `items` is 0) and result.json of a finished run."""
+    """Writes the files of a finished run; evals.parquet only if `items` is not 0."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {**run.resolved(), "versions": {"rankrl": "0", "git_commit": "synthetic"}, "data_revision": "synthetic"}
     (directory / "run.yaml").write_text(yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False))
@@ -111,7 +113,7 @@ def result(run: Run, grown: Grown, status: str = "finished") -> dict:
 
 
 def record(status: str, **more) -> dict:
-    """The least that a result.json may say."""
+    """The smallest valid content of a result.json."""
     names = {"run_id": "r1-b16-s0", "arm": "", "rank": 1, "batch_size": 16, "seed": 0, "status": status}
     scores = {"base_score": 0.25, "final_score": 0.5, "best_score": 0.5, "gain": 0.25}
     return names | scores | {"tokens_total": 1, "steps": 1, "wall_s": 1, "trainable_params": 1, "base_params": 1} | more
@@ -142,7 +144,7 @@ def metric_lines(run: Run, grown: Grown) -> bytes:
 
 
 def evaluations(run: Run, grown: Grown, items: int, samples: int = 4) -> pd.DataFrame:
-    """Samples of the base and of the last step; how hard an item is depends on the item alone."""
+    """Samples of the base and of the last step. An item is equally hard in all runs."""
     ease = np.random.default_rng(7).beta(1.2, 2.4, items)
     tables = []
     for step, shift, seed in ((0, 0.0, 5), (run.recipe.steps, grown.gain, [run.seed, run.rank, run.batch_size])):
@@ -161,7 +163,11 @@ def grid(name: str, recipe: str = "low_rank", *overrides: str) -> list[Run]:
 
 
 def write_all(root: Path, runs: list[Run], grown: dict[str, Grown], items: int = 40, own_metrics: int = 10**9) -> Path:
-    """A finished sweep. All but the first `own_metrics` runs link to the metrics of one of these: much to read, little to store."""
+    """Writes a finished sweep.
+
+    Only the first `own_metrics` runs have metrics of their own. The others are hard links to them:
+    much to read, but little to store.
+    """
     write_plan(root, runs)
     for i, run in enumerate(runs):
         directory, lines = root / run.run_id, root / runs[i % own_metrics].run_id / "metrics.jsonl"
@@ -173,14 +179,14 @@ def write_all(root: Path, runs: list[Run], grown: dict[str, Grown], items: int =
 
 
 def synthetic216(to: Path, steps: int = 500, seeds: int = 6, items: int = 40, own_metrics: int = 10**9) -> Path:
-    """The seed's sweep: 9 ranks, 4 batch sizes, 6 seeds."""
+    """Writes the published sweep: 9 ranks, 4 batch sizes, 6 seeds."""
     grids = (f"ranks={list(RANKS)}", f"batch_sizes={list(BATCHES)}", f"seeds={list(range(seeds))}", f"steps={steps}")
     runs = grid("synthetic216", "low_rank", "scale=qwen3-8b", *grids)
     return write_all(to / "synthetic216", runs, published(runs), items, own_metrics)
 
 
 def drawn(runs: list[Run], mean: dict[str, float], sd: float, seed: int = 1) -> dict[str, Grown]:
-    """Outcomes around a mean gain by arm; seeds shift all arms alike."""
+    """Run id -> random outcome around the mean gain of its arm. A seed shifts all arms alike."""
     rng, shared = np.random.default_rng(seed), np.random.default_rng(seed).normal(0, sd, 1000)
     return {
         run.run_id: Grown(
@@ -193,20 +199,23 @@ def drawn(runs: list[Run], mean: dict[str, float], sd: float, seed: int = 1) -> 
 
 
 def small(to: Path) -> Path:
-    """Three ranks, two seeds, 30 steps at nano: the demo."""
+    """Writes the sweep of the demo: three ranks, two seeds, 30 steps at nano."""
     runs = grid("small", "demo")
     return write_all(to / "small", runs, drawn(runs, {"": 0.2}, 0.02))
 
 
 def ablation(to: Path) -> Path:
-    """The arms of recipes/ablate_init.yaml at nano."""
+    """Writes a sweep with the arms of recipes/ablate_init.yaml at nano."""
     runs = grid("ablation", "ablate_init", "steps=60")
     arms = sorted({run.arm for run in runs})
     return write_all(to / "ablation", runs, drawn(runs, {arm: 0.1 + 0.02 * i for i, arm in enumerate(arms)}, 0.02))
 
 
 def broken(to: Path) -> Path:
-    """A sweep in which much has gone wrong: each kind of damage in a run of its own, named after the problem it must be given."""
+    """Writes a damaged sweep: each kind of damage is in a run of its own.
+
+    DAMAGE and the comments say which problem the report must name.
+    """
     runs = grid("broken", "demo", "seeds=[0,1,2,3,4,5]")
     grown, root = drawn(runs, {"": 0.1}, 0.05), to / "broken"
     write_all(root, runs, grown)

@@ -1,4 +1,4 @@
-"""The ablation recipes through the real pipeline at scale=nano, every arm, and what their reports compare."""
+"""The ablation recipes in the real pipeline at scale=nano: all arms, and what reports compare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ FEWER = {
     "ablate_allocation": {"on": 128, "on_half": 128, "on_proportional": 128, "on_fisher": 32}
     | {"control_random": 128, "control_reversed": 128},
 }
-"""Prompts that are enough here for the arms that measure gradients; of still fewer, too little is left to be proportional to."""
+"""Numbers of prompts that are enough here for the arms that measure gradients. With fewer, too
+little measured importance is left to allocate ranks by."""
 
 
 @pytest.mark.pipeline

@@ -1,4 +1,5 @@
-"""Adapters: nested starts, patterns, exact counts, folding; the canary; schedules; the order of prompts."""
+"""Adapters: nested starts, patterns, exact counts, folding. Also the canary, schedules and the
+order of prompts."""
 
 import math
 
@@ -58,7 +59,7 @@ def test_only_named_modules_of_the_stated_shape_are_targets():
 
 
 def test_mixed_ranks_reach_exactly_their_modules():
-    """layers.1 must not hit layers.10 and layers.11: PEFT's pattern keys are regular expressions."""
+    """PEFT's pattern keys are regular expressions: layers.1 must not match layers.10 or 11."""
     table = [ModuleRank(f"layers.{i}.q_proj", 6, 4, 3 if i == 1 else 2, 6.0 if i == 1 else 8.0) for i in range(12)]
     model = get_peft_model(Block(), lora_config(table))
     layers = [model.base_model.model.layers[i]["q_proj"] for i in range(12)]
@@ -67,7 +68,7 @@ def test_mixed_ranks_reach_exactly_their_modules():
 
 
 def start(host, rank, init=Init()):  # noqa: B008
-    """(A, B) of a uniform adapter."""
+    """(A, B) of the modules of a uniform adapter at its start."""
     weights = start_from_weights(host.linears(), init.method, rank) if init.method in ("pissa", "olora") else None
     return starting_factors(init, 0, uniform(host.shapes, rank, lambda r: 8.0), weights)
 
@@ -79,7 +80,7 @@ def test_an_adapter_that_starts_as_a_part_of_the_base_acts_as_what_it_adds(metho
     table = uniform(host.shapes, 3, lambda r: 8.0)
     host.attach("r1", uniform(host.shapes, 1, lambda r: 8.0), *start(host, 1))
     host.attach("r3", table, *start(host, 3, Init(method)))
-    assert (host.model(x) - base).abs().max() < 1e-5  # r + d - d rounds
+    assert (host.model(x) - base).abs().max() < 1e-5  # r + d - d is rounded
     assert all(
         torch.equal(b @ a, torch.zeros(4, 6)) for a, b in host.update("r3", table).values()
     )  # engines round nothing
@@ -151,14 +152,14 @@ def test_adapters_come_and_go_on_one_base():
 
 
 def moved(host, name, table):
-    """Gives the adapter a B that is not 0."""
+    """Fills B of the adapter with values other than 0."""
     host.attach(name, table, *starting_factors(Init(), 0, table, None))
     for _, b in host.factors(name, table).values():
         nn.init.normal_(b)
 
 
 def test_adapters_that_leave_out_modules_share_a_base_with_others(tmp_path):
-    """More than 20 modules, from where PEFT shortens the names of its targets."""
+    """With more than 20 modules, PEFT shortens the names of its targets."""
     base = Block(12)
     host = AdapterHost(base, {"q_proj": [6, 4], "head": [4, 6]}, 12)
     x = torch.randn(3, 6)
@@ -206,7 +207,7 @@ NOISE = 0.004
 
 
 def canary_case(held: str, steps: int = 10, tokens: int = 600, moved_a_step: float = 0.02) -> Canary:
-    """A canary that has watched a policy move for `steps` steps while the engine holds `held`."""
+    """A canary after `steps` steps of a moving policy, while the engine holds `held`."""
     rng, canary = np.random.default_rng(0), Canary()
     for step in range(steps):
         base = rng.normal(-1, 0.5, tokens)
@@ -252,7 +253,7 @@ def test_adaptive_kl_does_not_depend_on_the_batch():
     assert adapt(1.0, kl=0.2, target=0.1, horizon_steps=50) == pytest.approx(1.004)
     assert adapt(1.0, kl=0.0, target=0.1, horizon_steps=50) == pytest.approx(0.996)
     controller = KLController(0.01, KLSchedule("adaptive", target=0.1), 10)
-    controller.update(0.3)  # it is not told the batch
+    controller.update(0.3)  # the batch size is no argument
     assert controller.value == pytest.approx(0.01 * 1.004)
 
 
@@ -264,7 +265,7 @@ def test_prompt_order_depends_on_the_seed_alone():
     stream = [i for step in range(6) for i in step_indices(0, step, 4, 8)]
     assert sorted(stream[:8]) == sorted(stream[8:16]) == sorted(stream[16:]) == list(range(8))
     assert stream[:8] != stream[8:16]
-    assert stream == [i for step in range(4) for i in step_indices(0, step, 6, 8)]  # batch sizes read one stream
+    assert stream == [i for step in range(4) for i in step_indices(0, step, 6, 8)]  # one stream for all batch sizes
     assert stream[:4] != step_indices(1, 0, 4, 8)
 
 
@@ -304,7 +305,7 @@ def test_bad_data_files_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_nano_base_is_rebuilt_bit_for_bit(tmp_path, monkeypatch):
-    """A short rebuild, twice. The shipped one is the same command with its full number of steps."""
+    """Two short rebuilds are equal. The shipped base is the same command with all of its steps."""
     from rankrl.data import nano_base
 
     for name, value in {"KNOW_STEPS": 3, "SLIP_STEPS": 2, "POOL": {"sum2": 300, "sum3": 200}}.items():

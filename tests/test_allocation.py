@@ -1,4 +1,4 @@
-"""Allocation: how a budget is spent on modules, against brute force and at the shapes of Qwen3-8B."""
+"""Allocation of a budget to modules, compared with brute force and at the shapes of Qwen3-8B."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NON_UNIFORM = {
 
 
 def spectra(shapes, length, seed=0):
-    """Made-up importance: power-law spectra of very different size."""
+    """Made-up importance: power-law spectra of very different sizes."""
     rng = random.Random(seed)
     found = {}
     for name in shapes:
@@ -53,7 +53,7 @@ def ranks_of(rows, shapes):
 
 
 def best(values, where):
-    """The largest value by trying everything."""
+    """The largest value, found by trying every allocation."""
     names = list(values)
     choices = itertools.product(*[range(where.least, min(where.most[n], len(values[n])) + 1) for n in names])
     fitting = (c for c in choices if where.spent(dict(zip(names, c, strict=True))) <= where.budget)

@@ -19,7 +19,8 @@ def test_key_value_cache_of_8b():
 
 def test_decoding_of_8b_is_bound_by_bandwidth():
     scale = run_at_8b().scale
-    # 64 sequences an engine, 4,096 steps, each reading 16.38 GB of weights and 64 * 147,456 * 2,560 bytes of cache at 2 TB/s
+    # 64 sequences an engine, 4,096 steps, each reading 16.38 GB of weights and
+    # 64 * 147,456 * 2,560 bytes of cache at 2 TB/s
     decode_s = 4096 * ((16.38e9 + 64 * 147_456 * 2560) / 2.0e12 + 0.003)
     prefill_s = 2 * 8.19e9 * 8 * 512 / 445e12
     assert generation_s(scale, 128, 16) == pytest.approx(decode_s + prefill_s + 64 * 2e-4, rel=0.01)
@@ -31,7 +32,7 @@ def test_update_of_8b():
     forward_s = 2 * 8.19e9 * tokens / 346e12
     assert found.update_s == pytest.approx(
         3 * forward_s / 2, rel=0.01
-    )  # forward, recomputed, backward; 2 value workers are the slower
+    )  # forward, recomputed, backward; the 2 value workers take longer
     assert found.experience_s == pytest.approx(2.5 * forward_s / 4, rel=0.01)
     assert found.sync_s == pytest.approx(2_727_936 * 32 * 2 / 2e9, rel=0.01)
 

@@ -1,4 +1,7 @@
-"""From the rows of sources to the items of a scale: copies, leaks, files. Adapters: test_sources.py."""
+"""From the rows of sources to the items of a scale: copies, leaks, files.
+
+test_sources.py tests how each source is read.
+"""
 
 import hashlib
 import json
@@ -42,7 +45,7 @@ WORDS = words(3000)
 
 
 def story(i, words=40):
-    """A problem of 40 words with three numbers of its own."""
+    """A problem of 40 words with three numbers that depend on `i`."""
     rng = random.Random(i)
     text = rng.choices(WORDS, k=words)
     for place in (5, 15, 25):
@@ -51,7 +54,7 @@ def story(i, words=40):
 
 
 def reworded(text, place=32):
-    """One word of it replaced: 35 of 41 shingles in common."""
+    """`text` with one word replaced: 35 of 41 shingles are in common."""
     text = text.split()
     text[place] = "quite"
     return " ".join(text)
@@ -171,7 +174,7 @@ def test_batches_and_sources_without_an_answer_are_passed_over(tmp_path, capsys)
 
 
 def broken(tmp_path):
-    """case -> (overrides, what is said)."""
+    """Case -> (overrides, expected message)."""
     other = write_rows(tmp_path / "other.jsonl", [{"problem": "x"}])
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "damaged.parquet").write_text("no parquet")
@@ -313,7 +316,7 @@ def test_instruction_and_thinking_reach_the_template():
 
 
 def test_near_copies_of_a_copy_that_goes_stay(tmp_path):
-    """a ~ b ~ c with a and c unlike: b goes, c stays."""
+    """a is near b and b is near c, but a is not near c: b is removed and c stays."""
     from rankrl.data import dedup
     from rankrl.data.spool import Columns, Shingles
 

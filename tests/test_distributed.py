@@ -1,4 +1,4 @@
-"""ZeRO-2 on one worker and ZeRO-3 on two start from the same policy and take the same first step."""
+"""ZeRO-2 on one worker and ZeRO-3 on two start alike and take the same first step."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ONE_BASE = ("scale.placement.critic_per_node=0",)
 
 @dataclass
 class Begun:
-    """What a run comes to at its beginning."""
+    """The first two steps of a run."""
 
     starts: list[Start]
-    """Of `INITS`."""
+    """The start of the adapter by each of `INITS`."""
     weights: list[dict[str, torch.Tensor]]
-    """A worker's adapter after one step."""
+    """Each worker's adapter after one step."""
     line: dict[str, Any]
     """Metrics of step 1."""
     next_line: dict[str, Any]
@@ -78,12 +78,12 @@ def sharded(tmp_path_factory) -> Begun:
 
 @pytest.fixture(scope="module")
 def sharded_once(tmp_path_factory) -> Begun:
-    """ZeRO-3 on two workers, policy and value on one base."""
+    """ZeRO-3 on two workers, where policy and value share one base."""
     return begin(tmp_path_factory.mktemp("zero3"), *ZERO3, *ONE_BASE)
 
 
 def test_policy_and_value_on_one_base_are_the_same_run(plain, tmp_path):
-    """Bit for bit, in the second step as well, which depends on the values of the first."""
+    """Equal bit for bit, also in the second step, which depends on the values of the first."""
     shared = begin(tmp_path, *ONE_BASE)
     assert all(torch.equal(weights, shared.weights[0][name]) for name, weights in plain.weights[0].items())
     for ours, theirs in ((shared.line, plain.line), (shared.next_line, plain.next_line)):
@@ -93,7 +93,7 @@ def test_policy_and_value_on_one_base_are_the_same_run(plain, tmp_path):
 
 
 def test_policy_value_and_engine_on_one_gpu_are_the_same_run(plain, tmp_path):
-    """On one pretended GPU, of which each takes a third."""
+    """All three on one pretended GPU, of which each takes a third."""
     colocated = begin(tmp_path, "scale.placement.colocated=true", "scale.placement.engine_memory=0.5")
     assert all(torch.equal(weights, colocated.weights[0][name]) for name, weights in plain.weights[0].items())
     assert colocated.line["grad_norm"] == plain.line["grad_norm"]
@@ -118,7 +118,7 @@ def test_zero2_and_zero3_agree_after_the_first_update(plain, other, request):
 
 
 def test_sharded_bases_give_the_starts_of_whole_ones(plain, sharded):
-    """A naive implementation would see empty weights, or half of the samples."""
+    """A naive implementation would see empty weights or half of the samples."""
     for init, ours, theirs in zip(INITS, plain.starts, sharded.starts, strict=True):
         for module, rows in ours.rows.items():
             assert rows.shape == (8, rows.shape[1]) and theirs.rows[module].norm() > 0
@@ -179,7 +179,7 @@ def test_a_sharded_optimizer_takes_the_same_steps(tmp_path):
 
 
 def test_a_killed_worker_of_two_is_replaced(tmp_path, capsys):
-    """Its group gives its resources back, or the new one would wait for them for ever."""
+    """The old process group must free its resources, or the new one would wait for them forever."""
     from rankrl.sweep.local import prepare_process
 
     prepare_process(4)

@@ -1,4 +1,7 @@
-"""`rankrl doctor` on a machine without a GPU: fine for nano; for other scales it names what is missing and what to do."""
+"""`rankrl doctor` on a machine without a GPU.
+
+Nothing is wrong for nano. For other scales it names what is missing and what to do.
+"""
 
 import dataclasses
 import json
@@ -25,7 +28,7 @@ def no_gpu():
 
 
 def doctor(capsys, *words):
-    """(exit code, check -> its line, everything)."""
+    """(exit code, check -> its line, whole output) of `rankrl doctor`."""
     code = main(["doctor", *words])
     shown = capsys.readouterr().out
     lines = [line for line in shown.partition("\n\n")[0].splitlines() if line[:4] in ("ok  ", "warn", "FAIL")]

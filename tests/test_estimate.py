@@ -1,4 +1,5 @@
-"""What a plan is said to need, against figures worked out by hand and memory counted operation by operation."""
+"""Estimates of what a plan needs, compared with figures worked out by hand and with memory that is
+counted operation by operation."""
 
 import inspect
 import weakref
@@ -63,7 +64,8 @@ def test_processes_that_share_gpus_add_up():
 
 
 def test_nano_is_fitted_to_the_bench():
-    """bench/README.md: 814 MB a policy worker, 826 MB a value worker, 2913 MB the engine, eight runs at once."""
+    """Measured with eight runs at once (bench/README.md): 814 MB for a policy worker, 826 MB for a
+    value worker, 2913 MB for the engine."""
     found = memory_bytes(run_at("nano"), 32, 8)
     totals = {name: sum(parts.values()) for name, parts in found.items()}
     measured = {"policy worker": 814e6, "value worker": 826e6, "engine": 2913e6}
@@ -90,7 +92,10 @@ def test_plan_ends_with_the_estimates():
 
 
 def counted_bytes(name, layers, tokens, checkpointing, logits):
-    """Most that a forward and backward pass of the first `layers` layers allocates, operation by operation, without any memory."""
+    """Peak bytes that a forward and backward pass of the first `layers` layers allocates.
+
+    Counted operation by operation on fake tensors, which take no memory.
+    """
     import torch
     from openrlhf.models import utils
     from peft import LoraConfig, get_peft_model
@@ -127,7 +132,7 @@ def counted_bytes(name, layers, tokens, checkpointing, logits):
         model = get_peft_model(model, LoraConfig(r=32, target_modules=list(scale.model.modules)))
     with FakeTensorMode():
         counter = Peak()
-        for module in model.modules():  # the weights as fakes, which do not count
+        for module in model.modules():  # the weights become fake tensors, which are not counted
             for kind in (module._parameters, module._buffers):
                 for key, p in kind.items():
                     if p is not None:

@@ -1,4 +1,7 @@
-"""`rankrl eval`: its statistics, its refusals before anything is started, and that it samples what a run has sampled."""
+"""`rankrl eval`: its statistics, and its refusals before anything is started.
+
+Its samples are also those that a run has recorded.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ SMALL = ("scale.data.eval_items=24", "scale.sampling.eval_samples=2", "scale.sam
 
 
 def samples(counts: dict[str, int], source: str, n: int = 4) -> list[dict]:
-    """`n` samples of each item, so many of them correct; the correct ones are boxed, the first one is cut."""
+    """`n` samples of each item, of which `counts[item]` are correct.
+
+    The correct ones are boxed and the first one is truncated.
+    """
     return [
         {"item_id": item, "source": source, "correct": i < c, "boxed": i < c, "truncated": i == 0}
         for item, c in counts.items()
@@ -41,7 +47,8 @@ def test_the_interval_takes_the_item_as_the_unit():
 
 
 def test_the_interval_is_that_of_cluster_robust_least_squares():
-    """Regression on a constant, sandwich with scores summed by item, times G / (G - 1) and t with G - 1 degrees of freedom."""
+    """A regression on a constant, with the sandwich estimator: scores are summed by item, the
+    variance is multiplied by G / (G - 1), and t has G - 1 degrees of freedom."""
     correct = np.random.default_rng(0).random((30, 8)) < np.random.default_rng(1).random((30, 1))
     x, y, item = np.ones((240, 1)), correct.ravel().astype(float), np.repeat(np.arange(30), 8)
     bread = np.linalg.inv(x.T @ x)
@@ -97,7 +104,7 @@ def write_run(directory, status="finished"):
 
 
 def refused(capsys, *words) -> str:
-    """The one line of a refusal."""
+    """The one line on stderr with which a command is refused."""
     assert main(["eval", *map(str, words)]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1
@@ -188,7 +195,10 @@ def test_a_damaged_adapter_is_refused(capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(bench, a finished run of rank 4 that is far from the base, trained on services for ranks up to 32)."""
+    """(bench, directory of a finished run of rank 4 that is far from the base).
+
+    The services are for ranks up to 32.
+    """
     from rankrl.sweep.local import prepare_process
 
     prepare_process(4)  # three for the services, one for the engine of the evaluation
@@ -203,7 +213,10 @@ def trained(tmp_path_factory):
 
 @pytest.mark.pipeline
 def test_an_evaluation_samples_what_the_run_has_sampled(trained, tmp_path):
-    """Sample by sample: the base against step 0, the adapter on disk against the last step; on an engine of a smaller rank."""
+    """Sample by sample, the base equals step 0 and the saved adapter equals the last step.
+
+    The engine of the evaluation serves a smaller rank than that of the run.
+    """
     from rankrl.ppo.services import engines_alone
     from rankrl.sweep.evaluate import sample
 

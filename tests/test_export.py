@@ -1,4 +1,4 @@
-"""`rankrl export`: an adapter of mixed ranks gives the trainer's logits in stock PEFT and in stock vLLM."""
+"""`rankrl export`: an adapter of mixed ranks has the trainer's logits in stock PEFT and vLLM."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ json.dump(seen, open(sys.argv[4], "w"))
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(run directory with an adapter of ranks 0 to 5 that is far from the base, base model, its directory, the trainer's model)."""
+    """(run directory, base model, directory of the base model, the trainer's model).
+
+    The run's adapter has ranks 0 to 5 and is far from the base.
+    """
     import torch
     from peft import get_peft_model_state_dict
     from transformers import AutoModelForCausalLM

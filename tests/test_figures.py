@@ -1,4 +1,7 @@
-"""Every figure, drawn from generated records; and the margin charts for TensorBoard, read back. No torch."""
+"""Every figure, drawn from generated records, and the margin charts for TensorBoard, read back.
+
+No torch.
+"""
 
 import re
 import subprocess
@@ -83,7 +86,8 @@ def test_every_figure_is_drawn_and_labelled(drawn):
 
 @pytest.mark.slow
 def test_figures_can_stand_in_one_page(drawn):
-    """Ids are unique over all figures, what refers to one finds it, and no rule of style reaches further than its figure."""
+    """Ids are unique over all figures, every reference to one has its target, and no style rule
+    applies outside of its figure."""
     svgs = [figure.path.read_text() for figure in drawn]
     ids = [found for svg in svgs for found in re.findall(r'\bid="([^"]+)"', svg)]
     assert len(ids) == len(set(ids)) > 100

@@ -1,5 +1,6 @@
 # ruff: noqa: RUF001 - look-alikes are tested
-"""Verdicts: judged pairs, hostile answers, and a pool whose workers are killed, hang and run out of memory. No Ray."""
+"""Verdicts: judged pairs, hostile answers, and a pool whose workers are killed, hang and run out of
+memory. No Ray."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ ALPHABET += [
 
 
 def hostile(canary: Path, seed: int = 0) -> list[str]:
-    """2,000 answers that mean harm: to hang, to crash, to run code, to look like 5 or 2 sqrt(2)."""
+    """2,000 answers that try to hang, to crash, to run code, or to look like 5 or 2 sqrt(2)."""
     draw = random.Random(seed)
     code = f"open('{canary}','w').write('x')"
     makers: list[Callable[[int], str]] = [
@@ -123,7 +124,7 @@ def test_nothing_a_model_writes_hangs_crashes_runs_or_passes(gold, tmp_path):
     assert len(outcomes) == 2000 and max(map(len, answers)) >= 10**6
     assert set(outcomes) <= {"wrong", "unparsable", "timeout"}
     assert {verdict.outcome for verdict in boxed} <= {"wrong", "unparsable", "timeout"}
-    assert late_s < 4 + 30  # by the pool's own clock: the deadline, and what a busy machine adds
+    assert late_s < 4 + 30  # by the pool's own clock: the deadline, and a margin for a busy machine
     assert not canary.exists()
 
 
@@ -132,7 +133,8 @@ def test_half_a_surrogate_pair_reaches_a_worker(grader):
 
 
 def prove_here(pairs: list[tuple[str, str]]) -> str:
-    """Verdicts of `pairs` in a process of its own with the audit hook, then attempts that the hook must refuse."""
+    """A script that prints the verdicts of `pairs` under the audit hook, and then makes attempts
+    that the hook must refuse."""
     return f"""
 import sys
 from rankrl.reward import prover
@@ -192,7 +194,7 @@ def warm():
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_costs_one_verdict(warm):
-    """A power of sums that sympy multiplies out for minutes; and a process that is stopped."""
+    """First a power of sums that sympy expands for minutes, then a process that is stopped."""
     pairs = [*SURDS[1:3], POWER, *SURDS[3:5]]
     assert warm.prove(pairs, 60) == ["correct", "correct", "timeout", "correct", "correct"]
     assert warm.replaced == 1
@@ -207,7 +209,7 @@ def test_a_worker_that_is_killed_in_mid_grading_costs_one_verdict(warm):
     with ThreadPoolExecutor(1) as thread:
         proved = thread.submit(warm.prove, SURDS[1:5], 60)
         while not int.from_bytes(fcntl.ioctl(worker.process.stdin, termios.FIONREAD, bytes(4)), sys.byteorder):
-            time.sleep(0.01)  # until it has been asked
+            time.sleep(0.01)  # until the question is in the worker's pipe
         os.kill(worker.process.pid, signal.SIGKILL)
         assert proved.result() == ["timeout", "correct", "correct", "correct"]
     assert warm.replaced == 1

@@ -1,6 +1,6 @@
 """A later version of the package, with new keys of all kinds, reads and resumes sweeps of this one.
 
-In processes of their own.
+The later version runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def later(tmp_path_factory):
 
 @pytest.fixture
 def small(tmp_path):
-    """Recorded by this version at nano, whose data.mixture is null."""
+    """A sweep recorded by this version at nano, whose data.mixture is null."""
     runs = grid("small", "demo", *WORDS[2:])
     return write_all(tmp_path / "small", runs, drawn(runs, {"": 0.2}, 0.02))
 
 
 @pytest.fixture
 def large(tmp_path):
-    """Recorded by this version at a scale with a mixture."""
+    """A sweep recorded by this version at a scale with a mixture."""
     runs = grid("large", "low_rank", *LARGE[2:])
     return write_all(tmp_path / "large", runs, drawn(runs, {"": 0.2}, 0.02), items=0)
 
@@ -85,14 +85,14 @@ def test_another_value_of_a_new_key_is_refused_by_its_name(later, small, word, k
 
 
 def test_a_default_that_changed_is_what_the_history_says(tmp_path, small, large):
-    """A record that lacks a key means the first default that the key had."""
+    """If a record lacks a key, it means the first default of the key."""
     added = {
         "recipe.noise_floor": 0.5,
         "recipe.marks": (3,),
         "recipe.curiosity": {"kind": "count"},
         "rules.noise.value": 0.25,
         "scale.model.experts": 4,
-        "scale.data.mixture.folds": 5,  # of records with a mixture
+        "scale.data.mixture.folds": 5,  # for records with a mixture
     }
     words = ("noise_floor=0.5", "marks=[3]", "curiosity.kind=count", "rules.noise=0.25", "scale.model.experts=4")
     script = grown_package(tmp_path / "later", added)
@@ -105,7 +105,7 @@ def test_a_default_that_changed_is_what_the_history_says(tmp_path, small, large)
 
 
 def test_this_version_refuses_what_a_later_one_has_recorded_by_name(later, small):
-    """Unless it is null: what is off is the same to both."""
+    """A key that is null is accepted: an option that is off means the same to both versions."""
     from rankrl.report.read import read_sweep
     from rankrl.sweep.identity import check_identity
 

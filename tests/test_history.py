@@ -1,4 +1,4 @@
-"""What a key means that a record lacks: literal trees, for every kind of key."""
+"""What a key means if a record lacks it: literal trees, for every kind of key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECORDED = ROOT / "tests" / "recorded" / "run.yaml"
 
 @pytest.fixture
 def grown(monkeypatch):
-    """The section `recipe` has the schema `Grown`, and `added` is what history says of its keys."""
+    """Gives the section `recipe` the schema `Grown`; the fixture's value sets entries of ADDED."""
     monkeypatch.setitem(history.SECTIONS, "recipe", Grown)
     monkeypatch.setattr(history, "ADDED", {})
     return lambda **added: history.ADDED.update({f"recipe.{key.replace('__', '.')}": v for key, v in added.items()})
@@ -53,7 +53,7 @@ def test_what_the_history_says_wins_over_the_default(grown):
     assert found["maybe"] == {"size": 8, "colour": "red"}
     assert found["given"] == {"size": 5, "colour": "blue"}
     assert found["by_name"] == {"one": {"size": 2, "colour": "green"}}
-    assert completed("recipe", {**EARLY, "rate": 0.9})["rate"] == 0.9  # a record's own word
+    assert completed("recipe", {**EARLY, "rate": 0.9})["rate"] == 0.9  # the record's own value
     assert completed("recipe", {**EARLY, "limit": None})["limit"] is None
 
 
@@ -136,7 +136,7 @@ def again(tmp_path, record):
 
 
 def test_a_run_recorded_by_an_earlier_version_is_still_the_same_run(tmp_path):
-    """A real run.yaml from before run.yaml had a format, without most of OpenRLHF's arguments."""
+    """A real run.yaml from before run.yaml had a format. It lacks most of OpenRLHF's arguments."""
     record = yaml.safe_load(RECORDED.read_text())
     assert "format" not in record
     run = again(tmp_path, record)

@@ -25,7 +25,7 @@ BELOW = {
 
 
 def imports(source: str) -> Iterator[str]:
-    """Dotted names under rankrl that a file imports, at its top or inside of functions."""
+    """Dotted names under rankrl that a file imports, at the top or inside functions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rankrl"):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -34,13 +34,13 @@ def imports(source: str) -> Iterator[str]:
 
 
 def upward(room: str, source: str) -> list[str]:
-    """What a file of `room` may not import."""
+    """The imports of a file of `room` that are not allowed."""
     rooms = {name: name.split(".")[1] for name in imports(source)}
     return [name for name, other in rooms.items() if other != room and other in BELOW and other not in BELOW[room]]
 
 
 def sources() -> dict[str, str]:
-    """Dotted name of a file -> its text."""
+    """Dotted name of each file of the package -> its text."""
     files = sorted(PACKAGE.rglob("*.py"))
     return {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts): file.read_text() for file in files}
 

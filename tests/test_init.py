@@ -1,4 +1,5 @@
-"""Starts of adapters: nested, orthonormal, norm-matched, from weights against NumPy, from PEFT on a copy; what a recipe may say."""
+"""Starts of adapters: nested, orthonormal and norm-matched ones; those from weights, compared with
+NumPy; those of PEFT, on a copy. Also what a recipe may set."""
 
 import math
 

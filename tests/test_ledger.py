@@ -1,4 +1,7 @@
-"""Who writes a run, where every run stands, and how runs are dealt out to Slurm tasks. No Slurm, no Ray."""
+"""Which process writes a run, the state of every run, and the assignment of runs to Slurm tasks.
+
+No Slurm, no Ray.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,8 @@ def test_every_state_of_a_run(tmp_path):
 
 
 def test_slurm_that_does_not_answer(tmp_path, monkeypatch, capsys):
-    """Nothing is submitted then, since what waits would be submitted again; where runs stand is told as far as it is known."""
+    """Nothing is submitted, since jobs that wait would be submitted twice. `rankrl status` still
+    shows what is known."""
     (tmp_path / "squeue").write_text(
         "#!/bin/sh\necho slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1\n"
     )
@@ -169,7 +173,7 @@ def other_node(directory: Path, job: str | None = None) -> Path:
 
 
 def test_a_holder_on_another_node_counts_while_it_beats(tmp_path, monkeypatch):
-    """On a file system that keeps locks per node."""
+    """This matters on a file system whose locks hold on one node only."""
     monkeypatch.setattr(owner, "BEAT_S", 0.5)
     path, left = other_node(tmp_path), threading.Event()
     threading.Thread(target=owner._beat, args=(path, left)).start()
@@ -182,7 +186,8 @@ def test_a_holder_on_another_node_counts_while_it_beats(tmp_path, monkeypatch):
 
 
 def test_a_holder_that_has_long_been_silent_is_not_waited_for(tmp_path, monkeypatch):
-    """Even an earlier attempt of this very task may live on, where Slurm has lost sight of its node: only silence tells."""
+    """An earlier attempt of the same task may still run on a node that Slurm has lost. Only a
+    missing heartbeat shows that it has ended."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     monkeypatch.setattr(owner, "BEAT_S", 0.5)
@@ -240,7 +245,7 @@ def test_what_an_attempt_came_to(tmp_path, capsys, runs, word):
 
 
 def stubs(directory: Path, **bodies: str) -> str:
-    """Puts bash scripts in place of commands. Returns a PATH on which they come first."""
+    """Writes bash scripts that replace commands. Returns a PATH on which they come first."""
     for name, body in bodies.items():
         (directory / name).write_text(f"#!/bin/bash\n{body}\n")
         (directory / name).chmod(0o755)
@@ -249,7 +254,8 @@ def stubs(directory: Path, **bodies: str) -> str:
 
 @pytest.mark.slow
 def test_which_attempts_are_requeued(tmp_path):
-    """Three in a row that came to nothing are the last; preempted and cancelled ones are left to Slurm, and do not count."""
+    """After three attempts in a row without progress, none is requeued. Preempted and cancelled
+    ones are left to Slurm and do not count."""
     root, clone = tmp_path / "sweep", tmp_path / "clone"  # a clone without a .venv, so that the stubs come first
     (root / "slurm").mkdir(parents=True)
     (root / "slurm" / "7.tasks").write_text("r1-b16-s0\n")
@@ -277,7 +283,7 @@ def test_which_attempts_are_requeued(tmp_path):
 
     assert [requeued(137), requeued(75)] == [True, True]
     assert not requeued(143, state="COMPLETING")
-    assert requeued(75, saves)  # from here on it counts anew
+    assert requeued(75, saves)  # progress starts the count again
     assert [requeued(1), requeued(137), requeued(75)] == [True, True, False]
     assert requeued(75, saves)
     assert not requeued(2)
@@ -285,7 +291,8 @@ def test_which_attempts_are_requeued(tmp_path):
 
 
 def test_what_is_inherited_by_the_array(tmp_path):
-    """The submitting job's own memory, CPUs and restarts stay behind; its environment goes along whatever the site exports."""
+    """The array does not inherit the submitting job's memory, CPUs and restarts. It does inherit
+    its environment, whatever the site exports by default."""
     path = stubs(
         tmp_path,
         sbatch='env | grep -E "^(SLURM|SRUN)" | sort >>"$SAID"; echo "$*" >>"$SAID"; echo "7;cluster"',

@@ -1,4 +1,5 @@
-"""Measured subspaces on cases with known answers: planted gradients, pure noise, exact SVDs, shares of workers, peak memory."""
+"""Measured subspaces on cases with known answers: planted gradients, pure noise, exact SVDs, shares
+of workers, peak memory."""
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ PROMPTS, ANSWERS, LENGTH = 64, 4, 24
 
 
 def samples_of(rng, prompts=PROMPTS, answers=ANSWERS):
-    """RLOO advantages of random verdicts; every prompt has right and wrong answers; even prompts are half a."""
+    """RLOO advantages of random verdicts. Every prompt has right and wrong answers; the even
+    prompts are half a."""
     right = torch.tensor(
         np.stack([rng.permutation([1, 0] * (answers // 2)) for _ in range(prompts)]), dtype=torch.float32
     )
@@ -30,7 +32,7 @@ def samples_of(rng, prompts=PROMPTS, answers=ANSWERS):
 
 
 def batches_of(samples, rows, size=8):
-    """Batches of the samples `rows`, in which nothing is padded."""
+    """Batches of the samples `rows`, without padding."""
     parts = [torch.tensor(rows[i : i + size]) for i in range(0, len(rows), size)]
     ones = [torch.ones(len(part), LENGTH) for part in parts]
     return [
@@ -40,7 +42,10 @@ def batches_of(samples, rows, size=8):
 
 
 def planted(seed, d_in, d_out, signals, noise=0.3):
-    """(samples, x [N, T, d_in], delta [N, T, d_out], V [R, d_in]): noise, and a gradient along (u_i, v_i)."""
+    """(samples, x [N, T, d_in], delta [N, T, d_out], V [R, d_in]).
+
+    x and delta are noise with a planted gradient along the directions (u_i, v_i).
+    """
     rng = np.random.default_rng(seed)
     samples = samples_of(rng)
     n = len(samples.group_N)
@@ -54,7 +59,7 @@ def planted(seed, d_in, d_out, signals, noise=0.3):
 
 
 def walk_over(x, delta, batches):
-    """A `Walk` that shows given activations and gradients."""
+    """A `Walk` over given activations `x` and gradients `delta`."""
 
     def walk(see):
         for batch in batches:
@@ -72,7 +77,7 @@ def measured(method, case, shape, rank, init=None, reduce=ONE, workers=1, princi
 
 
 def exact_directions(case):
-    """Right singular vectors of the gradient of half a, formed."""
+    """Right singular vectors of the gradient of half a, which is computed as a full matrix."""
     samples, x, delta, _ = case
     weight_N = samples.advantage_N * (samples.half_N == 0)
     gradient = torch.einsum("n,nto,nti->oi", weight_N.double(), delta.double(), x.double())
@@ -136,7 +141,8 @@ def test_off_principal_rows_avoid_the_top_directions():
 
 
 def test_fisher_whitens_by_the_kronecker_factors():
-    """A direction whose input is ten times as large has ten times the gradient, but costs a hundred times the KL."""
+    """A direction whose input is ten times as large has ten times the gradient, but costs a hundred
+    times the KL."""
     samples, x, delta, v = planted(0, 50, 50, [2.0, 2.0])
     case = (samples, LowRankMap(v[:1].T, torch.tensor([10.0]))(x), delta, v)
     plain = measured(policy_gradient, case, (50, 50), 4)
@@ -159,7 +165,7 @@ def inverse_root(seen):
 
 @pytest.mark.parametrize(("method", "init"), [(eva, Init("eva")), (policy_gradient, Init("pg_subspace", fisher=True))])
 def test_two_workers_measure_what_one_does(method, init):
-    """Each with half of the batches; sums meet in the order in which both take them."""
+    """Each worker has half of the batches. Both take the sums in the same order."""
     from threading import Barrier, Thread
 
     samples, x, delta, _ = case = planted(0, 40, 30, [3.0, 2.0])
@@ -235,7 +241,8 @@ def test_eva_finds_the_leading_directions_of_the_activations():
 
 
 def test_hooks_see_the_gradient_that_autograd_forms():
-    """Through a frozen network: the weighted sum of delta x^T over samples is the gradient of the weighted sum."""
+    """In a frozen network, the weighted sum of delta x^T over samples is the gradient of the
+    weighted sum."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).requires_grad_(False)
     x, weight = torch.randn(4, 3, 5), torch.tensor([1.0, -2.0, 0.5, 1.0])

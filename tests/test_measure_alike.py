@@ -1,4 +1,7 @@
-"""Runs of one sweep are measured alike: on the same items, by the same grader. Other versions are noted. No Ray."""
+"""Runs of one sweep are measured alike: on the same items, by the same grader.
+
+Other differences of versions are noted. No Ray.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ VERSIONS = {"rankrl": "0.1.0", "grader": "3", "torch": "2.13.0", "git_commit": "
 
 
 class Started(Exception):
-    """Services would start now."""
+    """Raised at the point where services would start."""
 
 
 def start(gpus):
@@ -34,7 +37,7 @@ def write_data(directory, answer: int = 0):
 
 
 def record(run_dir, **changes):
-    """Changes top-level keys of a run.yaml; None drops one."""
+    """Changes top-level keys of a run.yaml; None removes a key."""
     content = yaml.safe_load((run_dir / "run.yaml").read_text()) | changes
     (run_dir / "run.yaml").write_text(
         yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False)
@@ -43,7 +46,7 @@ def record(run_dir, **changes):
 
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
-    """A sweep of four runs on files of its own: two are recorded, one of them finished."""
+    """A sweep of four runs with data files of its own. Two are recorded, one is finished."""
     monkeypatch.setattr(local, "prepare_process", start)
     write_data(tmp_path)
     data = [f"scale.data.train={tmp_path}/train.jsonl", f"scale.data.evaluation={tmp_path}/eval.jsonl"]
@@ -188,7 +191,7 @@ def test_runs_that_were_measured_differently_are_not_mixed_in_a_report(tmp_path,
     (root / "plan.json").write_text(json.dumps({"r1-b16-s0": 30, "r1-b16-s1": 30}))
     said = {row["run"]: row["problem"] for row in read_sweep(root).problems}
     assert said["r8-b16-s1"] == f"foreign: not in the plan, and {says}; left out"
-    for unsaid in ({"data_revision": None}, {"versions": None}):  # of before it was recorded
+    for unsaid in ({"data_revision": None}, {"versions": None}):  # as before these were recorded
         record(root / "r8-b16-s1", **(dict.fromkeys(changes) | unsaid))
     assert "r8-b16-s1" in [result["run_id"] for result in read_sweep(root).results]
 

@@ -1,4 +1,5 @@
-"""Which cells get the next seeds: literal allocations, the error rate of the stopping rule, stages from what lies on disk."""
+"""Which cells get the next seeds: literal allocations, the error rate of the stopping rule, and
+stages that follow from the records on disk."""
 
 import json
 from contextlib import nullcontext
@@ -21,7 +22,8 @@ from rankrl.sweep.tasks import left, print_tasks
 
 
 def test_ocba_by_hand():
-    """Distances 0.1 and 0.2 at one sd: 4 to 1 among the others, and sqrt(4^2 + 1) for the best."""
+    """With equal sds and distances 0.1 and 0.2 to the best, the weights of the others are 4 and 1,
+    and that of the best is sqrt(4^2 + 1)."""
     shares = ocba([0.3, 0.2, 0.1], [0.02, 0.02, 0.02], 100)
     assert shares == pytest.approx([100 * w / (5 + 17**0.5) for w in (17**0.5, 4, 1)])
     noisy = ocba([0.3, 0.2, 0.2], [0.02, 0.04, 0.02], 90)
@@ -30,14 +32,16 @@ def test_ocba_by_hand():
 
 
 def test_the_confidence_sequence_by_hand():
-    """n = 6: ratio (sqrt(7)/0.05)^(1/3) = 3.754, x = 2.754/(1 - 0.5363), t = sqrt(5 x) = 5.449 (a t interval: 2.571)."""
+    """For n = 6: the ratio is (sqrt(7)/0.05)^(1/3) = 3.754, x = 2.754/(1 - 0.5363), and
+    t = sqrt(5 x) = 5.449 (a t interval has 2.571)."""
     assert half_sequence(1.0, 6, 0.05) == pytest.approx(5.449 / 6**0.5, abs=2e-3)
     assert half_sequence(1.0, 2, 0.05) == inf
     assert half_sequence(0.0, 6, 0.05) == inf
 
 
 def test_the_confidence_sequence_holds_at_every_look():
-    """800 sequences of up to 40 seeds, looked at after each: at most 5 % ever miss the mean, give or take three standard errors."""
+    """Of 800 sequences of up to 40 seeds, each checked after every seed, at most 5 % ever miss the
+    mean (plus three standard errors)."""
     draws, missed = np.random.default_rng(0).normal(0, 1, (800, 40)), np.zeros(800, dtype=bool)
     for n in range(2, 41):
         unit = half_sequence(1.0, n, 0.05)
@@ -82,7 +86,8 @@ def test_a_budget_below_one_is_refused_in_one_line(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_stages_follow_from_what_lies_on_disk(tmp_path):
-    """First 3 seeds of 6 cells, then 6 runs a stage of seeds 3 to 11, then the seeds that were kept back, then nothing."""
+    """First 3 seeds in 6 cells, then stages of 6 runs with seeds 3 to 11, then the seeds that were
+    held back, then nothing."""
     runs = runs_of("seeds")
     root = tmp_path / "seeds"
     grown = drawn(runs, {"": 0.1}, 0.005)
@@ -97,7 +102,7 @@ def test_stages_follow_from_what_lies_on_disk(tmp_path):
         half = now[: len(now) // 2]
         for run in half:
             write_run(root / run.run_id, run, grown[run.run_id], items=0)
-        again, left_why = next_stage(runs, root)  # killed half way: the same stage goes on
+        again, left_why = next_stage(runs, root)  # if killed half way, the same stage continues
         assert {run.run_id for run in now} <= {run.run_id for run in again} and "are left" in left_why
         for run in now[len(half) :]:
             write_run(root / run.run_id, run, grown[run.run_id], items=0)
@@ -154,7 +159,8 @@ def test_each_submission_gives_out_a_stage(tmp_path, capsys):
 
 
 def test_runs_of_seeds_that_are_kept_back_choose_nothing(tmp_path):
-    """One made by hand before the sweep, far above all others: it neither ends the stages nor asks for seeds."""
+    """A run of a held-back seed, made by hand before the sweep and far above all others, neither
+    ends the stages nor changes which seeds come next."""
     runs = runs_of("seeds", "ranks=[1,32]")
     early = next(run for run in runs if (run.rank, run.seed) == (1, 100))
     write_plan(tmp_path, [early])
@@ -176,7 +182,7 @@ def test_next_asks_and_gives_no_seed_that_is_kept_back():
 
 
 def test_a_result_that_reading_refuses_is_left_to_do(tmp_path):
-    """Else the sweep takes it for finished, and its stage never ends."""
+    """Otherwise the sweep would count it as finished and its stage would never end."""
     runs = small(tmp_path) and runs_of("demo", "name=small")
     path = tmp_path / "small" / "r8-b16-s1" / "result.json"
     path.write_text(path.read_text().replace('"rank": 8', '"rank": "eight"'))
@@ -187,7 +193,8 @@ def test_a_result_that_reading_refuses_is_left_to_do(tmp_path):
 
 @pytest.mark.parametrize(("first", "code"), [("finished", 0), ("failed", 1), (None, 75)])
 def test_all_stages_train_on_one_bench(tmp_path, monkeypatch, first, code):
-    """Runs that end at once. How the first one ends is known at the end of all stages; None: it is stopped."""
+    """Runs end at once, without training. The first run ends as `first` says (None: it is stopped),
+    and the exit code after all stages shows it."""
     runs = runs_of("seeds", "ranks=[1,32]")
     grown = drawn(runs, {"": 0.1}, 0.02)
 
@@ -213,7 +220,10 @@ def test_all_stages_train_on_one_bench(tmp_path, monkeypatch, first, code):
 
 
 def test_the_outcome_of_a_run_does_not_depend_on_the_plan_file(tmp_path, monkeypatch, capsys):
-    """Two `rankrl run` at once may each write a plan without the other's run. And no score at all: no report, which is said."""
+    """Two `rankrl run` at the same time may each write a plan without the other's run.
+
+    If no run has a score, there is no report, and a message says so.
+    """
     runs = runs_of("demo", "ranks=[1]", "seeds=[0]")
 
     def train(todo, bench):

@@ -1,4 +1,5 @@
-"""What packing rests on, without Ray: shared prefixes and grouped adapters are equal to the plain computation."""
+"""The assumptions of packing, without Ray: shared prefixes and grouped adapters give the same
+values as the plain computation."""
 
 from __future__ import annotations
 
@@ -101,7 +102,7 @@ def test_tokens_of_the_base_are_left_alone():
 
 @pytest.mark.parametrize("others", [0, 3, 900])
 def test_a_row_does_not_depend_on_its_batch(others):
-    """Bit for bit, so that a run samples the same tokens packed and alone."""
+    """Equal bit for bit, so that a run samples the same tokens whether it is packed or alone."""
     from rankrl.ppo.cpu_lora import add, groups
 
     torch.manual_seed(0)
@@ -114,7 +115,7 @@ def test_a_row_does_not_depend_on_its_batch(others):
 
 
 class Attempts:
-    """A bench whose attempts end as told."""
+    """A bench whose attempts have the given outcomes."""
 
     def __init__(self, outcomes):
         self.outcomes, self.seen = outcomes, []
@@ -155,7 +156,7 @@ def test_a_suspect_is_tried_alone_and_a_refused_run_does_not_end_the_others(caps
 
 
 def rollout_batch(lengths: list[int], answers: list[int], first: int):
-    """Samples of these numbers of tokens, the last `answers` of which are the response."""
+    """Samples with these numbers of tokens. The last `answers` tokens are the response."""
     from openrlhf.trainer.ppo_utils.experience import Experience
 
     T = max(lengths)
@@ -214,4 +215,4 @@ def test_tensors_travel_as_arrays(dtype):
         sent[0].flags.writeable = False
         arrived = to_tensor(sent)
         assert arrived.dtype == dtype and torch.equal(arrived, tensor.T if tensor.dim() == 2 else tensor)
-        arrived.zero_()  # and belongs to the receiver
+        arrived.zero_()  # the receiver may write to it

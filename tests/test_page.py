@@ -1,4 +1,4 @@
-"""The page: as text, and in headless Chromium."""
+"""The report page, as text and in headless Chromium."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_curves(run):
 
 
 def write_page(directory, results, entries=(), **more):
-    """A report of these results, beside the directories of runs; its path."""
+    """Writes a report of these results beside the run directories. Returns the path of the page."""
     to = directory / "report"
     (to / "figures").mkdir(parents=True)
     svg = to / "figures" / "gain.svg"
@@ -82,7 +82,8 @@ def window(tmp_path_factory):
 
 @pytest.fixture
 def opened(window, tmp_path):
-    """A page of 130 runs at two ranks; the first three of the lowest have curves, one run is hostile, one has failed."""
+    """A page of 130 runs at two ranks. The first three runs of the lower rank have curves; one run
+    has hostile text and one has failed."""
     results = [result(i, 1, 0.001 * (i - 5)) for i in range(65)] + [result(i, 8, 0.1 + 0.001 * i) for i in range(63)]
     results += [result(63, 8, None, status="failed", error="no space"), result(64, 8, -0.2, HOSTILE, error=HOSTILE)]
     for i in range(3):
@@ -119,7 +120,7 @@ def test_a_table_reads_the_same_in_html_and_json():
         "10",
     ]
     assert "<caption>a &amp; b</caption>" in text
-    assert "error" not in text  # no row has one
+    assert "error" not in text  # no run has an error
 
 
 def test_hostile_text_ends_no_element():

@@ -1,4 +1,7 @@
-"""Where processes sit, on a Ray cluster of four nodes with eight pretended GPUs each; a test takes what a task asks for."""
+"""Placement of processes on a Ray cluster of four nodes with eight pretended GPUs each.
+
+A test has as many nodes as a Slurm task would.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture(scope="module")
 def nodes():
-    """Four nodes of 8 GPUs."""
+    """A Ray cluster of four nodes with 8 pretended GPUs each."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -28,7 +31,7 @@ def nodes():
 
 
 def taken(scale):
-    """(seats, GPUs that each process group takes on each node, GPUs reserved)."""
+    """(seats, GPUs of each process group on each node, number of reserved GPUs) of a scale."""
     import ray
     from ray.util import placement_group_table
 
@@ -101,4 +104,4 @@ def test_a_cluster_without_room_is_an_error(nodes, monkeypatch):
     with pytest.raises(ValueError, match="placement: got 33 GPUs, allowed: the 32 GPUs of this cluster"):
         check_resources(33)
     states = {group["state"] for group in ray.util.placement_group_table().values()}
-    assert states == {"REMOVED"}  # nothing is held, nothing waits
+    assert states == {"REMOVED"}  # no placement group is held or waits

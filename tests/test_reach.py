@@ -1,4 +1,5 @@
-"""What adapters reach in the models of the shipped scales, built without weights, and DeepSpeed's reading of their files."""
+"""Which modules adapters reach in the models of the shipped scales, built without weights, and how
+DeepSpeed reads the shipped configuration files."""
 
 import dataclasses
 import json
@@ -11,7 +12,8 @@ from rankrl.recipe.architecture import SHIPPED, check_config, config_path, read_
 from rankrl.recipe.load import load_scale
 from rankrl.recipe.plan import deepspeed_config
 
-# adapted, linear modules, with experts by target_parameters, PEFT's all-linear: parameters per rank
+# Parameters per rank: adapted modules; all linear modules; adapted ones and experts by
+# target_parameters; PEFT's all-linear.
 PER_RANK = {
     "nano": (7_936, 7_936, 7_936, 7_936),
     "smollm2-135m": (305_280, 305_280, 305_280, 305_280),

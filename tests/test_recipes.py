@@ -1,4 +1,5 @@
-"""Recipes and scales: every shipped one plans; wrong ones give one line that names key, value and what is allowed."""
+"""Recipes and scales: every shipped one can be planned, and wrong ones are refused in one line that
+names the key, the value and what is allowed."""
 
 import json
 import sys
@@ -15,7 +16,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 SCALES = sorted(path.stem for path in (ROOT / "rankrl" / "scales").glob("*.yaml"))
 
 
-REFUSED = {  # what does not fit into the small scale, said in one line
+REFUSED = {  # (recipe, scale) that do not fit together -> the one line that says so
     ("baseline", "smollm2-135m"): r"ranks: got 256, allowed: 1 to 192 at scale smollm2-135m (k_proj is [576, 192])",
     ("ablate_allocation", "smollm2-135m"): "allocation.prompts: got 256, allowed: at most data.train_items=112",
     ("ablate_init", "smollm2-135m"): "init.prompts: got 256, allowed: at most data.train_items=112",

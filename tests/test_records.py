@@ -1,4 +1,4 @@
-"""What a killed run leaves in its record, and what the next attempt makes of it. No Ray."""
+"""What a killed run leaves in its record, and how the next attempt continues it. No Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def lines(steps):
 
 
 def test_a_run_resumed_after_a_kill_draws_one_curve(stack, tmp_path):
-    """In the one file of events that is left, whatever reads it."""
+    """Only one event file is left, so every reader of TensorBoard files sees one curve."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     from rankrl.ppo.records import Record

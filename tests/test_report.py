@@ -228,7 +228,7 @@ def test_a_mixed_sweep_is_refused_with_what_differs(tmp_path):
     with pytest.raises(ValueError, match=r"mixes runs.*recipe.samples_per_prompt: '4' here, '8' there") as refused:
         read_sweep(root)
     assert "\n" not in str(refused.value)
-    (root / "plan.json").write_text('{"r1-b16-s0": 30}')  # what the plan does not know is foreign instead
+    (root / "plan.json").write_text('{"r1-b16-s0": 30}')  # runs that are not in the plan become foreign
     assert [row["run"] for row in read_sweep(root).problems if row["problem"].startswith("foreign")] == ["r8-b16-s1"]
 
 
@@ -263,7 +263,8 @@ def test_a_curve_is_thinned_without_reading_every_line(tmp_path):
 
 
 def test_items_and_seeds_are_told_apart():
-    """Two items, two runs of a cell: item gains 0.5 and 0.1 on average, base shares known by 4 samples."""
+    """Two items and two runs of a cell. The mean gains of the items are 0.5 and 0.1, and the base's
+    shares are measured with 4 samples."""
     runs = [result(seed=seed) for seed in (0, 1)]
     final, base = np.array([[1.0, 0.5], [0.5, 0.5]]), np.array([0.25, 0.4])
     answers = Answers(runs, ["a", "b"], np.array(["x", "y"]), final, base, 4, 4)

@@ -108,7 +108,7 @@ def test_the_alpha_that_acts_is_the_one_that_is_printed(words):
 
 
 def test_clipping_is_compared_with_its_own_default(monkeypatch):
-    """A default of clip_high other than that of clip_low is no setting of the user's."""
+    """If the defaults of clip_high and clip_low differ, that is not a setting of the user."""
     high = Rule("constant", value=0.28)
     monkeypatch.setattr(plan_module, "Rules", lambda: replace(Rules(), clip_high=high))
     assert runs_of("demo", "updates_per_rollout=1", "rules.clip_high=0.28")

@@ -1,4 +1,7 @@
-"""The seams of OpenRLHF, PEFT and vLLM that rankrl stands on, so that an upgrade fails loudly. No Ray cluster."""
+"""The internals of OpenRLHF, PEFT and vLLM that rankrl depends on, so that an upgrade fails loudly.
+
+No Ray cluster.
+"""
 
 import importlib.util
 import inspect
@@ -25,7 +28,7 @@ def test_versions_are_the_pinned_ones(monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
 def test_upstream_is_imported_without_flash_attn():
-    """And nobody believes afterwards that flash-attn is there."""
+    """After the import, flash-attn still counts as not installed."""
     from openrlhf.models import ring_attn_utils
     from transformers.utils import is_flash_attn_2_available
 
@@ -91,7 +94,8 @@ def test_raw_classes_have_the_methods_that_are_overridden():
 
 
 def test_upstreams_step_has_the_verbs_of_ours_in_our_order():
-    """RunTrainer.step writes BasePPOTrainer.train_step out, and ExperienceMaker.make its make_experience_batch."""
+    """RunTrainer.step repeats the steps of BasePPOTrainer.train_step, and ExperienceMaker.make
+    those of make_experience_batch."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
@@ -214,7 +218,7 @@ def test_micro_batches_equal_upstreams():
 
 
 def test_deepspeed_on_a_cpu_starts_without_a_compiler(stack):
-    """What it would build is used nowhere but in its own initialisation."""
+    """The op that it would compile is used nowhere but in DeepSpeed's own initialisation."""
     comm = sys.modules["deepspeed.comm.torch"]
 
     source = Path(comm.__file__).read_text()

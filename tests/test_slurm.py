@@ -1,6 +1,7 @@
-"""`sbatch slurm/sweep.sh` on a real Slurm of two virtual nodes, through what ends jobs on a cluster.
+"""`sbatch slurm/sweep.sh` at scale=nano on a real Slurm cluster of two virtual nodes, under the
+faults that end jobs on a cluster.
 
-Words at scale=nano; every fault hits real processes: slurmd, raylets, drivers, workers, engines.
+Every fault hits real processes: slurmd, raylets, drivers, workers, engines.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ NANO = ["recipes/low_rank.yaml", "scale=nano", "checkpoint_every=4", "scale.samp
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Path]:
-    """Directory of a running cluster, with a small file system in it. Slurm's commands find the cluster by SLURM_CONF."""
+    """The directory of a running cluster, with a small file system in it.
+
+    Slurm's commands find the cluster by SLURM_CONF.
+    """
     directory = tmp_path_factory.mktemp("cluster")
     small = directory / SMALL_DISK
     small.mkdir()
@@ -49,7 +53,7 @@ def slurm(*words: str) -> str:
 
 
 def submit(runs: Path, *words: str) -> str:
-    """Submits a sweep as a user does. Returns what the submitting job said, once it has ended."""
+    """Submits a sweep as a user does. Returns the log of the submitting job once it has ended."""
     log = runs / f"submit-{time.time_ns()}.log"
     slurm("sbatch", "--wait", f"--output={log}", "slurm/sweep.sh", *NANO, *words, "--runs", str(runs))
     return log.read_text()
@@ -62,7 +66,7 @@ def array_of(said: str, tasks: int) -> str:
 
 
 def jobs() -> dict[str, tuple[str, str]]:
-    """Job or task -> (state, node) of all that Slurm has not ended."""
+    """Job or task -> (state, node) of every job that Slurm has not ended."""
     lines = slurm("squeue", "--noheader", "--array", "--format=%i|%T|%N").splitlines()
     return {job: (state, node) for job, state, node in (line.split("|") for line in lines)}
 
@@ -72,7 +76,7 @@ def state(task: str) -> str | None:
 
 
 def logs(root: Path) -> str:
-    """What went wrong, for a failing test."""
+    """The ends of all Slurm logs of a sweep, shown when a test fails."""
     return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted((root / "slurm").glob("*.log")))
 
 
@@ -99,7 +103,7 @@ def trained(root: Path, run_id: str, step: int) -> None:
 
 
 def processes(name: str, node: str) -> list[psutil.Process]:
-    """Processes of a node whose title or command line has `name` in it."""
+    """Processes of a node whose title or command line contains `name`."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -111,13 +115,16 @@ def processes(name: str, node: str) -> list[psutil.Process]:
 
 
 def kill(name: str, node: str) -> None:
-    """kill -9 of the one process of that name on the node."""
+    """Sends SIGKILL to the one process of that name on the node."""
     (victim,) = processes(name, node)
     victim.kill()
 
 
 def comes_near_its_time_limit(task: str, node: str, root: Path) -> None:
-    """Waits for the signal that Slurm sends 2 minutes before; the task does not train meanwhile."""
+    """Shortens the time limit and waits for the signal that Slurm sends 2 minutes before it.
+
+    The task does not train in the meantime.
+    """
     (driver,) = processes("bin/rankrl run", node)
     driver.suspend()
     minutes = int((time.time() - driver.create_time()) // 60) + 3
@@ -127,7 +134,8 @@ def comes_near_its_time_limit(task: str, node: str, root: Path) -> None:
 
 
 def complete(root: Path, run_ids: list[str], steps: int) -> None:
-    """All runs have finished, with every step once and no checkpoint left, and the report knows them."""
+    """Asserts that all runs have finished, with every step once and no checkpoint, and are in the
+    report."""
     runs = sorted(path.parent for path in root.glob("*/result.json"))
     assert [run.name for run in runs] == run_ids, logs(root)
     for run in runs:
@@ -139,24 +147,25 @@ def complete(root: Path, run_ids: list[str], steps: int) -> None:
 
 
 def content(run: Path) -> dict[str, tuple[bytes, int]]:
-    """Bytes and date of every file of a run."""
+    """Bytes and modification time of every file of a run."""
     files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     return {str(path.relative_to(run)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def attempts(root: Path, run_id: str) -> list[int]:
-    """The step at which each attempt of a run began."""
+    """The PPO step at which each attempt of a run began."""
     return [json.loads(line)["step"] for line in (root / f".{run_id}.attempts").read_text().splitlines()]
 
 
 def goes_on(root: Path, run_id: str, attempt: int) -> None:
-    """Waits until an attempt of a run has done three steps, so that it has saved one at least."""
+    """Waits until an attempt of a run has done three steps, so that it has saved at least once."""
     wait_until(lambda: (root / f".{run_id}.attempts").exists() and len(attempts(root, run_id)) >= attempt, root)
     trained(root, run_id, attempts(root, run_id)[-1] + 3)
 
 
 def test_two_submissions_at_once_then_the_time_limit_and_kill_of_a_driver(cluster, tmp_path):
-    """Two tasks on two nodes, side by side. The one comes near its time limit, the driver of the other is killed."""
+    """Two tasks run side by side on two nodes. One comes near its time limit; the driver of the
+    other is killed."""
     root, words = tmp_path / "low_rank", ("ranks=[1,8]", "seeds=[0,1]", "steps=16")
     other = [
         "sbatch",
@@ -189,7 +198,7 @@ def test_two_submissions_at_once_then_the_time_limit_and_kill_of_a_driver(cluste
     for task in (0, 1):
         assert (root / "slurm" / f"{array}_{task}-attempt1.log").read_text()
     saved = attempts(root, "r1-b16-s0")[1]
-    assert saved >= 5  # where the signal found it, not the last periodic checkpoint
+    assert saved >= 5  # the step at the signal, not that of the last periodic checkpoint
     assert attempts(root, "r8-b16-s0")[1] % 4 == 0 and attempts(root, "r8-b16-s0")[1] >= 4
     before = [content(run) for run in sorted(root.glob("r*-b16-s?"))]
     assert "4 runs: 4 finished" in submit(tmp_path, *words)
@@ -198,10 +207,11 @@ def test_two_submissions_at_once_then_the_time_limit_and_kill_of_a_driver(cluste
 
 
 def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster):
-    """Policy worker, engine, preemption, the loss of a node with its slurmd, scancel, and a disk that is full while a checkpoint
-    is written, all under the second of two runs.
+    """All faults hit the second of two runs: a killed policy worker, a killed engine, preemption, the
+    loss of a node with its slurmd, scancel, and a disk that is full while a checkpoint is written.
 
-    The run that met the full disk fails with one line; with room again, the next submission takes it up at the checkpoint before.
+    On the full disk the run fails with one line. Once there is room, the next submission resumes it
+    from its last checkpoint.
     """
     runs = cluster / SMALL_DISK
     root, words = (

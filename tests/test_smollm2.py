@@ -1,4 +1,5 @@
-"""scale=smollm2-135m: the conversion of its base, its prompts and items, and a short run that is stopped and resumed."""
+"""scale=smollm2-135m: the conversion of its base, its prompts and items, and a short run that is
+stopped and resumed."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The converted base, in a cache of its own; a minute of CPU."""
+    """The converted base, in a cache of its own. The conversion takes a minute of CPU."""
     return smollm2_base.converted(to=tmp_path_factory.mktemp("cache") / "rankrl" / EMBEDDED[SMOLLM2].name)
 
 
@@ -86,7 +87,7 @@ def test_the_base_is_converted_once_and_whole(base):
         assert weights.get_slice("model.norm.weight").get_dtype() == "BF16"
     assert smollm2_base.SHA256 in (base / "README.md").read_text()
     made = (base / "model.safetensors").stat().st_mtime_ns
-    assert smollm2_base.converted(base / "no such file", base) == base  # not looked at again
+    assert smollm2_base.converted(base / "no such file", base) == base  # the source is not read again
     assert (base / "model.safetensors").stat().st_mtime_ns == made
     assert sorted(path.name for path in base.parent.iterdir()) == [f".{base.name}.lock", base.name]
 

@@ -1,4 +1,4 @@
-"""From a data set's own rows to questions. Everything is read from local files through `datasets`."""
+"""From the rows of a data set to questions. Everything is read from local files with `datasets`."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ RAW_DAPO = (
     'Remember to put your answer on its own line after "Answer:".'
 )
 MADE_SURE = "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.\n\n"
-SAMPLES = {  # source -> (a row in the hub's column layout, what becomes of it)
+SAMPLES = {  # source -> (a row in the hub's column layout, the question that is made of it)
     "gsm8k": (
         {
             "question": "Ann has 1,000 apples and 72 pears. Together?",

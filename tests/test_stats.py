@@ -1,4 +1,5 @@
-"""The seed's published numbers, literal values of the reference, agreement with scipy, and coverage by simulation at n = 6."""
+"""Statistics: the published numbers, literal reference values, agreement with scipy, and coverage
+by simulation at n = 6."""
 
 from itertools import combinations
 
@@ -27,7 +28,7 @@ from rankrl.report.statistics.pareto import on_front, pareto, pareto_points
 
 @pytest.fixture(scope="module")
 def sweep():
-    """216 results and their summary."""
+    """The 216 results of the published sweep and their summary."""
     ranks, batches = "[1,2,4,8,16,32,64,128,256]", "[16,32,64,128]"
     runs = grid("seed", "low_rank", "scale=qwen3-8b", f"ranks={ranks}", f"batch_sizes={batches}", "seeds=[0,1,2,3,4,5]")
     grown = published(runs)
@@ -126,7 +127,8 @@ def test_literal_values_of_the_reference():
 
 
 def test_a_family_widens_its_intervals():
-    """Three rows of six pairs: t at 1 - 0.025/3 and 5 degrees is 3.534, by itself 2.571."""
+    """Three rows of six pairs: with 5 degrees of freedom, t at 1 - 0.025/3 is 3.534; for one row
+    alone it is 2.571."""
     rows = judge([paired(list(enumerate([0.1 * i, 0.1, 0.2, 0.3, 0.1, 0.2]))) for i in (1, 2, 3)])
     half = (rows[0]["difference_ci95"][1] - rows[0]["difference_ci95"][0]) / 2
     wide = (rows[0]["family_ci95"][1] - rows[0]["family_ci95"][0]) / 2
@@ -140,7 +142,7 @@ def test_equal_differences_claim_nothing():
 
 
 def test_seeds_are_the_blocks_of_a_family():
-    """Four batch sizes that repeat the same six gains say no more than one."""
+    """Four batch sizes that repeat the same six gains carry no more information than one."""
     gains = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     runs = [run for b in (16, 32, 64, 128) for run in plain(gains, batch_size=b)]
     row = summarise(runs)
@@ -150,7 +152,7 @@ def test_seeds_are_the_blocks_of_a_family():
     assert row["blocked_risk_ci95"] == pytest.approx(clopper_pearson(0, 6))
     missing = summarise(
         runs[:-1]
-    )  # the highest run of batch 128 is not there: its cell's mean is, and is no seed effect
+    )  # without the highest run of batch 128; its cell's mean is lower, which is no seed effect
     assert missing["n_blocks"] == 6
 
 
@@ -207,7 +209,8 @@ def test_footprint_of_a_large_scale():
     assert (rows[1]["checkpoint_bytes"], rows[32]["optimizer_bytes"]) == (10_911_744, 698_351_616)
 
 
-# Coverage at n = 6. Monte Carlo error of 4,000 draws around 95 % is 0.34 points; limits are three of them.
+# Coverage at n = 6. The Monte Carlo error of 4,000 draws at 95 % is 0.34 points; the limits are
+# three times that.
 
 
 def test_coverage_of_the_t_interval():
@@ -224,7 +227,8 @@ def test_coverage_of_the_risk_interval_is_exact():
 
 
 def test_coverage_of_the_blocked_interval():
-    """Seeds that shift all batch sizes alike: the interval of runs is far too short, the blocked one is not."""
+    """If seeds shift all batch sizes alike, the interval over runs is far too short, but the
+    blocked one is not."""
     rng, hits, short = np.random.default_rng(2), [], []
     for _ in range(1500):
         shift = rng.normal(0, 0.02, 6)
@@ -250,14 +254,15 @@ def test_family_intervals_hold_at_once():
 
 
 def test_error_rate_of_non_inferiority():
-    """At a true loss of just the margin, at most 2.5 % of sweeps call it non-inferior."""
+    """If the true loss equals the margin, at most 2.5 % of sweeps call it non-inferior."""
     draws = np.random.default_rng(5).normal(-0.01, 0.01, (6000, 6))
     wrong = np.mean([t_test(list(x), above=-0.01) < 0.025 for x in draws])
     assert wrong == pytest.approx(0.025, abs=0.0061)
 
 
 def test_the_best_is_in_its_set():
-    """Five ranks of equal mean: the one that is called the true best is left out in at most 5 % of sweeps."""
+    """With five ranks of equal mean, any of them, taken as the true best, is left out of the set in
+    at most 5 % of sweeps."""
     rng, kept = np.random.default_rng(6), []
     for _ in range(500):
         shared = rng.normal(0, 0.03, 6)
@@ -271,7 +276,7 @@ def test_the_bootstrap_of_the_iqm_covers_too_little_at_six_seeds():
     draws = np.random.default_rng(8).normal(0, 1, (600, 6))
     hit = np.mean([low < 0 < high for low, high in (iqm_interval([[g] for g in x]) for x in draws)])
     assert 0.80 < hit < 0.92
-    same = [[g, g] for g in draws[0]]  # two runs of a seed that are alike are no more than one
+    same = [[g, g] for g in draws[0]]  # two equal runs of a seed carry no more information than one
     assert iqm_interval(same) == pytest.approx(iqm_interval([[g] for g in draws[0]]), abs=0.4)
 
 

@@ -1,4 +1,4 @@
-"""`rankrl sweep` as a user types it, through kill -9 of the driver."""
+"""`rankrl sweep` as a user types it, with its driver killed by SIGKILL."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARK = "RANKRL_TEST_SWEEP"
 
 @contextmanager
 def sweeping(runs: Path, mark: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep in a process of its own; whatever it leaves behind when the test fails is killed."""
+    """A sweep in a process of its own. Processes that remain when the test fails are killed."""
     command = [sys.executable, "-m", "rankrl", "sweep", *WORDS, "--runs", str(runs)]
     environment = {**os.environ, MARK: mark}
     with (runs / f"{mark}.log").open("w+") as log:
@@ -48,7 +48,7 @@ def sweeping(runs: Path, mark: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def alive(mark: str) -> list[psutil.Process]:
-    """Processes that this sweep started, by an environment variable that they inherit."""
+    """Processes that this sweep started, found by an environment variable that they inherit."""
     return marked(mark, MARK)
 
 
@@ -100,7 +100,8 @@ def test_kill_resume_skip_and_report(tmp_path):
 
 
 def check_curve(before: dict[int, dict], saved: int, after: list[dict]) -> None:
-    """Steps up to the checkpoint are kept as they were, later ones were done again, and the curve does not jump."""
+    """Asserts that steps up to the checkpoint are unchanged, that later ones were repeated, and
+    that the curve does not jump."""
     assert [line["step"] for line in after] == list(range(1, 13))
     assert all(after[step - 1] == before[step] for step in range(1, saved + 1))
     tokens = [line["tokens_total"] for line in after]

@@ -81,7 +81,7 @@ def test_two_processes_may_write_one_file_at_once(tmp_path):
 
 
 def test_what_a_killed_writer_left_goes_with_a_later_write(tmp_path):
-    """A killed writer can remove nothing. What is being written, and other files' parts, stay."""
+    """A killed writer cannot clean up. Temporary files in use, and those of other files, stay."""
     killed = "from pathlib import Path\nfrom rankrl.recipe.whole_file import whole_file\nimport os, sys\n" + (
         "with whole_file(Path(sys.argv[1])) as part:\n    part.write_text('half')\n    os.kill(os.getpid(), 9)\n"
     )

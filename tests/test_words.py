@@ -1,4 +1,4 @@
-"""Sentences claim what the corrected comparison supports, and no more."""
+"""The report's sentences claim only what the corrected comparison supports."""
 
 import re
 
@@ -42,7 +42,7 @@ def test_a_difference_that_holds_is_said_with_its_interval(tmp_path):
 
 @pytest.mark.slow
 def test_every_verdict_agrees_with_its_interval(tmp_path):
-    """Over many random sweeps: no sentence of order where the family's interval holds 0."""
+    """In many random sweeps, no sentence claims an order if the family's interval contains 0."""
     runs = grid("arms", "ablate_init", "steps=60")
     arms = sorted({run.arm for run in runs})
     for seed in range(3):
@@ -57,7 +57,8 @@ def test_every_verdict_agrees_with_its_interval(tmp_path):
 
 
 def test_arms_that_differ_over_all_ranks_are_not_said_to_be_alike(tmp_path):
-    """Pooled over ranks an arm is shown to be higher; of the eight pairs of arm and rank, each by itself, none is."""
+    """Pooled over ranks, one arm is shown to be higher. None of the eight pairs of arm and rank
+    alone is."""
     rng = np.random.default_rng(5)
     runs = [
         run | {"arm": arm}

@@ -1,4 +1,7 @@
-"""The run directory: what a run leaves behind, written by the controller alone. Formats: README, "What a run leaves behind"."""
+"""Writes a run directory. Only the controller writes to it.
+
+The formats are described in the README, "What a run leaves behind".
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Commit of this clone; "unknown" outside one, or without git."""
+    """The git commit of this clone; "unknown" outside of a clone or without git."""
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     except OSError:
@@ -62,17 +65,17 @@ def git_commit() -> str:
 
 
 class Record:
-    """The open run directory of one run."""
+    """The run directory of one run, open for writing."""
 
     def __init__(self, directory: Path, run: Run):
         self.dir, self.run = directory, run
-        self.trainable_params = run.trainable_params  # as planned, until the adapter is there
+        self.trainable_params = run.trainable_params  # as planned, until the adapter exists
         self.board: Any = None  # a SummaryWriter from `start` on
         self.checkpoint_dir = directory / "checkpoint"
         directory.mkdir(parents=True, exist_ok=True)
 
     def start(self, resolved: dict[str, Any], resumed_step: int) -> None:
-        """Opens the record at a step: later lines and events, from before a crash, are dropped."""
+        """Opens the record at a PPO step. Drops later lines and events, from before a crash."""
         (self.dir / "result.json").unlink(missing_ok=True)  # of a failed attempt
         with whole_file(self.dir / "run.yaml") as part:
             part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
@@ -86,7 +89,10 @@ class Record:
         self._hparams_start(resolved)
 
     def _start_board(self, resumed_step: int) -> None:
-        """One file of events, which takes over those up to a step: TensorBoard's ways of reading differ in what they purge."""
+        """Opens one new event file and copies the old events up to a step into it.
+
+        A purge mark alone is not enough, since TensorBoard's readers differ in what they purge.
+        """
         old = sorted((self.dir / "tb").glob("events.*"))
         self.board = SummaryWriter(str(self.dir / "tb"), purge_step=1 if resumed_step else None)
         for event in scalars_until(old, resumed_step):
@@ -127,7 +133,7 @@ class Record:
         self.board.add_text("run", "```yaml\n" + yaml.safe_dump(resolved, sort_keys=False) + "```", 0)
 
     def step(self, line: dict[str, Any]) -> None:
-        """One line of metrics.jsonl and its TensorBoard scalars."""
+        """Writes one line of metrics.jsonl and its TensorBoard scalars."""
         with (self.dir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         for tab, names in TABS.items():
@@ -135,7 +141,10 @@ class Record:
                 self.board.add_scalar(f"{tab}/{name}", line[name], line["step"])
 
     def evaluation(self, step: int, samples: list[Sample], score: float) -> None:
-        """Adds the samples of one evaluation to evals.parquet, in place of rows of the same step."""
+        """Adds the samples of one evaluation to evals.parquet.
+
+        They replace rows of the same or a later step.
+        """
         path = self.dir / "evals.parquet"
         rows = pd.DataFrame(eval_rows(step, samples))
         if step and path.exists():
@@ -146,14 +155,14 @@ class Record:
         self.board.add_scalar("eval/score", score, step)
 
     def adapter(self, step: int, scalars: dict[str, float]) -> None:
-        """TensorBoard scalars of the adapter after a step."""
+        """Writes the TensorBoard scalars of the adapter after a PPO step."""
         for name, value in scalars.items():
             self.board.add_scalar(f"adapter/{name}", value, step)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint; a kill during the write leaves the previous one."""
+        """Replaces the checkpoint; the old one stays if the process is killed during the write."""
         self.checkpoint_dir.mkdir(exist_ok=True)
-        content = io.BytesIO()  # torch turns a full disk into an error of its own that says nothing of it
+        content = io.BytesIO()  # written to a file, torch would hide that the disk is full
         torch.save(state, content)
         with whole_file(self.checkpoint_dir / "state.pt") as part:
             part.write_bytes(content.getbuffer())
@@ -163,14 +172,21 @@ class Record:
             self.board.flush()
 
     def saved_step(self) -> int:
-        """Step of the checkpoint, 0 without one. Read from a file beside it, which is written after it: at worst too low."""
+        """PPO step of the checkpoint; 0 if there is none.
+
+        It is read from a small file that is written after the checkpoint, so it may be too low, but
+        never too high.
+        """
         try:
             return int((self.checkpoint_dir / "step").read_text())
         except (OSError, ValueError):
             return 0
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The saved state, or None if there is none. An unreadable one is put aside, and the run starts again."""
+        """The saved state; None if there is none.
+
+        An unreadable checkpoint is renamed to *.corrupt, and the run starts from step 0.
+        """
         path = self.checkpoint_dir / "state.pt"
         if not path.exists():
             return None
@@ -186,7 +202,7 @@ class Record:
             return None
 
     def finish(self, result: Result) -> None:
-        """Writes result.json, last and atomically, and deletes the checkpoint of a run that will not go on."""
+        """Writes result.json, last and atomically. Deletes the checkpoint unless the run failed."""
         if result.status != "failed":
             self._outcome(result)
         self.close()
@@ -196,7 +212,7 @@ class Record:
             shutil.rmtree(self.checkpoint_dir, ignore_errors=True)
 
     def close(self) -> None:
-        """Writes the events out."""
+        """Flushes and closes the TensorBoard event file."""
         if self.board is not None:
             self.board.close()
 
@@ -210,7 +226,7 @@ class Record:
 
 
 def scalars_until(files: list[Path], step: int) -> Iterator[Any]:
-    """Events of scalars up to a PPO step, each step of a tag once."""
+    """The scalar events of `files` up to a PPO step. Each step of a tag is returned once."""
     seen: set[tuple[str, int]] = set()
     for file in files:
         for event in LegacyEventFileLoader(str(file)).Load():

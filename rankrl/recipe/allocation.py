@@ -1,4 +1,8 @@
-"""Recipe x shapes -> the table of ranks: what a run's budget is, and how its allocation spends it. No torch."""
+"""From a recipe and the shapes of modules to the rank of each module. No torch.
+
+The budget of a run is a number of adapter parameters; the recipe's allocation says how the modules
+share it.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,14 @@ from rankrl.recipe.spending import Space
 from rankrl.recipe.whole_file import whole_file
 
 Importance = dict[str, list[float]]
-"""Module name -> value of its 1st, 2nd, ... direction: not negative, not increasing."""
+"""Module name -> values of its directions, largest first. No value is negative."""
 
 
 def module_shapes(scale: Scale) -> Shapes:
-    """The adapted modules, named as in transformers' decoders. Training asks the real model."""
+    """Name -> (d_in, d_out) of the adapted modules, named as in the decoders of transformers.
+
+    For planning; training reads the shapes from the real model.
+    """
     return {
         f"model.layers.{layer}.{'mlp' if kind in spending.MLP else 'self_attn'}.{kind}": (d_in, d_out)
         for layer in range(scale.model.layers)
@@ -33,14 +40,18 @@ def module_shapes(scale: Scale) -> Shapes:
 
 
 def budget(section: Allocation, rank: int, shapes: Shapes) -> int:
-    """Parameters to spend at most."""
+    """The largest number of adapter parameters that a run of this rank may have."""
     if section.budget_params is not None:
         return section.budget_params
     return int((section.budget_rank or rank) * sum(d_in + d_out for d_in, d_out in shapes.values()))
 
 
 def largest_rank(section: Allocation, rank: int, shapes: Shapes) -> int:
-    """The largest rank that a module may get: what is measured per module, and what engines make room for."""
+    """The largest rank that a module may get.
+
+    So many directions are measured per module, and engines reserve memory for it. Raises
+    ValueError if `max_rank` is too small for the budget.
+    """
     if section.method == "uniform":
         return rank
     level = budget(section, rank, shapes) / sum(d_in + d_out for d_in, d_out in shapes.values())
@@ -52,10 +63,11 @@ def largest_rank(section: Allocation, rank: int, shapes: Shapes) -> int:
 def allocation_table(
     recipe: Recipe, reference: Reference, rank: int, shapes: Shapes, seed: int, importance: Importance | None = None
 ) -> list[ModuleRank]:
-    """The allocation of a run: ranks by the recipe's method, alpha of each module by the rule of alpha at its own rank.
+    """Rank and alpha of each module: rank by the recipe's method, alpha by its rule at that rank.
 
-    This alpha has the last word; it is the run's knob wherever a module has the run's rank.
-    Raises ValueError, one line, for too small a budget, no measurement or one of other modules, an alpha without such a rank.
+    Training uses this alpha. It equals the run's derived alpha in every module of the run's rank.
+    Raises ValueError, in one line, if the budget is too small, a measurement is missing or lacks a
+    module, or the rule of alpha has no value for a rank.
     """
     section, alpha = recipe.allocation, partial(alpha_at, recipe, reference)
     if section.method == "uniform":
@@ -75,12 +87,15 @@ def allocation_table(
 
 
 def allocation_document(section: Allocation, rank: int, shapes: Shapes, table: list[ModuleRank]) -> dict[str, Any]:
-    """The content of allocation.json."""
+    """The content of allocation.json for a run of this rank."""
     return document(table, shapes, section.label, budget(section, rank, shapes))
 
 
 def _densities(section: Allocation, shapes: Shapes, where: Space, importance: Importance | None) -> Importance:
-    """Value per parameter of each module's directions. A profile has one value per module, to which the rank is proportional."""
+    """Module name -> value per parameter of each direction.
+
+    A profile has one value per module, and the rank is proportional to it.
+    """
     if not section.measured:
         return {name: [weight] for name, weight in profile(section, shapes).items()}
     require(importance is not None, "allocation.method", section.method, "this method with a measured importance")
@@ -90,7 +105,10 @@ def _densities(section: Allocation, shapes: Shapes, where: Space, importance: Im
 
 
 def profile(section: Allocation, shapes: Shapes) -> dict[str, float]:
-    """Weight of each module, to which its rank is proportional."""
+    """Module name -> weight in the recipe's profile; the rank is proportional to it.
+
+    Raises ValueError if the profile does not fit the modules.
+    """
     places = {name: spending.layer_and_type(name) for name in shapes}
     layers, kinds = 1 + max(layer for layer, _ in places.values()), {kind for _, kind in places.values()}
     if section.profile == "mlp":
@@ -118,9 +136,10 @@ def _weight(section: Allocation, depth: float, from_last: int, kind: str) -> flo
 
 
 def planned(recipe: Recipe, scale: Scale, rank: int, seed: int) -> tuple[int, int]:
-    """(parameters, largest rank of a module) of a run: exact, or upper bounds where the allocation waits for a measurement.
+    """(adapter parameters, largest rank of a module) of a run.
 
-    Raises ValueError for what cannot be allocated, before anything is started.
+    Both are exact, or upper bounds if the allocation needs a measurement. Raises ValueError, before
+    anything is started, if the budget cannot be allocated.
     """
     section, shapes = recipe.allocation, module_shapes(scale)
     if not section.measured:
@@ -134,7 +153,11 @@ def planned(recipe: Recipe, scale: Scale, rank: int, seed: int) -> tuple[int, in
 
 
 def check_importance(importance: Importance, shapes: Shapes) -> None:
-    """Raises ValueError, one line, naming the module."""
+    """Checks the measured values of every module.
+
+    Raises ValueError, in one line that names the module, if they are missing, negative, not finite
+    or not sorted from the largest.
+    """
     for name in shapes:
         values = importance.get(name)
         require(values is not None, "importance", sorted(importance)[:1], f"values for every adapted module: {name}")
@@ -144,13 +167,16 @@ def check_importance(importance: Importance, shapes: Shapes) -> None:
 
 
 def write_importance(path: Path, value: str, importance: Importance) -> None:
-    """importance.json: what was measured (signal, activation, fisher) and the values of each module."""
+    """Writes importance.json; `value` is what was measured: signal, activation or fisher."""
     with whole_file(path) as part:
         part.write_text(json.dumps({"value": value, "modules": importance}, indent=1) + "\n")
 
 
 def read_importance(path: Path, wanted: Collection[str]) -> tuple[str, Importance]:
-    """What an importance.json measured, and the values. Raises ValueError if that is not `wanted`, or it cannot be read."""
+    """(what was measured, values of each module) of an importance.json.
+
+    Raises ValueError if it cannot be read or what was measured is not in `wanted`.
+    """
     try:
         content = json.loads(path.read_text())
         kind, modules = content["value"], {name: [*map(float, v)] for name, v in content["modules"].items()}

@@ -1,8 +1,7 @@
-"""What a run.yaml means that an earlier rankrl wrote, whose recipes and scales had fewer keys.
+"""How to read a run.yaml of an earlier rankrl, whose recipes and scales had fewer keys.
 
-A run is what its keys say. A key that a record lacks did not exist yet; the run was made as the
-version that added the key makes it by default. Keys may so be added to the dataclasses of recipe/
-without a word here.
+A key that a record lacks did not exist yet. It means the default that the version which added the
+key gave it. So a key can be added to the dataclasses of recipe/ without a change in this file.
 """
 
 from __future__ import annotations
@@ -17,29 +16,29 @@ from rankrl.recipe.scale import Scale
 from rankrl.recipe.schema import Recipe, Rules
 
 FORMAT = 1
-"""The format of run.yaml that is written; a record that names none is of format 1. It goes up where
-what stands there changes its meaning or its place, not where a key is added."""
+"""The format of run.yaml that this version writes. A record that names no format has format 1. The
+number goes up when a key changes its meaning or its place, not when a key is added."""
 ADDED: dict[str, Any] = {}
-"""Dotted key (recipe.gamma, rules.noise, scale.model.layers) -> what it means where a record lacks
-it; `*` stands for any name of a mapping. Without an entry that is today's default, so a default
-that changes after its key was added is written here, with the value it had."""
+"""Dotted key (recipe.gamma, rules.noise, scale.model.layers) -> what it means if a record lacks it;
+`*` stands for any name of a mapping. A key without an entry means today's default. So if a default
+changes after its key was added, its first value is written here."""
 SECTIONS: dict[str, Any] = {"recipe": Recipe, "rules": Rules, "scale": Scale}
-"""Sections of run.yaml and their schemas."""
+"""Section of run.yaml -> its schema."""
 NOT_RECORDED = {
     "recipe": ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "rules", "stages"),
     "scale": ("slurm",),
 }
-"""What is no part of what a run computes, or stands elsewhere in run.yaml."""
+"""Section -> keys that do not change what a run computes, or that run.yaml has in another place."""
 
 
 def recorded(section: str, value: Any) -> dict[str, Any]:
-    """What run.yaml has of a recipe, its rules or a scale."""
+    """The part of a recipe, its rules or a scale that run.yaml has, as plain YAML values."""
     left_out = NOT_RECORDED.get(section, ())
     return {key: part for key, part in plain(value).items() if key not in left_out}
 
 
 def plain(value: Any) -> Any:
-    """`value` as YAML gives it back: sections as dicts, tuples as lists."""
+    """`value` in the types that YAML reads: dataclasses as dicts, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, dict):
@@ -48,25 +47,25 @@ def plain(value: Any) -> Any:
 
 
 def completed(section: str, record: Any) -> Any:
-    """A section of a record with every key of today, in the schema's order.
+    """A section of a record with every key of today's schema, in its order.
 
-    A key without default stays out. Keys that the schema does not know stay in, unless they are
-    null; damage stays as it is.
+    A missing key without a default is left out. Keys that the schema does not know are kept unless
+    they are null. A damaged record is returned as it is.
     """
     whole = _completed(record, SECTIONS[section], MISSING, section)
     return recorded(section, whole) if isinstance(whole, dict) else whole
 
 
 def _completed(record: Any, kind: Any, default: Any, key: str) -> Any:
-    """`record`, or what it means that it is MISSING, with every key below it."""
+    """`record`, or what MISSING means at this key, with every key below it filled in."""
     if record is MISSING:
         record = ADDED.get(key, default)
-    if is_dataclass(record):  # a default; each of its keys may stand in ADDED
+    if is_dataclass(record):  # a default; each of its keys may have an entry in ADDED
         record, kind, default = {}, type(record), record
     kind = _without_null(kind)
     if _is_section(kind) and isinstance(record, dict):
         return _completed_section(record, kind, default, key)
-    if isinstance(record, dict):  # in one order, since theirs means nothing
+    if isinstance(record, dict):  # sorted, since the order of a mapping means nothing
         ordered = sorted(record.items(), key=lambda item: str(item[0]))
         return {name: _completed(value, _part(kind), MISSING, f"{key}.*") for name, value in ordered}
     if isinstance(record, list | tuple):
@@ -76,7 +75,7 @@ def _completed(record: Any, kind: Any, default: Any, key: str) -> Any:
 
 def _completed_section(record: dict[str, Any], kind: Any, default: Any, key: str) -> dict[str, Any]:
     rule = getattr(default, "rule", None)
-    if record.get("rule", rule) != rule:  # options of the default rule do not leak into a named one
+    if record.get("rule", rule) != rule:  # another rule does not get the options of the default one
         default = MISSING
     known = {
         name: _completed(record.get(name, MISSING), part, getattr(default, name, own), f"{key}.{name}")
@@ -87,7 +86,7 @@ def _completed_section(record: dict[str, Any], kind: Any, default: Any, key: str
 
 
 def unknown(section: str, record: Any) -> list[tuple[str, Any]]:
-    """(dotted key, value) of what today's schema does not know. A null there sets nothing."""
+    """(dotted key, value) of each key that today's schema does not know; null ones are left out."""
     return list(_unknown(record, SECTIONS[section], section))
 
 
@@ -103,7 +102,7 @@ def _unknown(record: Any, kind: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 @cache
 def _keys(kind: Any) -> dict[str, tuple[Any, Any]]:
-    """Key of a section -> its type and its default; MISSING without one."""
+    """Key of a section -> (type, default); the default is MISSING if there is none."""
     types = get_type_hints(kind)
     return {
         key.name: (types[key.name], key.default if key.default_factory is MISSING else key.default_factory())
@@ -116,18 +115,21 @@ def _is_section(kind: Any) -> bool:
 
 
 def _without_null(kind: Any) -> Any:
-    """X, of Optional[X]."""
+    """The type X if `kind` is Optional[X], otherwise `kind`."""
     kinds = [part for part in get_args(kind) if part is not NoneType]
     return kinds[0] if get_origin(kind) in (Union, UnionType) and len(kinds) == 1 else kind
 
 
 def _part(kind: Any) -> Any:
-    """The type of the values of a mapping or list."""
+    """The type of the values of a mapping or list; None if it is not stated."""
     return next((part for part in reversed(get_args(kind)) if part is not ...), None)
 
 
 def first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first dotted key in which two trees differ, its values; MISSING where one lacks it."""
+    """(dotted key, value there, value here) of the first difference; None if the trees are equal.
+
+    A value is MISSING if its tree lacks the key.
+    """
     if not isinstance(there, dict) or not isinstance(here, dict):
         return None if there == here else (key, there, here)
     for name in [*here, *(name for name in there if name not in here)]:

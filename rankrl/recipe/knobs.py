@@ -1,4 +1,4 @@
-"""Recipe x reference point -> every hyperparameter at a rank, with where it comes from. No torch."""
+"""Hyperparameters at a rank, computed from a recipe and the scale's reference point. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankrl.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Knob:
-    """One derived hyperparameter, with where it comes from."""
+    """A hyperparameter at a rank: its value and the rule, formula, reference point and source."""
 
     value: float
     rule: str
@@ -23,12 +23,12 @@ class Knob:
 
     @property
     def evidence(self) -> str:
-        """What speaks for the rule: measured here, derived, conjecture, or nothing."""
+        """The evidence for the rule: measured here, derived, conjecture, or none."""
         return RULES[self.rule].evidence
 
 
 def knob(recipe: Recipe, reference: Reference, name: str, r: int) -> Knob:
-    """One hyperparameter at rank r. A `value` in the recipe replaces the scale's reference point."""
+    """The hyperparameter `name` at rank `r`; a `value` in the recipe overrides the scale's."""
     rule: Rule = getattr(recipe.rules, name)
     row, explicit = RULES[rule.rule], rule.value is not None
     x0 = float(rule.value if explicit else getattr(reference, name, 1.0))  # type: ignore[arg-type]
@@ -41,10 +41,10 @@ def knob(recipe: Recipe, reference: Reference, name: str, r: int) -> Knob:
 
 
 def alpha_at(recipe: Recipe, reference: Reference, rank: int) -> float:
-    """The alpha that acts in a module of this rank: the run's knob, where the module has the run's rank."""
+    """LoRA alpha of a module of this rank; the run's alpha if the module has the run's rank."""
     return knob(recipe, reference, "alpha", rank).value
 
 
 def derive(recipe: Recipe, reference: Reference, r: int) -> dict[str, Knob]:
-    """Every rank-dependent hyperparameter at rank r."""
+    """Name -> every rank-dependent hyperparameter at rank `r`."""
     return {field.name: knob(recipe, reference, field.name, r) for field in fields(recipe.rules)}

@@ -1,4 +1,4 @@
-"""YAML and `key=value` overrides to checked recipes and scales (OmegaConf; no torch)."""
+"""Loads YAML and `key=value` overrides as checked recipes and scales (OmegaConf; no torch)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRID = {"ranks", "batch_sizes", "seeds", "arms", "name", "equal_params", "stages
 
 @dataclass(frozen=True)
 class Experiment:
-    """A recipe at a scale: one recipe per arm (the unnamed arm is "")."""
+    """A recipe at a scale. `arms` has one recipe per arm; the unnamed arm is ""."""
 
     name: str
     arms: dict[str, Recipe]
@@ -36,7 +36,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _plain(key: str, make: Callable[[], Any]) -> dict[str, Any]:
-    """A config as plain dicts and lists. Raises ValueError, one line, for what is no YAML or no mapping."""
+    """The config that `make` returns, as plain dicts and lists.
+
+    Raises ValueError, in one line, if it is not YAML or not a mapping.
+    """
     try:
         plain = OmegaConf.to_container(make(), resolve=True)
     except Exception as error:
@@ -51,7 +54,10 @@ def read_yaml(path: Path, key: str) -> dict[str, Any]:
 
 
 def find_scale(name: str) -> Path:
-    """The YAML file of a scale: a path, or the name of a shipped one."""
+    """The YAML file of a scale, which is given by path or by the name of a shipped one.
+
+    Raises ValueError for an unknown scale.
+    """
     shipped = {path.stem: path for path in sorted((Path(__file__).parents[1] / "scales").glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
@@ -66,7 +72,10 @@ def find_scale(name: str) -> Path:
 
 
 def _expand(config: dict[str, Any]) -> dict[str, Any]:
-    """`rules.lr: 1e-4` is short for a constant rule with that value. Arms may be called off and on."""
+    """A recipe with its short forms written out.
+
+    `rules.lr: 1e-4` is short for a constant rule with that value. Arms may be named off and on.
+    """
     if isinstance(config.get("arms"), dict):  # YAML reads the keys off and on as false and true
         names = {name: "off" if name is False else "on" if name is True else str(name) for name in config["arms"]}
         config = {**config, "arms": {names[name]: override for name, override in config["arms"].items()}}
@@ -78,14 +87,14 @@ def _expand(config: dict[str, Any]) -> dict[str, Any]:
 def _expand_rule(knob: str, rule: Any) -> dict[str, Any]:
     number = isinstance(rule, (int, float)) and not isinstance(rule, bool)
     require(number or isinstance(rule, dict), f"rules.{knob}", rule, "a number, or {rule: NAME, ...}")
-    afresh = dict.fromkeys(OPTIONS)  # options of the default rule do not leak into a named one
+    afresh = dict.fromkeys(OPTIONS)  # a named rule does not get the options of the default one
     if number:
         return {"rule": "constant", "value": rule, **afresh}
     return {**afresh, **rule} if "rule" in rule else rule
 
 
 def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """(overrides of the recipe, name of the scale, overrides of the scale)."""
+    """(overrides of the recipe, name of the scale, overrides of the scale) of `key=value` words."""
     for word in words:
         fine = "=" in word and not word.startswith(("=", "-", "."))
         require(fine, "override", word, "key=value", "for instance seeds=[0,1]")
@@ -101,12 +110,15 @@ def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, Any
 
 @cache
 def _schema(kind: type) -> Any:
-    """The schema with its defaults; `merge` copies it."""
+    """The OmegaConf schema of a dataclass, with defaults. It is shared, since `merge` copies it."""
     return OmegaConf.structured(kind)
 
 
 def build(kind: type[T], *layers: dict[str, Any]) -> T:
-    """Merges `layers` over the schema and checks the result. Raises ValueError, one line, naming the key."""
+    """A checked `kind`, made by merging `layers` over its schema.
+
+    Raises ValueError, in one line that names the key.
+    """
     try:
         merged = OmegaConf.merge(_schema(kind), *layers)  # type: ignore[arg-type]
         missing = OmegaConf.missing_keys(merged)
@@ -118,7 +130,7 @@ def build(kind: type[T], *layers: dict[str, Any]) -> T:
 
 
 def _diagnosis(kind: type, layers: Sequence[dict[str, Any]], error: Exception) -> str:
-    """Which key of which layer the schema refuses, and why."""
+    """One line that says which key of which layer the schema refuses, and why."""
     for layer in layers:
         for key, value in layer.items():
             try:
@@ -138,7 +150,10 @@ def load_scale(name: str, *layers: Any) -> Scale:
 
 
 def scale_of_words(words: Sequence[str]) -> Scale:
-    """[NAME_OR_PATH] [scale.KEY=VALUE ...]; nano without a name. Raises ValueError, one line, as `load_experiment` does."""
+    """The scale that `[NAME_OR_PATH] [scale.KEY=VALUE ...]` describes; nano if no name is given.
+
+    Raises ValueError, in one line, as `load_experiment` does.
+    """
     names = [word for word in words if "=" not in word]
     require(len(names) <= 1, "scale", names, "one name or path")
     recipe, name, scale = _overrides([f"scale={name}" for name in names] + [word for word in words if "=" in word])
@@ -147,10 +162,11 @@ def scale_of_words(words: Sequence[str]) -> Scale:
 
 
 def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """A recipe file with `key=value` overrides. `scale=` picks the scale (default nano), `scale.KEY=` changes it;
-    `parallel_runs=` and `services=` say how it is carried out.
+    """A recipe file with `key=value` overrides.
 
-    Raises ValueError, one line, naming the key, the value and what is allowed.
+    `scale=` chooses the scale (default nano) and `scale.KEY=` changes it. `parallel_runs=` and
+    `services=` say how the runs are executed. Raises ValueError, in one line that names the key,
+    the value and what is allowed.
     """
     path = Path(recipe)
     here = tuple(f"{option.name}=" for option in fields(Execution))

@@ -1,4 +1,4 @@
-"""What a recipe may say of the hyperparameters that may depend on rank."""
+"""The section `rules` of a recipe: the hyperparameters that may depend on rank."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rankrl.recipe.rules import RULES, allowed
 
 
 def _option(low: float, high: float, fix: str = "") -> Any:
-    """A number that some rules need, with its range; null for all others."""
+    """A field for a number from `low` to `high` that some rules need; null for the others."""
     return field(default=None, metadata={"range": (low, high, fix)})
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One hyperparameter as a function of rank. Options that the named rule lacks must be left out."""
+    """One hyperparameter as a function of rank. Options that the rule does not use are refused."""
 
     rule: str = "constant"
-    """Name of the rule; `constant` switches the dependence on rank off."""
+    """Name of the rule; `constant` does not depend on rank."""
     value: Optional[float] = None
     """Value at the reference rank; null takes the scale's reference."""
     at_rank: int = 32
     """Reference rank, at which the rule gives `value`."""
     exponent: Optional[float] = _option(-4, 4)
-    """Power of r / at_rank, for `power`."""
+    """Exponent of r / at_rank, for `power`."""
     c: Optional[float] = _option(0, 1_000_000, "0 makes the rate independent of rank")
     """Rank below which noise dominates the KL per step, for `equal_kl` (docs/rules.md 3)."""
     table: Optional[dict[int, float]] = None
@@ -34,7 +34,7 @@ class Rule:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of all rules, null where the named rule has none of this name."""
+        """Name -> value of every option that some rule has; None if this rule does not use it."""
         return {name: getattr(self, name) for name in OPTIONS}
 
     def check(self, key: str) -> None:
@@ -47,7 +47,7 @@ class Rule:
         require(acts, f"{key}.at_rank", self.at_rank, f"nothing: rule {self.rule!r} has no such option")
 
     def _check_used(self, key: str) -> None:
-        """Refuses what the rule does not read, and the lack of what it needs."""
+        """Raises ValueError if an option is set that the rule does not use, or one is missing."""
         row = RULES[self.rule]
         for name, given in self.options.items():
             unused = f"nothing: rule {self.rule!r} has no such option"
@@ -71,7 +71,7 @@ OPTIONS = tuple(option.name for option in fields(Rule) if option.name not in ("r
 
 
 def check_value(key: str, knob: str, given: float | None) -> None:
-    """The range of a knob, wherever its value is given. None is no value."""
+    """Raises ValueError if the value given for a knob is out of range. None is always allowed."""
     if given is None:
         return
     require(isfinite(given), key, given, "a finite number")
@@ -87,24 +87,24 @@ def check_value(key: str, knob: str, given: float | None) -> None:
 
 @dataclass(frozen=True)
 class Rules:
-    """The knobs that may depend on rank."""
+    """The hyperparameters that may depend on rank."""
 
     alpha: Rule = field(default_factory=lambda: Rule("constant"))
     """LoRA alpha; the update is scaled by alpha / rank."""
     lr: Rule = field(default_factory=lambda: Rule("equal_kl", c=4.0))
     """Adam learning rate of the adapter's A."""
     lr_ratio: Rule = field(default_factory=lambda: Rule("constant", value=1.0))
-    """LoRA+: learning rate of B over that of A."""
+    """Learning rate of B divided by that of A (LoRA+)."""
     kl: Rule = field(default_factory=lambda: Rule("constant"))
     """Level of the KL penalty against the base (per token, in the reward)."""
     clip_low: Rule = field(default_factory=lambda: Rule("constant"))
-    """PPO clip: the ratio is clipped below 1 - clip_low."""
+    """Lower PPO clip range: ratios below 1 - clip_low are clipped."""
     clip_high: Rule = field(default_factory=lambda: Rule("constant"))
-    """PPO clip: the ratio is clipped above 1 + clip_high."""
+    """Upper PPO clip range: ratios above 1 + clip_high are clipped."""
     max_norm: Rule = field(default_factory=lambda: Rule("gradient_scale"))
-    """Global gradient norm above which the adapter's gradient is scaled down; 0 is no clipping."""
+    """Global gradient norm above which the adapter's gradient is scaled down; 0 is off."""
     warmup: Rule = field(default_factory=lambda: Rule("by_rank"))
-    """Share of the optimizer steps with a linearly rising learning rate."""
+    """Share of the optimizer steps, at the start, over which the learning rate rises linearly."""
 
     def check(self) -> None:
         for knob in fields(self):

@@ -1,7 +1,8 @@
-"""What a recipe may say: frozen dataclasses, every field with its unit.
+"""The schema of a recipe: frozen dataclasses, every field with its unit.
 
-A recipe chooses what is studied (grid, rules of rank, critic, reward, evaluation) and says nothing of hardware or model, which
-a scale chooses. Checks name the dotted key, the value, what is allowed and the likely fix.
+A recipe chooses what is studied: grid, rules of rank, critic, reward, evaluation. Hardware and
+model belong to the scale. Checks raise ValueError and name the dotted key, the value, what is
+allowed and the likely fix.
 """
 
 from __future__ import annotations
@@ -43,17 +44,19 @@ class KLSchedule:
     """The KL coefficient over the steps, as a share of the level that `rules.kl` gives."""
 
     shape: str = "constant"
-    """constant; linear or cosine (to `final`); early_anchor (from `anchor` times the level down to the level); adaptive."""
+    """constant; linear or cosine (to `final`); early_anchor (from `anchor` times the level down to
+    the level); adaptive (steers the KL to `target`)."""
     final: float = 0.0
     """Share of the level at the last step, for linear and cosine."""
     anchor: float = 10.0
     """Multiple of the level at step 0, for early_anchor."""
     anchor_share: float = 0.1
-    """Share of the steps over which early_anchor comes down."""
+    """Share of the steps over which early_anchor falls to the level."""
     target: Optional[float] = None
     """KL to the base (nats per token) that `adaptive` steers to."""
     horizon_steps: float = 50.0
-    """A PPO step changes the adaptive coefficient by at most a share of 0.2 / horizon_steps, whatever the batch size."""
+    """One PPO step changes the adaptive coefficient by at most a share of 0.2 / horizon_steps,
+    whatever the batch size."""
 
     def check(self) -> None:
         require(self.shape in KL_SHAPES, "kl_schedule.shape", self.shape, ", ".join(KL_SHAPES))
@@ -84,7 +87,7 @@ class KLSchedule:
 
 @dataclass(frozen=True)
 class Critic:
-    """The value model: an adapter and a head of its own, which do not follow the dial."""
+    """The value model: an adapter and a head of its own, independent of the policy's rank."""
 
     rank: int = 32
     """LoRA rank of the value adapter."""
@@ -110,18 +113,20 @@ class Critic:
 
 @dataclass(frozen=True)
 class Reward:
-    """The shaped reward, for training only; the score is the verifier's verdict."""
+    """The shaped reward, used in training only. Scores count the verifier's verdict alone."""
 
     boxed_bonus: float = 0.05
     """Added if the answer is boxed, subtracted if not."""
     length: str = "linear"
-    """Length term: `linear` from `length_free` on; `overlong`, DAPO's, over the last `overlong_buffer_tokens`; `none`."""
+    """Length term: `linear`, which grows from `length_free` on; `overlong`, the one of DAPO, which
+    grows over the last `overlong_buffer_tokens`; or `none`."""
     length_penalty: float = 0.02
-    """Weight of the length term: minus this at the longest response."""
+    """Weight of the length term: what the longest response loses."""
     length_free: float = 0.5
-    """Share of the longest response that costs nothing, for `linear`."""
+    """Share of the longest response that is free of a penalty, for `linear`."""
     overlong_buffer_tokens: Optional[int] = None
-    """Last tokens of the longest response over which the penalty rises from 0, for `overlong`."""
+    """Number of tokens, at the end of the longest response, over which the penalty rises from 0,
+    for `overlong`."""
 
     def check(self) -> None:
         require(self.boxed_bonus >= 0, "reward.boxed_bonus", self.boxed_bonus, "at least 0")
@@ -149,14 +154,18 @@ class Reward:
 
 @dataclass(frozen=True)
 class Stages:
-    """Seeds given out stage by stage to the cells that need them (rankrl next); all zero is off: every cell gets every seed."""
+    """Seeds that are assigned in stages to the cells that need them (rankrl next).
+
+    All zero is off: every cell gets every seed.
+    """
 
     first: int = 0
-    """Seeds that every cell starts with: the first of `seeds`."""
+    """Number of seeds that every cell starts with, taken from the start of `seeds`."""
     add: int = 0
-    """Runs that each later stage adds."""
+    """Number of runs that each later stage adds."""
     confirm: int = 0
-    """The last of `seeds`, kept back: only the cells that are left at the end get them, and nothing is chosen by them."""
+    """Number of seeds that are held back, from the end of `seeds`. Only the cells that are left at
+    the end get them, and no choice depends on them."""
 
     def check(self, seeds: int) -> None:
         if not self.first and not self.add and not self.confirm:
@@ -170,34 +179,35 @@ class Stages:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is studied: the grid and everything that is chosen per run but hardware, model and data."""
+    """What is studied: the grid and every setting of a run except hardware, model and data."""
 
     ranks: tuple[int, ...]
     """LoRA ranks of the policy adapter."""
     batch_sizes: tuple[int, ...]
     """Prompts per PPO step."""
     seeds: tuple[int, ...]
-    """Seeds; a seed fixes prompt order, adapter and value initialisation and every request's sampling seed."""
+    """Seeds. A seed fixes the order of prompts, the initialisation of adapter and value model, and
+    the sampling seed of every request."""
     steps: int
-    """PPO steps."""
+    """Number of PPO steps."""
     name: str = ""
-    """Name of the sweep; the file's name unless set."""
+    """Name of the sweep. Defaults to the name of the file."""
     samples_per_prompt: int = 8
     """Responses sampled for each prompt."""
     updates_per_rollout: int = 2
-    """Optimizer steps on each rollout. With one, the ratio is 1 throughout and clipping cannot act."""
+    """Optimizer steps on each rollout. With one, the ratio is always 1 and clipping cannot act."""
     lr_shape: str = "constant"
     """Learning rate after the warm-up: constant, linear or cosine (to a tenth)."""
     clip_final: float = 1.0
-    """Share of the clip range that is left at the last step; linear in between."""
+    """Share of the clip range that is left at the last step. The range shrinks linearly."""
     dual_clip: Optional[float] = None
     """Bound on the ratio for negative advantages (above 1); null is off."""
     gamma: float = 1.0
-    """Discount of the GAE."""
+    """Discount factor of the GAE."""
     gae_lambda: float = 1.0
     """Lambda of the GAE."""
     eval_every: int = 0
-    """PPO steps between evaluations; 0 evaluates the base and the last step only."""
+    """PPO steps between evaluations. 0 evaluates only the base and the last step."""
     checkpoint_every: int = 10
     """PPO steps between checkpoints."""
     rules: Rules = field(default_factory=Rules)
@@ -208,9 +218,9 @@ class Recipe:
     reward: Reward = field(default_factory=Reward)
     stages: Stages = field(default_factory=Stages)
     equal_params: Optional[float] = None
-    """Share by which the adapter parameters of the arms may differ at a rank; null is off."""
+    """Largest share by which the arms' adapter parameters may differ at a rank; null is off."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Variants of this recipe: name -> overrides. Empty: one unnamed variant."""
+    """Variants of this recipe: name -> overrides. Without any there is one unnamed variant."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, whatever ends the writer."""
+"""Atomic writes: a file is either the old one or the whole new one, however the writer ends."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from uuid import uuid4
 
 FORGOTTEN_S = 86_400
-"""A temporary that nobody has written to for so long is left from a writer that was killed."""
+"""Age after which a temporary file is taken to be left over from a writer that was killed."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for text, bytes or a library that wants a path.
+    """A temporary path beside `path`, for text, bytes or a library that writes to a path.
 
-    When the block ends it is on disk and takes the place of `path`. On an error, a full disk say,
-    nothing is left of it and `path` stays as it was. Each writer has a temporary of its own: of two
-    at once, on one machine or two, the last to end has the file.
+    At the end of the block the temporary file is flushed to disk and replaces `path`. On an error,
+    such as a full disk, it is removed and `path` stays as it was. Each writer has a temporary file
+    of its own: if two write at once, on one machine or two, the last to end wins.
     """
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     _remove_forgotten(path)
@@ -34,8 +34,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def _remove_forgotten(path: Path) -> None:
-    """Removes temporaries of `path` whose writers were killed: of a checkpoint they are large."""
+    """Removes temporary files of `path` whose writers were killed. They can be as large as it."""
     for part in path.parent.glob(f".{escape(path.name)}.*.part"):
-        with suppress(OSError):  # its writer, or another, was quicker
+        with suppress(OSError):  # its writer, or another one, has already moved or removed it
             if time.time() - part.stat().st_mtime > FORGOTTEN_S:
                 part.unlink()

@@ -1,6 +1,8 @@
-"""Run directories -> records. What is missing, partial, damaged, foreign or failed is named: not fatal, not left out in silence.
+"""Reads the run directories of a sweep.
 
-Only a sweep that mixes runs of different recipes, scales or steps is refused: its cells would compare what is not alike.
+Runs that are missing, partial, damaged, foreign or failed are named: they neither stop the report
+nor disappear without a word. Only a sweep that mixes runs of different recipes, scales or steps is
+refused, since its cells would not be comparable.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ TAIL_BYTES = 8192
 
 @dataclass(frozen=True)
 class SweepRecords:
-    """A sweep as it lies on disk: the runs that count, and what is to be said of the others."""
+    """A sweep as read from disk: the results that count and the problems of the other runs."""
 
     name: str
     directory: Path
@@ -30,17 +32,18 @@ class SweepRecords:
     unreadable: list[str]
     unfinished: list[str]
     problems: list[dict[str, str]] = field(default_factory=list)
-    """[{run, problem}]; run "" is the whole sweep."""
+    """[{run, problem}]; run "" stands for the whole sweep."""
     n_planned: int | None = None
-    """Runs in plan.json; None without one."""
+    """Number of runs in plan.json; None if there is no plan."""
     confirming: list[int] = field(default_factory=list)
-    """Seeds that chose nothing (recipe section `stages`)."""
+    """Seeds held back for confirmation, on which no choice depended (recipe section `stages`)."""
 
 
 def find_sweeps(directory: Path) -> list[SweepRecords]:
     """Records of the sweep in `directory`, or of each sweep below it that has measured a score.
 
-    Others are named on stderr. Raises ValueError if there is none, or a mixed one.
+    Sweeps without a score are named on stderr. Raises ValueError if no sweep has one, or if a sweep
+    mixes runs that are not alike.
     """
     if not directory.is_dir():
         raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
@@ -61,19 +64,19 @@ def find_sweeps(directory: Path) -> list[SweepRecords]:
 
 
 def _first(problems: list[dict[str, str]], most: int = 3) -> str:
-    """The first few of runs, after a semicolon."""
+    """The first `most` problems of single runs as text, after a semicolon; "" if there are none."""
     named = [f"{row['run']}: {row['problem']}" for row in problems if row["run"]]
     return f"; {'; '.join(named[:most])}" if named else ""
 
 
 def _runs(directory: Path) -> list[Path]:
-    """Run directories: those with a resolved run or a result, and those that are called like a run."""
+    """Run directories of a sweep, sorted. They have a run.yaml, a result.json or a run's name."""
     told = {path.parent for name in ("run.yaml", "result.json") for path in directory.glob(f"*/{name}")}
     return sorted(told | {path for path in directory.glob("*r*-b*-s*") if parse_run_id(path.name) and path.is_dir()})
 
 
 def read_sweep(directory: Path) -> SweepRecords:
-    """Raises ValueError for a sweep that mixes runs."""
+    """The records of the sweep in `directory`. Raises ValueError if its runs are not alike."""
     read = {run.name: _read_run(run) for run in _runs(directory)}
     planned = read_plan(directory)
     problems = {name: [problem] for name, (_, problem) in read.items() if problem}
@@ -104,7 +107,7 @@ def read_sweep(directory: Path) -> SweepRecords:
 
 
 def _confirming(directory: Path) -> list[int]:
-    """The seeds in confirm.json, which a sweep in stages leaves; none without it."""
+    """The seeds in confirm.json, which a sweep in stages writes; [] if there is no such file."""
     try:
         seeds = read_json(directory / CONFIRM)
     except ValueError:
@@ -113,14 +116,14 @@ def _confirming(directory: Path) -> list[int]:
 
 
 def _with_base(result: dict[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A run that failed before the base was measured lost the base score of the others."""
+    """`result` with a base score: that of the other runs if it failed before measuring the base."""
     if result["base_score"] is not None:
         return result
     return result | {"base_score": max((r["base_score"] for r in results.values() if r["base_score"]), default=None)}
 
 
 def _read_run(run: Path) -> tuple[dict[str, Any] | None, str]:
-    """(the result, "") of a run directory, or (None, what is wrong with it)."""
+    """(result, "") of a run directory, or (None, problem) if it has no result that counts."""
     path = run / "result.json"
     if not path.exists():
         return None, "partial: begun, and no result.json yet"
@@ -134,7 +137,7 @@ def _read_run(run: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _read(path: Path) -> tuple[Result | None, str]:
-    """(what a result.json says, ""), or (None, why the report refuses it)."""
+    """(content, "") of a result.json, or (None, problem) if the report refuses it."""
     try:
         content = read_json(path)
     except ValueError as error:
@@ -146,7 +149,10 @@ def _read(path: Path) -> tuple[Result | None, str]:
 def _foreign(
     directory: Path, results: dict[str, dict[str, Any]], resolved: dict[str, dict[str, str]], planned: set[str]
 ) -> dict[str, str]:
-    """Runs of another sweep that are not in the plan, by what tells them apart. Raises ValueError if runs of the plan differ."""
+    """Run id -> problem of runs that are not in the plan and belong to another sweep.
+
+    Raises ValueError if runs of the plan differ from each other.
+    """
     kinds = {name: kind(resolved[name], result) for name, result in results.items()}
     ours = [found for name, found in kinds.items() if name in planned] or list(kinds.values())
     usual = usual_kind(ours)
@@ -167,7 +173,7 @@ def _foreign(
 
 
 def _notes(run: Path, result: dict[str, Any], sections: dict[str, str], planned: dict[str, int]) -> list[str]:
-    """What is to be said of a run that counts."""
+    """Problems of a run that counts."""
     notes = []
     if result["status"] != "finished":
         notes.append(f"{result['status']}, counted as negative: {result['error'] or 'no error recorded'}")
@@ -186,7 +192,7 @@ def _notes(run: Path, result: dict[str, Any], sections: dict[str, str], planned:
 
 
 def _of_all(results: list[dict[str, Any]], resolved: list[dict[str, str]]) -> list[dict[str, str]]:
-    """What is to be said of the whole sweep."""
+    """Problems of the whole sweep, as {run: "", problem}."""
     said = []
     bases = [result["base_score"] for result in results if result["base_score"] is not None]
     if bases and max(bases) - min(bases) > 1e-9:
@@ -199,7 +205,7 @@ def _of_all(results: list[dict[str, Any]], resolved: list[dict[str, str]]) -> li
 
 
 def read_plan(root: Path) -> dict[str, int]:
-    """run_id -> PPO steps; {} without a readable plan."""
+    """Run id -> planned PPO steps, from plan.json; {} if there is no readable plan."""
     try:
         plan = json.loads((root / PLAN).read_text())
     except (OSError, ValueError, RecursionError):
@@ -209,7 +215,7 @@ def read_plan(root: Path) -> dict[str, int]:
 
 
 def last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a JSONL file, read from its end; {} without one."""
+    """The last complete line of a JSONL file, which is read from its end; {} if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -221,7 +227,7 @@ def last_line(path: Path) -> dict[str, Any]:
 
 
 def _line(text: bytes) -> dict[str, Any]:
-    """A line of JSONL; {} if it is no object."""
+    """A line of JSONL as a dict; {} if it is not a JSON object."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
@@ -230,7 +236,10 @@ def _line(text: bytes) -> dict[str, Any]:
 
 
 def mean_ranks(sweep: SweepRecords) -> dict[str, dict[str, float]]:
-    """Arm and rank, in words -> module -> mean rank over runs, where an allocation.json has more than one rank."""
+    """Arm and rank, in words -> module -> mean rank over runs.
+
+    Only of runs whose allocation.json has more than one rank.
+    """
     tables: dict[str, list[dict[str, float]]] = {}
     for result in sweep.results:
         path = sweep.directory / result["run_id"] / "adapter" / "allocation.json"
@@ -248,7 +257,7 @@ def mean_ranks(sweep: SweepRecords) -> dict[str, dict[str, float]]:
 
 
 def curves(directory: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl, up to the first that is broken."""
+    """The lines of a run's metrics.jsonl before the first broken one."""
     lines = []
     path = directory / "metrics.jsonl"
     for text in path.read_bytes().splitlines() if path.exists() else []:
@@ -259,9 +268,9 @@ def curves(directory: Path) -> list[dict[str, Any]]:
 
 
 def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
-    """At most `points` lines of a run's metrics.jsonl at even distances, the first and the last among them.
+    """At most `points` evenly spaced lines of a run's metrics.jsonl, with the first and the last.
 
-    Only these are parsed: a sweep has millions of lines. Broken ones are left out.
+    Only these lines are parsed, since a sweep has millions. Broken ones are left out.
     """
     try:
         texts = (directory / "metrics.jsonl").read_bytes().split(b"\n")
@@ -273,12 +282,15 @@ def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
-    """result.json of a run directory; None if there is none, or one that the report refuses: the sweep does such a run again."""
+    """The result.json of a run directory; None if there is none or the report refuses it.
+
+    The sweep trains such a run again.
+    """
     result, _ = _read(directory / "result.json")
     return result.row() if result else None
 
 
 def refused(directory: Path) -> str:
-    """Why the report does not take the result.json of a run directory; "" if it does, or there is none."""
+    """Why the report refuses a run directory's result.json; "" if it does not or there is none."""
     path = directory / "result.json"
     return _read(path)[1] if path.exists() else ""

@@ -1,7 +1,7 @@
-"""What a run.yaml says of its run, and whether runs belong to one sweep.
+"""Reads run.yaml and decides whether runs belong to one sweep.
 
-Files are cut into sections by their text, and each distinct text is parsed once: YAML of ten
-thousand files takes minutes.
+Files are split into sections as text, and each distinct text is parsed once: parsing the YAML of
+ten thousand files takes minutes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import yaml
 from rankrl.recipe.history import FORMAT, SECTIONS, completed, first_difference, unknown
 
 LARGEST_FILE_BYTES = 1 << 20
-"""Of run.yaml and result.json; real ones have a few thousand."""
+"""Largest run.yaml or result.json that is read. Real ones have a few thousand bytes."""
 SHARED = ("sweep", "scale", "data_revision")
 BY_ARM = ("steps", "recipe", "rules")
 KEPT = {"format", *SHARED, *BY_ARM, "versions", "rank", "batch_size", "seed"}
-"""What is compared with other runs; the rest of run.yaml is let go."""
+"""Keys of run.yaml that are compared with other runs; the others are not kept in memory."""
 LONGEST_SECTION = 1 << 16
 LONGEST = 60
 MOST_VERSIONS = 4
 
 
 class TreeLoader(yaml.SafeLoader):
-    """A safe loader without aliases, by which a small file makes as large a tree as it likes.
+    """A safe YAML loader that refuses aliases, with which a small file can make a huge tree.
 
-    In Python: the loader in C ends the process where a file nests deeply.
+    It is the loader in Python, since the one in C crashes the process on deeply nested files.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -48,15 +48,15 @@ class Section:
     """A top-level key of a run.yaml."""
 
     tree: Any
-    """Its value, with every key of today's schema; its text where that is no YAML."""
+    """The value, with every key of today's schema; the text itself if it is not YAML."""
     notation: str
-    """The same for whatever means the same, in JSON."""
+    """The value as JSON. Values that mean the same have the same notation."""
     unknown: tuple[tuple[str, Any], ...] = ()
-    """(dotted key, value) of what the schema does not know."""
+    """(dotted key, value) of each key that the schema does not know."""
 
 
 def resolved_sections(path: Path) -> dict[str, str]:
-    """Top-level key -> text of its value, of the run.yaml at `path`; {} if it is no such file."""
+    """Top-level key -> text of its value, of the run.yaml at `path`; {} if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_FILE_BYTES else ""
     except (OSError, UnicodeDecodeError):
@@ -66,13 +66,13 @@ def resolved_sections(path: Path) -> dict[str, str]:
 
 
 def compared_sections(run: Path) -> dict[str, str]:
-    """What is compared with other runs, of a run directory's run.yaml."""
+    """Key -> text of the sections of a run directory's run.yaml that are compared with others."""
     return {key: text for key, text in resolved_sections(run / "run.yaml").items() if key in KEPT}
 
 
 @lru_cache(maxsize=4096)
 def section(key: str, text: str) -> Section:
-    """What the text of a section means. One that is no YAML, or too long to be real, is a text."""
+    """A section, parsed from its text. It stays a text if it is not YAML or too long to be real."""
     try:
         tree = yaml.load(text, Loader=TreeLoader) if len(text) < LONGEST_SECTION else text.strip()
         beyond = unknown(key, tree) if key in SECTIONS else []
@@ -83,7 +83,7 @@ def section(key: str, text: str) -> Section:
 
 
 def _plain_numbers(tree: Any) -> Any:
-    """1.0 as 1, which it equals, and keys as texts."""
+    """`tree` with whole floats as integers (1.0 as 1, which it equals) and keys as texts."""
     if isinstance(tree, dict):
         return {str(key): _plain_numbers(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -92,7 +92,7 @@ def _plain_numbers(tree: Any) -> Any:
 
 
 def newer(sections: dict[str, str]) -> str:
-    """By what a run.yaml is of a newer rankrl, so its run does not compare; "" if it is not."""
+    """Why a run.yaml is that of a newer rankrl, whose runs cannot be compared; "" if it is not."""
     found = section("format", sections.get("format", "1")).tree
     if type(found) is not int or found > FORMAT:
         return f"run.yaml has format={short(found)}, allowed: at most {FORMAT} (a newer rankrl wrote it: use that one)"
@@ -103,13 +103,16 @@ def newer(sections: dict[str, str]) -> str:
 
 
 def versions(sections: dict[str, str]) -> dict[str, str]:
-    """Package -> version, and those of the grader and the commit; {} where a record has none."""
+    """Package -> version, with the grader's version and the commit; {} if none are recorded."""
     tree = section("versions", sections.get("versions", "{}")).tree
     return {str(name): str(version) for name, version in tree.items()} if isinstance(tree, dict) else {}
 
 
 def occurring(resolved: Iterable[dict[str, str]]) -> dict[str, Counter[str]]:
-    """Package -> version -> number of runs; `none` where a run with others lacks the package."""
+    """Package -> version -> number of runs.
+
+    A run that records versions, but not this package's, counts as version `none`.
+    """
     found = Counter(sections["versions"] for sections in resolved if "versions" in sections)
     named = [(versions({"versions": text}), runs) for text, runs in found.items()]
     counted: dict[str, Counter[str]] = {name: Counter() for given, _ in named for name in given}
@@ -120,7 +123,7 @@ def occurring(resolved: Iterable[dict[str, str]]) -> dict[str, Counter[str]]:
 
 
 def versions_note(resolved: Iterable[dict[str, str]]) -> str:
-    """Which versions occur how often, of packages with more than one; "" if none has."""
+    """Versions and their numbers of runs, of packages with more than one version; "" if none."""
     mixed = {name: counter for name, counter in occurring(resolved).items() if len(counter) > 1}
     return "; ".join(f"{name} {_listed(counter)}" for name, counter in mixed.items())
 
@@ -137,14 +140,14 @@ def versions_apart(resolved: Iterable[dict[str, str]], here: dict[str, str]) -> 
 
 
 def _listed(counter: Counter[str]) -> str:
-    """The most frequent first: `2.13.0 (5 runs), 2.14.0 (1 run)`."""
+    """Versions and numbers of runs, most frequent first: `2.13.0 (5 runs), 2.14.0 (1 run)`."""
     shown = [f"{version[:12]} ({n} run{'s' * (n > 1)})" for version, n in counter.most_common(MOST_VERSIONS)]
     more = len(counter) - len(shown)
     return ", ".join(shown) + (f", and {more} more" if more else "")
 
 
 def kind(sections: dict[str, str], result: dict[str, Any]) -> dict[str, str]:
-    """What must be the same in all runs of a sweep, or of one of its arms: key -> notation."""
+    """Key -> notation of all that must be equal in the runs of a sweep, or in those of an arm."""
     arm = f" of arm {result['arm']}" if result["arm"] else ""
     shared = {key: section(key, sections[key]).notation for key in SHARED if key in sections}
     own = {key + arm: section(key, sections[key]).notation for key in BY_ARM if key in sections}
@@ -153,7 +156,7 @@ def kind(sections: dict[str, str], result: dict[str, Any]) -> dict[str, str]:
 
 
 def usual_kind(kinds: list[dict[str, str]]) -> dict[str, str]:
-    """Each key with its most frequent notation."""
+    """Key -> its most frequent notation among `kinds`."""
     found: dict[str, Counter[str]] = {}
     for one in kinds:
         for key, notation in one.items():
@@ -162,9 +165,9 @@ def usual_kind(kinds: list[dict[str, str]]) -> dict[str, str]:
 
 
 def difference(ours: dict[str, str], usual: dict[str, str]) -> str:
-    """The first key, in words, in which a run differs from the others.
+    """The first difference between a run and the usual one, in words.
 
-    "" if it does not, as where no other is of its arm.
+    "" if there is none. Keys that `usual` lacks are not compared.
     """
     for key, notation in ours.items():
         if notation != (other := usual.get(key, notation)):
@@ -175,7 +178,7 @@ def difference(ours: dict[str, str], usual: dict[str, str]) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """As YAML has it; None for nothing."""
+    """A value as text, in JSON unless it is a text already; None if it is MISSING."""
     return None if value is MISSING else value if isinstance(value, str) else json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""How a run ended: the one shape of result.json, for those who write it and those who read it."""
+"""The result of a run: the one definition of result.json, for its writers and its readers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rankrl.recipe.plan import Run
 
 @dataclass(frozen=True)
 class Result:
-    """The content of result.json, in its order.
+    """The content of result.json, in the order of the file.
 
-    Scores and gain are fractions, null where they were not measured.
+    Scores and gain are fractions; None if they were not measured.
     """
 
     run_id: str
@@ -30,14 +30,14 @@ class Result:
     gain: float | None
     """final_score - base_score."""
     tokens_total: int
-    """Tokens of prompts and responses."""
+    """Number of tokens in all prompts and responses of the run."""
     steps: int
-    """PPO steps that were done."""
+    """Number of PPO steps that were completed."""
     wall_s: float
     trainable_params: int
     base_params: int
     error: str = ""
-    """What ended the run; result.json has it only where there is one."""
+    """Error that ended the run, or "". result.json leaves out an empty one."""
 
     @classmethod
     def of(
@@ -53,7 +53,7 @@ class Result:
         trainable_params: int,
         error: str = "",
     ) -> Result:
-        """The result of `run`. Its adapter may have fewer parameters than were planned."""
+        """The result of `run`; `trainable_params` may be fewer than planned."""
         gain = None if final_score is None or base_score is None else final_score - base_score
         grid = (run.run_id, run.arm, run.rank, run.batch_size, run.seed)
         scores = (base_score, final_score, best_score, gain)
@@ -61,11 +61,11 @@ class Result:
         return cls(*grid, status, *scores, tokens_total, steps, wall_s, *sizes, error)
 
     def row(self) -> dict[str, Any]:
-        """What the report counts: every key, `error` included."""
+        """Every key with its value, an empty `error` included: a row of the report."""
         return asdict(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """What result.json says."""
+        """The content of result.json: every key, `error` only if there is one."""
         return {key: value for key, value in self.row().items() if key != "error" or value}
 
     def as_json(self) -> str:
@@ -73,11 +73,11 @@ class Result:
 
 
 KEYS = tuple(field.name for field in fields(Result) if field.name != "error")
-"""What every result.json has."""
+"""The keys that every result.json has."""
 
 
 def from_content(content: dict[str, Any]) -> Result:
-    """What a result.json without a problem (rankrl.report.valid) says; more keys are left out."""
+    """The Result in a result.json that passed rankrl.report.valid. Other keys are ignored."""
     error = content.get("error") or ""
     said = {key: content[key] for key in KEYS}
     return Result(**said, error=error if isinstance(error, str) else repr(error))

@@ -1,4 +1,4 @@
-"""What a result.json must say."""
+"""Checks the content of result.json."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ TEXTS = tuple(key for key in KEYS if TYPES[key] is str)
 COUNTS = tuple(key for key in KEYS if TYPES[key] is int)
 FRACTIONS = tuple(key for key in KEYS if TYPES[key] == float | None)
 LONGEST_S = 1e10
-"""Of a run: three centuries."""
+"""Longest believable duration of a run in seconds: three centuries."""
 
 
 def read_json(path: Path) -> Any:
-    """Strict JSON of a small file. Raises ValueError, in words, for what is none, and for NaN or Infinity."""
+    """The content of a small JSON file.
+
+    Raises ValueError, with the reason, if it cannot be read, is larger than LARGEST_FILE_BYTES, is
+    not JSON, or contains NaN or Infinity.
+    """
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise ValueError(f"larger than {LARGEST_FILE_BYTES} bytes")
@@ -41,7 +45,7 @@ def _refuse(name: str) -> None:
 
 
 def result_problem(result: Any) -> str:
-    """The first thing that is wrong with the content of a result.json; "" if nothing is."""
+    """The first problem with the content of a result.json; "" if there is none."""
     if not isinstance(result, dict):
         return "no JSON object"
     missing = [key for key in KEYS if key not in result]

@@ -1,4 +1,7 @@
-"""A run directory belongs to one resolved run; another under its id is not mixed in or skipped."""
+"""Checks that a run directory belongs to the run that is about to use it.
+
+Another run of the same id is refused: it is neither mixed in nor taken for done.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from rankrl.report.resolved import newer, resolved_sections, section, short
 
 
 def check_identity(directory: Path, run: Run) -> None:
-    """Raises ValueError with the first difference if the run.yaml in `directory` is another run's.
+    """Raises ValueError, with the first difference, if `directory` has the run.yaml of another run.
 
-    A key that it lacks is what the version that added it has by default (rankrl.recipe.history).
+    A key that the file lacks means the default that the key had when it was added
+    (rankrl.recipe.history).
     """
     path = directory / "run.yaml"
     if not path.is_file():
@@ -31,9 +35,10 @@ def check_identity(directory: Path, run: Run) -> None:
 
 
 def _compared(resolved: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this one: of a derived knob its value, not the words that explain it.
+    """The parts of a resolved run that are compared with the resolved run `other`.
 
-    One that the other run lacks derives from a rule, which is compared.
+    A derived hyperparameter is compared by its value, not by the words that explain it. If `other`
+    lacks it, it is left out; the rule that it derives from is compared.
     """
     derived, others = (tree["derived"] if isinstance(tree["derived"], dict) else {} for tree in (resolved, other))
     values = {name: {"value": knob.get("value")} if isinstance(knob, dict) else knob for name, knob in derived.items()}
@@ -41,6 +46,6 @@ def _compared(resolved: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]
 
 
 def apart(key: str, was: Any, now: Any) -> str:
-    """A difference from a recorded run, in words."""
+    """A difference from a recorded run, in words: the key, its value there and its value here."""
     held = f"without {key}" if was is MISSING else f"with {key}={short(was)}"
     return f"{held}, and this one has {'none' if now is MISSING else short(now)}"

@@ -22,7 +22,7 @@ def recorded_runs(root: Path) -> dict[str, dict[str, str]]:
 
 
 def check_measure(runs: dict[str, dict[str, str]], data: Data, items: tuple[list[Item], list[Item]]) -> None:
-    """Raises ValueError, one line, if a recorded run had other items or another grader than this process."""
+    """Raises ValueError, in one line, if a recorded run had other items or another grader."""
     here = dict(zip(("train", "evaluation"), map(revision, items), strict=True))
     distinct: dict[tuple[str | None, ...], str] = {}
     for name, sections in runs.items():  # of thousands, nearly all say the same

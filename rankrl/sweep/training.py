@@ -236,8 +236,8 @@ def result_of(
 ) -> Result:
     """The result of an attempt that began at `began_s`.
 
-    `base` is None where the base could not be evaluated; `scores` are those of all evaluations after
-    step 0, none of a run that did not end.
+    `base` is None where the base could not be evaluated; `scores` are those of all evaluations
+    after step 0, none of a run that did not end.
     """
     return Result.of(
         record.run,

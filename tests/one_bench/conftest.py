@@ -1,4 +1,4 @@
-"""One bench for all tests of this folder: each start of services costs most of a minute."""
+"""One bench for all tests of this folder, since each start of services takes most of a minute."""
 
 from __future__ import annotations
 

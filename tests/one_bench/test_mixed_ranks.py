@@ -1,4 +1,4 @@
-"""Mixed ranks, 0 to 5, through trainer and engine at scale=nano."""
+"""Adapters with mixed ranks, 0 to 5, in trainer and engine at scale=nano."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_mixed_run_has_ranks_0_to_5():
 
 @pytest.mark.pipeline
 def test_mixed_ranks_train_stop_and_resume(bench, monkeypatch):
-    """What the engine serves is what was trained; after a stop the table comes from the checkpoint."""
+    """The engine serves the trained adapter. After a stop, the table comes from the checkpoint."""
     from rankrl.ppo.loop import RunTrainer
     from rankrl.sweep import training
 

@@ -1,4 +1,4 @@
-"""Runs that train at once on the same services do not notice each other: not when all goes well, and not when one breaks."""
+"""Runs that train at once on the same services do not affect each other, even if one fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECONDS = {"rollout_s", "experience_s", "update_s", "sync_s", "step_s"}
 
 
 def train(bench, name: str, runs, parallel_runs: int) -> Path:
-    """Trains `runs` under a directory of their own, which is returned."""
+    """Trains `runs` in a directory of their own and returns it."""
     from rankrl.sweep.packing import train_all
 
     directory, bench.directory = bench.directory, bench.directory / name
@@ -40,18 +40,18 @@ def train(bench, name: str, runs, parallel_runs: int) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(bench) -> Path:
-    """The watched runs one after another."""
+    """The directory of the watched runs, trained one after another."""
     return train(bench, "alone", WATCHED, 1)
 
 
 def curve(root: Path, run) -> list[dict]:
-    """All metrics but the seconds."""
+    """The metrics of every step except times."""
     lines = map(json.loads, (root / run.run_id / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in SECONDS} for line in lines]
 
 
 def check_same(left: Path, right: Path, run) -> None:
-    """Bit for bit: every metric of every step, and every evaluated sample."""
+    """Asserts that every metric of every step and every evaluated sample are equal bit for bit."""
     assert json.loads((left / run.run_id / "result.json").read_text())["status"] == "finished"
     assert len(curve(left, run)) == 12
     assert curve(left, run) == curve(right, run)
@@ -68,7 +68,8 @@ def test_two_lone_repetitions_are_identical(bench, alone):
 
 
 def test_a_packed_run_equals_the_lone_one(bench, alone):
-    """Eight runs of ranks 1 to 32 at once. Prompts, first tokens, first update and all that follows are the lone run's."""
+    """With eight runs of ranks 1 to 32 at once, prompts, first tokens, first update and all that
+    follows equal those of the run alone."""
     packed = train(bench, "packed", [*WATCHED, *OTHERS], 8)
     for run in WATCHED:
         check_same(packed, alone, run)

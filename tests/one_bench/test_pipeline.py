@@ -1,4 +1,5 @@
-"""The real thing at scale=nano: Ray, DeepSpeed, vLLM and OpenRLHF, on services that the tests share."""
+"""The real pipeline at scale=nano: Ray, DeepSpeed, vLLM and OpenRLHF, on services that the tests
+share."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture
 def attach(bench):
-    """Brings a run to the services: attach("ranks=[1]") -> trainer. All are detached afterwards."""
+    """Attaches a run to the services: attach("ranks=[1]") -> trainer. All are detached after it."""
     from rankrl.ppo.loop import RunTrainer
 
     attached = []
@@ -56,7 +57,8 @@ def test_the_base_has_headroom(bench):
 
 
 def test_one_seed_repeats_itself(attach):
-    """Prompts, initial adapter and first rollout are identical; the rest is compared to the tolerance that was seen."""
+    """Prompts, initial adapter and first rollout are identical. The rest is compared within the
+    tolerance that was observed."""
     seen = []
     for _ in range(2):
         trainer = attach("ranks=[8]")
@@ -83,7 +85,7 @@ def test_ranks_of_one_seed_share_the_first_row_of_every_a(attach):
 
 
 def one_batch(trainer, step):
-    """A rollout of two prompts as upstream's batch."""
+    """A rollout of two prompts, as a batch of OpenRLHF."""
     samples = trainer.rollouts.rollout(trainer.adapter_id, 0, step, trainer.train_items[:2], 8)
     return trainer.experience_maker.split_rollout_samples(samples)[0]
 
@@ -94,7 +96,8 @@ def worker_logprobs(group, batch):
 
 
 def test_reference_is_the_base_and_the_saved_adapter_the_policy(attach, bench, tmp_path):
-    """Bit for bit: adapter off against OpenRLHF's own actor on a fresh base; the saved adapter in PEFT against the worker."""
+    """Equal bit for bit: the policy without its adapter and OpenRLHF's own actor on a fresh base;
+    the saved adapter in PEFT and the worker."""
     from openrlhf.models import Actor
     from peft import PeftModel
 
@@ -159,7 +162,7 @@ def test_a_run_continues_from_its_checkpoint_as_if_never_stopped(attach, tmp_pat
 
 
 def faulty(fault):
-    """A trainer whose sync sends something else than its adapter."""
+    """A trainer class whose sync sends something other than its adapter."""
     from rankrl.ppo.loop import RunTrainer
     from rankrl.ppo.serving import Payload
 

@@ -1,4 +1,5 @@
-"""Every start of an adapter through the real services at scale=nano: it is the base, trains, and acts in the engine."""
+"""Every start of an adapter on the real services at scale=nano: it equals the base, trains, and
+acts in the engine."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def logprobs(group, batch):
 
 @pytest.fixture(scope="module")
 def references():
-    """Log-probabilities of the base, of the first variant that has any."""
+    """Log-probabilities of the base, filled by the variants; the first is the reference."""
     return []
 
 
