@@ -1,6 +1,7 @@
 """Run directories -> records. What is missing, partial, damaged, foreign or failed is named: not fatal, not left out in silence.
 
-Only a sweep that mixes runs of different recipes, scales or steps is refused: its cells would compare what is not alike.
+Only a sweep that mixes runs of different recipes, scales, steps, items or graders is refused: its
+cells would compare what is not alike.
 """
 
 from __future__ import annotations
