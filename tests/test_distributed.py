@@ -145,7 +145,7 @@ def adam_path(rank: int, address: str, results) -> None:
 
 
 def three_steps(kind, rank: int):
-    """Three optimizer steps, saved and loaded after the second. Returns (parameters held, weights)."""
+    """Three optimizer steps, saved and loaded after the second: (parameters held, weights)."""
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(4, 3)) for _ in range(3)]
     data = torch.randn(3, 2, 3)

@@ -19,7 +19,12 @@ from rankrl.report.resolved import versions_apart
 from rankrl.sweep import local
 from rankrl.sweep.measure_alike import check_measure, recorded_runs
 
-VERSIONS = {"rankrl": "0.1.0", "grader": "3", "torch": "2.13.0", "git_commit": "192b2ac2b763c785"}
+VERSIONS = {
+    "rankrl": "0.1.0",
+    "grader": "3",
+    "torch": "2.13.0+cu128.dev1",
+    "git_commit": "192b2ac2b763c78550f1ce5b30a04014268cfcd4",
+}
 
 
 class Started(Exception):
@@ -77,10 +82,10 @@ def test_a_file_that_has_changed_is_refused_before_anything_starts(begun):
     with pytest.raises(ValueError) as refused:
         local.sweep(runs, root, report=False)
     assert str(refused.value) == (
-        f"data.train={root}/train.jsonl: the file has changed since run r1-b16-s0: revision {before} there, {after} here; "
-        "put the file back, or choose another --runs directory or name="
+        f"data.train={root}/train.jsonl: the file has changed since run r1-b16-s0: revision {before} there, {after} "
+        "here; put the file back, or choose another --runs directory or name="
     )
-    with pytest.raises(ValueError, match=r"data.train=.* since run r1-b16-s0"):  # also for runs that were not begun
+    with pytest.raises(ValueError, match=r"data.train=.* since run r1-b16-s0"):  # for new runs too
         local.sweep(runs[2:], root, report=False)
 
 
@@ -109,8 +114,9 @@ def test_a_grader_of_another_version_is_refused(begun):
     with pytest.raises(ValueError) as refused:
         local.sweep(runs, root, report=False)
     assert str(refused.value) == (
-        "grader: got version 3, allowed: 2, which graded run r1-b16-s1 (scores of two versions do not compare: use rankrl 0.1.0 "
-        "at commit 192b2ac2b763c785, or choose another --runs directory or name=)"
+        "grader: got version 3, allowed: 2, which graded run r1-b16-s1 (scores of two versions do not compare: "
+        "use rankrl 0.1.0 at commit 192b2ac2b763c78550f1ce5b30a04014268cfcd4, or choose another --runs directory or "
+        "name=)"
     )
 
 
@@ -165,7 +171,7 @@ def test_other_versions_are_noted(begun):
     )
     recorded = recorded_runs(root / "demo").values()
     assert versions_apart(recorded, VERSIONS | {"git_commit": "abc"}) == (
-        "torch 2.13.0 here, 2.14.0 (1 run); git_commit abc here, 192b2ac2b763 (1 run), none (1 run); "
+        "torch 2.13.0+cu128.dev1 here, 2.14.0 (1 run); git_commit abc here, 192b2ac2b763 (1 run), none (1 run); "
         "vllm none here, 0.29.0 (1 run)"
     )
     record(root / "demo" / "r1-b16-s1", versions=VERSIONS)
@@ -202,12 +208,12 @@ def test_the_report_names_versions_that_occur_side_by_side(tmp_path):
     for run in root.glob("r*"):
         record(run, versions=VERSIONS)
     record(root / "r1-b16-s0", versions=VERSIONS | {"torch": "2.14.0"})
-    record(root / "r8-b16-s0", versions=VERSIONS | {"git_commit": "77777777777777"})
-    record(root / "r8-b16-s1", versions=VERSIONS | {"git_commit": "77777777777777"})
+    record(root / "r8-b16-s0", versions=VERSIONS | {"git_commit": "7" * 40})
+    record(root / "r8-b16-s1", versions=VERSIONS | {"git_commit": "7" * 40})
     assert read_sweep(root).problems == [
         {
             "run": "",
-            "problem": "made by different versions: torch 2.13.0 (5 runs), 2.14.0 (1 run); "
+            "problem": "made by different versions: torch 2.13.0+cu128.dev1 (5 runs), 2.14.0 (1 run); "
             "git_commit 192b2ac2b763 (4 runs), 777777777777 (2 runs)",
         }
     ]

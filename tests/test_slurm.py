@@ -207,8 +207,9 @@ def test_two_submissions_at_once_then_the_time_limit_and_kill_of_a_driver(cluste
 
 
 def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster):
-    """All faults hit the second of two runs: a killed policy worker, a killed engine, preemption, the
-    loss of a node with its slurmd, scancel, and a disk that is full while a checkpoint is written.
+    """All faults hit the second of two runs: a killed policy worker, a killed engine, preemption,
+    the loss of a node with its slurmd, scancel, and a disk that is full while a checkpoint is
+    written.
 
     On the full disk the run fails with one line. Once there is room, the next submission resumes it
     from its last checkpoint.

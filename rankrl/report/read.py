@@ -1,8 +1,8 @@
 """Reads the run directories of a sweep.
 
 Runs that are missing, partial, damaged, foreign or failed are named: they neither stop the report
-nor disappear without a word. Only a sweep that mixes runs of different recipes, scales or steps is
-refused, since its cells would not be comparable.
+nor disappear without a word. Only a sweep that mixes runs of different recipes, scales, steps,
+items or graders is refused, since its cells would not be comparable.
 """
 
 from __future__ import annotations

@@ -135,15 +135,20 @@ def versions_apart(resolved: Iterable[dict[str, str]], here: dict[str, str]) -> 
         for name, counter in occurring(resolved).items()
     }
     return "; ".join(
-        f"{name} {here.get(name, 'none')[:12]} here, {_listed(others)}" for name, others in apart.items() if others
+        f"{name} {_brief(here.get(name, 'none'))} here, {_listed(others)}" for name, others in apart.items() if others
     )
 
 
 def _listed(counter: Counter[str]) -> str:
     """Versions and numbers of runs, most frequent first: `2.13.0 (5 runs), 2.14.0 (1 run)`."""
-    shown = [f"{version[:12]} ({n} run{'s' * (n > 1)})" for version, n in counter.most_common(MOST_VERSIONS)]
+    shown = [f"{_brief(version)} ({n} run{'s' * (n > 1)})" for version, n in counter.most_common(MOST_VERSIONS)]
     more = len(counter) - len(shown)
     return ", ".join(shown) + (f", and {more} more" if more else "")
+
+
+def _brief(version: str) -> str:
+    """A commit by its first twelve digits."""
+    return version[: 12 if re.fullmatch("[0-9a-f]{40}", version) else 40]
 
 
 def kind(sections: dict[str, str], result: dict[str, Any]) -> dict[str, str]:

@@ -46,8 +46,8 @@ def _check_items(name: str, sections: dict[str, str], data: Data, here: dict[str
             if Path(path).is_file():
                 what, fix = ("the file has", "put the file back")
             raise ValueError(
-                f"data.{part}={path}: {what} changed since run {name}: revision {there[part]} there, {here[part]} here; "
-                f"{fix}, or {ELSEWHERE}"
+                f"data.{part}={path}: {what} changed since run {name}: revision {there[part]} there, {here[part]} "
+                f"here; {fix}, or {ELSEWHERE}"
             )
 
 
@@ -61,7 +61,8 @@ def _check_settings(name: str, sections: dict[str, str], data: Data) -> None:
 
 def _check_grader(name: str, there: dict[str, str]) -> None:
     if there.get("grader", str(GRADER)) != str(GRADER):
+        rankrl = f"rankrl {there.get('rankrl')} at commit {there.get('git_commit')}"
         raise ValueError(
-            f"grader: got version {GRADER}, allowed: {there['grader']}, which graded run {name} (scores of two versions do "
-            f"not compare: use rankrl {there.get('rankrl')} at commit {there.get('git_commit')}, or {ELSEWHERE})"
+            f"grader: got version {GRADER}, allowed: {there['grader']}, which graded run {name} (scores of two versions "
+            f"do not compare: use {rankrl}, or {ELSEWHERE})"
         )
