@@ -114,7 +114,7 @@ def test_a_grader_of_another_version_is_refused(begun):
     with pytest.raises(ValueError) as refused:
         local.sweep(runs, root, report=False)
     assert str(refused.value) == (
-        "grader: got version 3, allowed: 2, which graded run r1-b16-s1 (scores of two versions do not compare: "
+        "grader: got version 3, allowed: 2, which graded run r1-b16-s1 (two versions' scores do not compare: "
         "use rankrl 0.1.0 at commit 192b2ac2b763c78550f1ce5b30a04014268cfcd4, or choose another --runs directory or "
         "name=)"
     )

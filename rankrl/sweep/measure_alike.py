@@ -63,6 +63,6 @@ def _check_grader(name: str, there: dict[str, str]) -> None:
     if there.get("grader", str(GRADER)) != str(GRADER):
         rankrl = f"rankrl {there.get('rankrl')} at commit {there.get('git_commit')}"
         raise ValueError(
-            f"grader: got version {GRADER}, allowed: {there['grader']}, which graded run {name} (scores of two versions "
+            f"grader: got version {GRADER}, allowed: {there['grader']}, which graded run {name} (two versions' scores "
             f"do not compare: use {rankrl}, or {ELSEWHERE})"
         )
