@@ -22,7 +22,7 @@ from rankrl.report.statistics.intervals import (
     t_interval,
     upside_null,
 )
-from rankrl.report.statistics.paired import against_reference, arm_comparisons, best_set
+from rankrl.report.statistics.paired import against_reference, arm_comparisons
 from rankrl.report.statistics.pareto import on_front, pareto, pareto_points
 
 
@@ -168,17 +168,6 @@ def test_arms_and_ranks_are_compared_over_common_batches_and_seeds():
     assert row["mean_difference"] == pytest.approx(-0.0005)
 
 
-def test_the_best_set():
-    rng = np.random.default_rng(1)
-    shared = rng.normal(0, 0.05, 6)
-    means = {1: 0.0, 8: 0.2, 32: 0.201}
-    runs = [run for rank, mean in means.items() for run in plain(mean + shared + rng.normal(0, 0.01, 6), rank)]
-    found = best_set(runs, ("arm", "rank"))
-    assert [row["rank"] for row in found["members"]] == [8, 32]
-    assert [row["rank"] for row in found["excluded"]] == [1]
-    assert len(best_set(plain([0.1, 0.2]), ("arm", "rank"))["members"]) == 1
-
-
 def test_pareto_front():
     tokens = np.array([10.0, 20.0, 20.0, 30.0, 40.0])
     gains = np.array([0.1, 0.3, 0.2, 0.25, 0.4])
@@ -258,17 +247,6 @@ def test_error_rate_of_non_inferiority():
     draws = np.random.default_rng(5).normal(-0.01, 0.01, (6000, 6))
     wrong = np.mean([t_test(list(x), above=-0.01) < 0.025 for x in draws])
     assert wrong == pytest.approx(0.025, abs=0.0061)
-
-
-def test_the_best_is_in_its_set():
-    """With five ranks of equal mean, any of them, taken as the true best, is left out of the set in
-    at most 5 % of sweeps."""
-    rng, kept = np.random.default_rng(6), []
-    for _ in range(500):
-        shared = rng.normal(0, 0.03, 6)
-        runs = [run for rank in (1, 2, 4, 8, 32) for run in plain(shared + rng.normal(0, 0.02, 6), rank)]
-        kept.append({"arm": "", "rank": 8} in best_set(runs, ("arm", "rank"))["members"])
-    assert np.mean(kept) >= 0.95 - 3 * 0.0097
 
 
 def test_the_bootstrap_of_the_iqm_covers_too_little_at_six_seeds():

@@ -26,18 +26,22 @@ def test_no_negative_run_is_a_bounded_risk(tmp_path):
 
 def test_ranks_that_are_not_told_apart_get_no_word_of_order(tmp_path):
     found = summary_of(plain([0.1, 0.2, 0.3], 1) + plain([0.2, 0.1, 0.35], 32), tmp_path)
-    assert found["words"][0].startswith("This sweep does not tell its ranks and arms apart")
-    assert "not distinguishable from rank 32" in found["words"][1]
-    assert not any(CLAIMS.search(word) for word in found["words"][1:3])
+    assert found["words"][0].startswith("No rank is shown to be within 0.01 of the best of the others")
+    assert found["words"][1] == "None is shown to be below another one."
+    assert found["words"][2] == "No rank is shown to gain over the base (95 % for all at once)."
+    assert "not distinguishable from rank 32" in found["words"][3]
+    assert not any(CLAIMS.search(word) for word in found["words"][3:5])
     claims = [row["claim"] for row in found["power"]]
     assert claims[0] == "rank 1 is within 0.01 of rank 32, or differs from it"
 
 
 def test_a_difference_that_holds_is_said_with_its_interval(tmp_path):
     found = summary_of(plain([0.0, 0.01, -0.01, 0.0, 0.02], 1) + plain([0.2, 0.2, 0.2, 0.21, 0.22], 32), tmp_path)
-    assert found["words"][0].startswith("The best: rank 32, +0.206 [+0.195, +0.217], 0 of 5 runs negative")
-    assert "below rank 32 by 0.202 (difference [-0.212, -0.192]" in found["words"][1]
-    assert "1 of 5 runs negative, risk 0.01 to 0.72" in found["words"][1]
+    assert found["words"][0].startswith("To rely on: rank 32, +0.206 [+0.195, +0.217], 0 of 5 runs negative")
+    assert found["words"][1] == "Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.202."
+    assert found["words"][2] == "The lowest rank that is shown to gain over the base: rank 32 (1 of 2 are)."
+    assert "below rank 32 by 0.202 (difference [-0.212, -0.192]" in found["words"][3]
+    assert "1 of 5 runs negative, risk 0.01 to 0.72" in found["words"][3]
 
 
 @pytest.mark.slow
@@ -68,7 +72,8 @@ def test_arms_that_differ_over_all_ranks_are_not_said_to_be_alike(tmp_path):
     ]
     found = summary_of(runs, tmp_path)
     assert found["best_set"]["excluded"] == [] and found["arm_comparisons"][0]["verdict"] == "higher"
-    assert found["words"][0].startswith("No arm at any one rank is shown to be below the best")
+    assert found["words"][1] == "None is shown to be below another one."
+    assert any(word.startswith("Arm on is higher than arm off") for word in found["words"])
 
 
 @pytest.mark.parametrize("bad, says", [(0, "risk below 0.46"), (2, "risk 0.04 to 0.78")])

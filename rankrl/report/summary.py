@@ -8,6 +8,7 @@ from rankrl.report.read import SweepRecords
 from rankrl.report.statistics import evaluation
 from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
 from rankrl.report.statistics.cells import CELL, grouped, summary
+from rankrl.report.statistics.claims import best_set, claims
 from rankrl.report.statistics.paired import compared
 from rankrl.report.statistics.pareto import pareto, pareto_points
 from rankrl.report.statistics.power import power
@@ -23,10 +24,13 @@ def sweep_summary(sweep: SweepRecords) -> dict[str, Any]:
     chances = evaluation.negative_on_other_items(answers) if answers else []
     for name, keys in GROUPS.items():
         evaluation.add_item_risk(statistics[name], keys, chances)
+    found = claims(sweep.results)
     points = pareto_points(sweep.results, statistics["cells"])
     whole = {
         **statistics,
         **compared(sweep.results),
+        "claims": found,
+        "best_set": best_set(found, [{key: row[key] for key in ("arm", "rank")} for row in statistics["ranks"]]),
         "pareto": pareto(points),
         "pareto_points": points,
         "budget": budget(sweep.results),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rankrl.report.statistics.claims import of_kind
 from rankrl.report.statistics.family import Row
+from rankrl.report.statistics.paired import MARGIN
 from rankrl.report.statistics.power import named
 
 MOST_RANKS = 12
@@ -47,22 +49,57 @@ def interval(ends: list[float] | None) -> str:
 
 
 def _answer(summary: dict[str, Any]) -> list[str]:
-    """The lowest rank that is not shown to be below the best, or that no difference is shown."""
-    members, excluded = summary["best_set"]["members"], summary["best_set"]["excluded"]
+    """What may be relied on, what is shown to be below, and what is shown to gain at all.
+
+    Each sentence stands on supported claims (report/statistics/claims.py): no arm or rank is
+    called best, lowest or below because its runs are noisy.
+    """
     rows = {(row["arm"], row["rank"]): row for row in summary["ranks"]}
     if len(rows) == 1:
         return [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
-    if not excluded and any(row["verdict"] != "inconclusive" for row in summary["arm_comparisons"]):
-        return ["No arm at any one rank is shown to be below the best; differences between arms over all ranks are."]
-    if not excluded:
-        return ["This sweep does not tell its ranks and arms apart: none is shown to be below the best."]
-    lowest = min(members, key=lambda member: (member["rank"], -rows[member["arm"], member["rank"]]["mean_gain"]))
-    row = rows[lowest["arm"], lowest["rank"]]
-    others = [named(member) for member in members if member != lowest]
-    known = f"not distinguishable from {_list(others, 4)}" if others else "above every other one"
-    word = "The lowest rank among those that may be the best" if others else "The best"
-    below = f"Shown to be below another one: {_list([named(x) for x in excluded], 4)} (95 % for all at once)."
-    return [f"{word}: {named(row)}, {gain(row)}; {known}. {below}"]
+    return [_dependable(summary, rows), _below(summary), *_gaining(summary)]
+
+
+def _subjects(summary: dict[str, Any], kind: str) -> set[tuple[str, int]]:
+    """(arm, rank) of the supported claims of a kind."""
+    return {(row["subject"]["arm"], row["subject"]["rank"]) for row in of_kind(summary["claims"], kind)}
+
+
+def _dependable(summary: dict[str, Any], rows: dict[tuple[str, int], Row]) -> str:
+    """The lowest rank that is shown to gain and not to lose more than the margin against any."""
+    able = _subjects(summary, "noninferior") & _subjects(summary, "above")
+    if not able:
+        return f"No rank is shown to be within {MARGIN} of the best of the others: which one to rely on is open."
+    chosen = min(able, key=lambda subject: (subject[1], -rows[subject]["mean_gain"]))
+    return (
+        f"To rely on: {named(rows[chosen])}, {gain(rows[chosen])}; it is above the base and less than {MARGIN} "
+        "below every other one (95 % for all at once)."
+    )
+
+
+def _below(summary: dict[str, Any]) -> str:
+    """What is shown to be below another one, with the pair that shows most; at most three."""
+    widest: dict[tuple[str, int], Row] = {}
+    for row in of_kind(summary["claims"], "below"):
+        subject = row["subject"]["arm"], row["subject"]["rank"]
+        if subject not in widest or row["ci95"][1] < widest[subject]["ci95"][1]:
+            widest[subject] = row
+    if not widest:
+        return "None is shown to be below another one."
+    said = [f"{named(row['subject'])} below {named(row['than'])} by {-row['estimate']:.3f}" for row in widest.values()]
+    return f"Shown, for all pairs at once (95 %): {_list(said, 3)}."
+
+
+def _gaining(summary: dict[str, Any]) -> list[str]:
+    """The lowest rank that is shown to gain over the base."""
+    above = _subjects(summary, "above")
+    if not above:
+        return ["No rank is shown to gain over the base (95 % for all at once)."]
+    arm, rank = min(above, key=lambda subject: (subject[1], subject[0]))
+    name = named({"arm": arm, "rank": rank})
+    return [
+        f"The lowest rank that is shown to gain over the base: {name} ({len(above)} of {len(summary['ranks'])} are)."
+    ]
 
 
 def _confirmed(summary: dict[str, Any]) -> list[str]:

@@ -83,7 +83,7 @@ def _families(results: list[Row], summary: dict[str, Any]) -> Iterator[Drawing]:
         bands.rank_bands(ranks, best),
         "Signal and reliability by rank",
         f"Mean gain, {BLOCKED}, and the share of runs without a loss (1 - negative-gain risk) with its exact interval. "
-        "Ringed: not distinguishable from the best.",
+        "Ringed: not shown to be below another one.",
         f"Mean gain by rank. {listed(ranks, 'mean_gain')} Share of runs with negative gain. {listed(ranks, 'negative_gain_risk')}",
     )
     yield (

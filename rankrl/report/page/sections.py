@@ -132,26 +132,25 @@ def comparisons(summary: dict[str, Any]) -> str:
 
 
 def against_reference(summary: dict[str, Any]) -> str:
-    """Section on the ranks against the reference rank, and on which ranks and cells may be best."""
+    """Section on the ranks against the reference rank, and on which ranks are below another one."""
     rows = summary["against_reference"]
     caption = f"One row per rank, against rank {rows[0]['reference_rank']}" if rows else ""
     shape = columns.AGAINST_REFERENCE
     if len({row["reference_rank"] for row in rows}) == 1:  # the caption names it
         shape = {key: column for key, column in shape.items() if key != "reference_rank"}
     shown = table("against-table", rows, shape, caption, ("mean_difference", "family_ci95"))
-    best = _best(summary["best_set"], "Ranks") + _best(summary["best_cells"], "Cells") if shown else ""
+    best = _best(summary["best_set"]) if shown else ""
     return section("against", "Against the reference rank", shown, best, note=NOTES["against_reference"])
 
 
-def _best(found: dict[str, Any], what: str) -> str:
-    """Paragraph on the set that holds the best, by name; folded if longer than MOST_NAMED."""
-    members, excluded = found["members"], found["excluded"]
-    if not members or not excluded:
-        return f"<p>{what}: none is told apart from the best.</p>" if members else ""
-    said = f"{what} not distinguishable from the best at {100 * found['level']:.0f} %"
-    said += f", {len(members)} of {len(members) + len(excluded)}"
-    names = escape("; ".join(named(row) for row in members))
-    long = len(members) > MOST_NAMED
+def _best(found: dict[str, Any]) -> str:
+    """Paragraph on what is shown to be below another one, by name; folded if over MOST_NAMED."""
+    excluded, every = found["excluded"], len(found["members"]) + len(found["excluded"])
+    if not excluded:
+        return "<p>None is shown to be below another one.</p>" if every else ""
+    said = f"Shown to be below another one, at {100 * found['level']:.0f} % for all pairs at once: {len(excluded)} of {every}"
+    names = escape("; ".join(named(row) for row in excluded))
+    long = len(excluded) > MOST_NAMED
     return f"<details><summary>{said}</summary><p>{names}.</p></details>" if long else f"<p>{said}: {names}.</p>"
 
 

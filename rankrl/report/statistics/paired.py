@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
 from rankrl.report.statistics.family import Row, holm, judge, paired, seed_blocks, t_test
@@ -133,63 +132,10 @@ def _add_seeds_needed(rows: list[Row]) -> None:
         row["seeds_needed"] = seeds_for_difference(variance**0.5, MARGIN) if variance > EQUAL**2 else None
 
 
-def best_set(results: list[Result], keys: tuple[str, ...]) -> dict[str, Any]:
-    """Groups not distinguishable from the best: the true best is among them in 95 % of sweeps.
-
-    `keys` define the groups. A group is excluded if another one is above it over common batch sizes
-    and seeds: one-sided paired t tests clustered by seed, corrected for all other groups (Hsu's
-    comparisons with the best, 1984, with Bonferroni's bound).
-    """
-    groups = by_key(results, keys)
-    gains_GBS = _table(groups)
-    members: list[dict[str, Any]] = []
-    excluded: list[dict[str, Any]] = []
-    for i, values in enumerate(groups):
-        beaten = _least_p(gains_GBS - gains_GBS[i]) <= (1 - LEVEL) / max(1, len(groups) - 1)
-        (excluded if beaten else members).append(dict(zip(keys, values, strict=True)))
-    return {"metric": "mean_gain", "level": LEVEL, "members": members, "excluded": excluded}
-
-
-def _table(groups: dict[tuple, list[Result]]) -> np.ndarray:
-    """Gains `[G, B, S]` by group, batch size and seed; NaN where there is no run.
-
-    A group has at most one run per batch size and seed.
-    """
-    runs = [run for members in groups.values() for run in members]
-    batches = {b: i for i, b in enumerate(sorted({run["batch_size"] for run in runs}))}
-    seeds = {s: i for i, s in enumerate(sorted({run["seed"] for run in runs}))}
-    table = np.full((len(groups), len(batches), len(seeds)), np.nan)
-    for g, members in enumerate(groups.values()):
-        for run in members:
-            table[g, batches[run["batch_size"]], seeds[run["seed"]]] = outcome_gain(run)
-    return table
-
-
-def _least_p(differences_GBS: np.ndarray) -> float:
-    """Smallest one-sided p over the groups for a mean difference above 0, clustered by seed.
-
-    1 where no group has two seeds with different values.
-    """
-    has = np.isfinite(differences_GBS)
-    per_seed_GS = np.where(has, differences_GBS, 0).sum(1) / np.where(has.any(1), has.sum(1), np.nan)
-    n_G = np.isfinite(per_seed_GS).sum(1)
-    able = n_G > 1
-    blocks = per_seed_GS[able]
-    sd = np.nanstd(blocks, axis=1, ddof=1) if len(blocks) else np.zeros(0)
-    varies = sd > EQUAL
-    if not varies.any():
-        return 1.0
-    n = n_G[able][varies]
-    t = np.nanmean(blocks[varies], axis=1) / (sd[varies] / np.sqrt(n))
-    return float(special.stdtr(n - 1, -t).min())
-
-
 def compared(results: list[Result]) -> dict[str, Any]:
     """All comparisons between runs of the same seed, by their keys in summary.json."""
     return {
         "comparisons": comparisons(results),
         "arm_comparisons": arm_comparisons(results),
         "against_reference": against_reference(results),
-        "best_set": best_set(results, ("arm", "rank")),
-        "best_cells": best_set(results, CELL),
     }

@@ -1,0 +1,134 @@
+"""What may be claimed of a sweep, and how often a claim is false."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_stats import plain
+
+from rankrl.report.statistics.blocks import blocks
+from rankrl.report.statistics.claims import Limits, best_set, claims, of_kind, pair_quantile, risk_bound
+
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SWEEPS = 2000
+SHAPES = [(9, 3, 1), (9, 6, 1), (5, 6, 1), (3, 6, 1), (9, 6, 4)]
+
+
+def drawn(means, batches, seeds, rng, sds=0.02, shared=0.01):
+    """Runs of the first ranks with these mean gains.
+
+    All share the seed's effect, and batch sizes of one rank and seed 0.3 of the noise's variance.
+    """
+    effect = rng.normal(0, shared, seeds)
+    runs = []
+    for rank, mean, sd in zip(RANKS, means, np.broadcast_to(sds, len(means)), strict=False):
+        own = rng.normal(0, sd * 0.3**0.5, seeds)
+        for batch in range(batches):
+            gains = mean + effect + own + rng.normal(0, sd * 0.7**0.5, seeds)
+            runs += plain(gains.tolist(), rank, 16 * 2**batch)
+    return runs
+
+
+def subjects(found, kind):
+    return [row["subject"]["rank"] for row in of_kind(found, kind)]
+
+
+def test_a_difference_that_stands_out_is_claimed_with_its_interval():
+    rng = np.random.default_rng(1)
+    runs = drawn([0.0, 0.2, 0.201], 1, 6, rng, 0.01, 0.05)
+    found = claims(runs)
+    below = of_kind(found, "below")
+    assert [(row["subject"]["rank"], row["than"]["rank"]) for row in below] == [(1, 2), (1, 4)]
+    assert all(row["family"] == 3 and row["ci95"][0] < row["estimate"] < row["ci95"][1] < 0 for row in below)
+    known = best_set(found, [{"arm": "", "rank": rank} for rank in (1, 2, 4)])
+    assert [[row["rank"] for row in known[side]] for side in ("members", "excluded")] == [[2, 4], [1]]
+
+
+def test_kinds_families_and_bounds():
+    """Two seeds say little, but never more than a gain can be."""
+    runs = [run for rank in (1, 8, 32) for run in plain([0.1 + rank / 1000, 0.3 - rank / 1000], rank)]
+    found = claims(runs)
+    kinds = [row["kind"] for row in found]
+    assert {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)} == {
+        "below": 3,
+        "above": 3,
+        "noninferior": 3,
+        "equivalent": 2,
+        "risk_below": 3,
+    }
+    assert all(row["family"] == 3 for row in found)
+    assert all(-1 <= row["ci95"][0] <= row["ci95"][1] <= 1 for row in found)
+    assert not any(row["supported"] for row in found)
+    assert [(row["subject"]["rank"], row["than"]["rank"]) for row in found if row["kind"] == "equivalent"] == [
+        (1, 32),
+        (8, 32),
+    ]
+
+
+def test_one_seed_or_equal_gains_support_nothing():
+    assert [row["kind"] for row in claims(plain([0.1], 1) + plain([0.2], 32))] == ["risk_below"] * 2
+    assert {row["kind"] for row in claims(plain([0.1] * 3, 1) + plain([0.2] * 3, 32))} == {"risk_below"}
+
+
+def test_arms_are_compared_at_one_rank_and_ranks_in_one_arm():
+    rng = np.random.default_rng(2)
+    runs = [run | {"arm": arm} for arm in ("off", "on") for run in drawn([0.1, 0.1], 1, 4, rng)]
+    pairs = [(row["subject"], row["than"]) for row in claims(runs) if row["kind"] == "below"]
+    assert len(pairs) == 4
+    assert all(left["arm"] == right["arm"] or left["rank"] == right["rank"] for left, right in pairs)
+
+
+def test_an_unbalanced_sweep_compares_what_both_have():
+    """Rank 1 lacks the batch size at which all gain more. Its level is not moved by that, and the
+    difference is that of the runs that both have."""
+    runs = plain([0.1, 0.12, 0.11], 1) + plain([0.1, 0.12, 0.11], 32) + plain([0.5, 0.52, 0.51], 32, 128)
+    table = blocks(runs)
+    assert table.difference_GG[0, 1] == pytest.approx(0, abs=1e-12)
+    assert table.common_GG.tolist() == [[3, 3], [3, 3]]
+    assert table.level_GS[0].tolist() == pytest.approx([0.1, 0.12, 0.11])
+    assert table.level_GS[1].tolist() == pytest.approx([0.3, 0.32, 0.31])
+
+
+def test_a_noisy_subject_keeps_its_own_variance():
+    """And a quiet one gets the pooled: of few seeds it may be quiet by chance."""
+    quiet = [plain([0.1, 0.101, 0.102, 0.1], rank) for rank in (2, 4, 8)]
+    runs = plain([0.0, 0.3, 0.1, 0.2], 1) + [run for cell in quiet for run in cell]
+    variance = blocks(runs).variance_G
+    assert variance[0] > variance[1] == variance[2] == variance[3] > 1e-4
+
+
+def test_quantiles():
+    """Tukey's for nine subjects; Bonferroni's for the few pairs of many subjects."""
+    assert pair_quantile(9, 36, 40) == pytest.approx(3.28, abs=0.02)
+    assert pair_quantile(22, 20, 40) < pair_quantile(22, 231, 40)
+    assert [round(risk_bound(0, n, 1), 4) for n in (28, 29)] == [0.1015, 0.0981]
+
+
+def share(kind, means, wrong, shape, sds=0.02):
+    """Share of sweeps in which a false claim of a kind is supported; `wrong`: its subjects."""
+    _, seeds, batches = shape
+    rng = np.random.default_rng(3)
+    hits = [bool({*subjects(claims(drawn(means, batches, seeds, rng, sds)), kind)} & {*wrong}) for _ in range(SWEEPS)]
+    return np.mean(hits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equal_ranks_are_called_below_in_at_most_5_percent_of_sweeps(shape):
+    assert share("below", [0.1] * shape[0], RANKS, shape) <= 0.05 + 2 * 0.0049
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_so_also_where_one_rank_is_four_times_as_noisy(shape):
+    sds = [0.08] + [0.02] * (shape[0] - 1)
+    assert share("below", [0.1] * shape[0], RANKS, shape, sds) <= 0.05 + 2 * 0.0049
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_loss_of_the_margin_is_called_non_inferior_in_at_most_5_percent(shape):
+    *others, _ = RANKS[: shape[0]]
+    means = [0.1 - Limits().margin] * len(others) + [0.1]
+    assert share("noninferior", means, others, shape) <= 0.05 + 2 * 0.0049
+    assert share("above", [0.0] * shape[0], RANKS, shape) <= 0.05 + 2 * 0.0049
