@@ -139,7 +139,10 @@ def report():
 runs = plan(load_experiment(words[0], words[1:]))
 for run in runs:
     if run.run_id in recorded.split(","):
-        (Path(root) / run.run_id / "run.yaml").write_text(yaml.safe_dump(run.resolved(), sort_keys=False))
+        path = Path(root) / run.run_id / "run.yaml"
+        was = yaml.safe_load(path.read_text())
+        measured = {key: was[key] for key in ("versions", "data_revision")}
+        path.write_text(yaml.safe_dump({**run.resolved(), **measured}, sort_keys=False))
 print(json.dumps([said(compare) or "", said(report)]))
 """
 

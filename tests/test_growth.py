@@ -111,7 +111,7 @@ def test_this_version_refuses_what_a_later_one_has_recorded_by_name(later, small
 
     ask(later, small, *WORDS, recorded=("r8-b16-s1",))
     run = next(run for run in grid("small", "demo", *WORDS[2:]) if run.run_id == "r8-b16-s1")
-    named = r"run.yaml has recipe.noise_floor=0.25, a key unknown here \(a newer rankrl wrote it: use that one\)"
+    named = r"run.yaml has recipe.noise_floor=0.25, a key unknown here \(another rankrl wrote it: use that one\)"
     for act in (lambda: check_identity(small / run.run_id, run), lambda: read_sweep(small)):
         with pytest.raises(ValueError, match=named) as refused:
             act()
@@ -126,7 +126,8 @@ def test_the_report_of_a_sweep_that_was_recorded_in_part_by_an_earlier_version(l
     shutil.copy(ROOT / "tests" / "recorded" / "run.yaml", small / "r8-b16-s0" / "run.yaml")
     for run in small.glob("r*"):
         text = (run / "run.yaml").read_text()
-        (run / "run.yaml").write_text(text.replace("sweep: demo", "sweep: small").partition("versions:")[0])
+        told = text.replace("sweep: demo", "sweep: small").partition("versions:")[0]
+        (run / "run.yaml").write_text(told + "versions:\n  grader: '3'\ndata_revision:\n  train: a\n")
     words = [sys.executable, "-m", "rankrl", "report", str(small)]
     done = subprocess.run(
         words, cwd=later.parent, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, timeout=300

@@ -164,7 +164,7 @@ CHANGES = [
     ("    formula: x0 sqrt", "    formula: X sqrt", None),
     ("sweep: demo\n", "format: 1\nsweep: demo\n", None),
     ("sweep: demo\n", "format: 2\nsweep: demo\n", "format=2, allowed: at most 1 (a newer rankrl wrote it"),
-    ("  gamma: 1.0\n", "  gamma: 1.0\n  tau: 0.5\n", "recipe.tau=0.5, a key unknown here (a newer rankrl wrote it"),
+    ("  gamma: 1.0\n", "  gamma: 1.0\n  tau: 0.5\n", "recipe.tau=0.5, a key unknown here (another rankrl wrote it"),
     ("  gamma: 1.0\n", "  gamma: 1.0\n  tau: null\n", None),
     ("  gamma: 1.0\n", "  gamma: 1.0\n  noise: {share: 0.1}\n", "recipe.noise={'share': 0.1}, a key unknown here"),
     ("  name: nano\n", "  name: nano\n  fabric: ring\n", "scale.fabric='ring', a key unknown here"),

@@ -17,7 +17,9 @@ from rankrl.data.loading import load_items
 from rankrl.report.read import read_sweep
 from rankrl.report.resolved import versions_apart
 from rankrl.sweep import local
+from rankrl.sweep.evaluate import measured_apart
 from rankrl.sweep.measure_alike import check_measure, recorded_runs
+from rankrl.sweep.tasks import left
 
 VERSIONS = {
     "rankrl": "0.1.0",
@@ -164,6 +166,44 @@ def test_a_record_of_a_newer_version_is_refused(begun):
         local.sweep(runs[1:], root, report=False)
 
 
+@pytest.mark.parametrize(("changes", "says"), [({"format": "abc"}, "it is damaged"), ({"curriculum": {"stages": 3}},
+    r"run.yaml has curriculum=\{'stages': 3\}, a key unknown here")])  # fmt: skip
+def test_a_record_that_cannot_be_understood_is_refused_by_name(begun, changes, says):
+    root, runs = begun
+    record(root / "demo" / "r1-b16-s0", **changes)
+    with pytest.raises(ValueError, match=says):
+        local.sweep(runs[1:], root, report=False)
+
+
+def test_a_copy_beside_the_planned_runs_blocks_nothing(begun):
+    root, runs = begun
+    copy = root / "demo" / "backup-r8-b16-s0"
+    copy.mkdir()
+    (copy / "run.yaml").write_text("format: 9\n")
+    with pytest.raises(Started):
+        local.sweep(runs, root, report=False)
+
+
+def test_slurm_tasks_are_not_submitted_on_other_items(begun):
+    root, runs = begun
+    assert [run.run_id for run in left(runs, root / "demo")[0]] == ["r1-b16-s1", "r8-b16-s0", "r8-b16-s1"]
+    write_data(root, answer=1)
+    with pytest.raises(ValueError, match=r"data.train=.*: the file has changed since run r1-b16-s0"):
+        left(runs, root / "demo")
+    assert left(runs[:1], root / "demo")[0] == []
+
+
+def test_an_evaluation_of_other_items_by_another_grader_is_noted(begun):
+    root, runs = begun
+    items, run = load_items(runs[0].scale.data)[1], root / "demo" / "r1-b16-s0"
+    assert measured_apart(run, items) == []
+    record(run, versions={**VERSIONS, "grader": "2"})
+    assert measured_apart(run, items[:3]) == [
+        f"the run's own evaluation had evaluation items of revision {revision(items)}, this one has {revision(items[:3])}",
+        "the run's own evaluation had grader of revision 2, this one has 3",
+    ]
+
+
 def test_other_versions_are_noted(begun):
     root, _ = begun
     record(
@@ -197,6 +237,9 @@ def test_runs_that_were_measured_differently_are_not_mixed_in_a_report(tmp_path,
     (root / "plan.json").write_text(json.dumps({"r1-b16-s0": 30, "r1-b16-s1": 30}))
     said = {row["run"]: row["problem"] for row in read_sweep(root).problems}
     assert said["r8-b16-s1"] == f"foreign: not in the plan, and {says}; left out"
+    more = {"template": "t", "evaluation": "c", "train": "a"}  # a part that was added later, another order
+    record(root / "r8-b16-s0", data_revision=more)
+    assert "r8-b16-s0" in {row["run_id"] for row in read_sweep(root).results}
     for unsaid in ({"data_revision": None}, {"versions": None}):  # as before these were recorded
         record(root / "r8-b16-s1", **(dict.fromkeys(changes) | unsaid))
     assert "r8-b16-s1" in [result["run_id"] for result in read_sweep(root).results]

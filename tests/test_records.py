@@ -48,6 +48,17 @@ def test_a_run_resumed_after_a_kill_draws_one_curve(stack, tmp_path):
     assert drawn == logged == [1, 2, 3, 4, 5]
 
 
+def test_the_step_of_a_checkpoint_is_known_without_reading_it(stack, tmp_path):
+    from rankrl.ppo.records import Record
+
+    record = Record(tmp_path, runs_of("demo", "ranks=[1]", "seeds=[3]")[0])
+    assert record.saved_step() == 0
+    record.save_checkpoint({"step": 20})
+    (tmp_path / "checkpoint" / "state.pt").write_bytes(b"damaged")
+    assert record.saved_step() == 20 and (tmp_path / "checkpoint" / "state.pt").exists()
+    assert record.load_checkpoint() is None and record.saved_step() == 0
+
+
 def test_every_run_has_all_columns_of_hparams(stack, tmp_path):
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData

@@ -90,6 +90,13 @@ def test_an_option_has_a_range(rule, option, limits):
             Rule(rule, **{option: beyond}).check("rules.lr")
 
 
+def test_alpha_has_no_rule_that_asks_for_alpha(monkeypatch):
+    """Without that, such a rule would ask for itself for ever."""
+    row = rules.Row(lambda r, x0, alpha: x0 * alpha / r, "x0 alpha / r", "example")
+    monkeypatch.setitem(rules.RULES, "by_alpha", row)
+    assert "by_alpha" in rules.allowed("lr") and "by_alpha" not in rules.allowed("alpha")
+
+
 def test_evidence_is_one_of_three_words_or_nothing():
     words = ("measured here", "derived", "conjecture")
     claiming = {name: row.evidence for name, row in rules.RULES.items() if row.evidence}

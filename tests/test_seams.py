@@ -3,8 +3,10 @@
 No Ray cluster.
 """
 
+import ast
 import importlib.util
 import inspect
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import torch
 from conftest import runs_of
 
-from rankrl.ppo import upstream
+from rankrl.ppo import imports, upstream
 from rankrl.ppo.arguments import LR_SCHEDULERS, arguments, command_line
 
 pytestmark = pytest.mark.usefixtures("stack")
@@ -28,12 +30,74 @@ def test_versions_are_the_pinned_ones(monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
 def test_upstream_is_imported_without_flash_attn():
-    """After the import, flash-attn still counts as not installed."""
+    """After the import flash-attn still counts as missing, and is missed where it is used."""
     from openrlhf.models import ring_attn_utils
     from transformers.utils import is_flash_attn_2_available
 
-    assert ring_attn_utils.pad_input is None and ring_attn_utils.all_gather is None
+    for name in ("pad_input", "all_gather"):
+        with pytest.raises(ModuleNotFoundError, match="flash_attn"):
+            getattr(ring_attn_utils, name)(None)
     assert importlib.util.find_spec("flash_attn") is None and not is_flash_attn_2_available()
+
+
+def imported_by(file: Path) -> set[str]:
+    """Modules, and names taken from modules, that the top of a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            package = file.parents[node.level - 1] if node.level else None
+            root = file.parents[len(file.parts) - file.parts.index("site-packages") - 2] if package else None
+            here = ".".join(package.relative_to(root).parts) + "." if package else ""
+            found |= {here + (node.module or "")} | {f"{here}{node.module or ''}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("importer", imports.LATER)
+def test_what_waits_is_still_imported_there(importer):
+    """An upgrade that moves an import statement makes every start dearer, and says nothing."""
+    spec = importlib.util.find_spec(importer)
+    assert spec is not None, f"{importer} is gone: adapt rankrl/ppo/imports.py"
+    gone = {*imports.LATER[importer]} - imported_by(Path(spec.origin))
+    assert not gone, f"{importer} no longer imports {gone}: adapt rankrl/ppo/imports.py"
+
+
+PROCESSES = {
+    "controller": ("import rankrl.sweep.bench", {"deepspeed", "vllm"}),
+    "trainer": ("from rankrl.ppo import critic, policy; cpu.use_deepspeed()", {"deepspeed.compile.backend", "vllm"}),
+    "engine": ("from rankrl.ppo import engine; import vllm; vllm.LLMEngine", {"deepspeed", "scipy.signal"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "unused"), PROCESSES.values(), ids=PROCESSES)
+def test_a_process_imports_what_it_uses(code, unused):
+    code = f"from rankrl.ppo import cpu; cpu.install(); {code}; import sys; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    everyone = {"datasets", "flash_attn", "scipy.optimize", "transformers.trainer", "torch._inductor.compile_fx"}
+    assert not loaded & (unused | everyone)
+    assert "torch" in loaded and "openrlhf" in loaded
+
+
+def test_what_waits_is_the_real_thing_when_it_is_used():
+    """As an attribute, a call, a base class, in isinstance, and through Ray's pickle."""
+    from fractions import Fraction
+
+    from ray import cloudpickle
+
+    found = imports.later("fractions", ("Fraction",)).Fraction
+    assert found(1, 2) == Fraction(1, 2) and isinstance(Fraction(1), found)
+
+    class Half(found):
+        """A subclass of what waits."""
+
+    assert issubclass(Half, Fraction)
+    assert found.from_float(0.5) == cloudpickle.loads(cloudpickle.dumps(found)).from_float(0.5)
+    assert imports.later("os.path", ()).path.sep == "/"
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        imports.later("no_such_module", ("name",)).name()
 
 
 def test_upstream_parser_ends_with_train(monkeypatch):
@@ -219,6 +283,9 @@ def test_micro_batches_equal_upstreams():
 
 def test_deepspeed_on_a_cpu_starts_without_a_compiler(stack):
     """The op that it would compile is used nowhere but in DeepSpeed's own initialisation."""
+    from rankrl.ppo import cpu
+
+    cpu.use_deepspeed()
     comm = sys.modules["deepspeed.comm.torch"]
 
     source = Path(comm.__file__).read_text()

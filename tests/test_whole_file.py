@@ -68,6 +68,17 @@ def write_often(path, letter):
             part.write_text(letter * 10_000)
 
 
+def test_a_link_is_followed_and_a_long_name_is_written(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    long = tmp_path / ("n" * 250)
+    for path in (tmp_path / "link.txt", long):
+        with whole_file(path) as part:
+            part.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
+    assert long.read_text() == "new" and len([*tmp_path.iterdir()]) == 3
+
+
 def test_two_processes_may_write_one_file_at_once(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("a" * 10_000)

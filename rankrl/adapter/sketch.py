@@ -76,7 +76,7 @@ def whitening(v_dk: torch.Tensor, eigenvalues_k: torch.Tensor, trace: float) -> 
 
 
 def through(maps: list[LowRankMap], x: torch.Tensor) -> torch.Tensor:
-    """x [.., d] after all maps, the first one first."""
+    """The result [.., d] of applying all `maps` to x [.., d], the first map first."""
     for apply in maps:
         x = apply(x)
     return x

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import deepspeed
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
@@ -22,6 +21,8 @@ def whole_weights(linears: dict[str, nn.Linear]) -> Iterator[tuple[str, torch.Te
 
     All workers must iterate together.
     """
+    import deepspeed  # here: the driver needs this file, and not DeepSpeed
+
     for module, linear in linears.items():
         with deepspeed.zero.GatheredParameters([linear.weight], enabled=hasattr(linear.weight, "ds_id")):
             yield module, linear.weight.detach().float()

@@ -1,3 +1,3 @@
-from rankrl.ppo.flash import make_optional
+from rankrl.ppo import imports
 
-make_optional()
+imports.install()

@@ -1,13 +1,14 @@
 """Stand-ins for what OpenRLHF asks of CUDA, on a machine without a GPU.
 
-`install()` runs in the driver and, as Ray's worker set-up hook, in every worker. It replaces device
-calls and the device name of the process mesh. GPU runs never load this file.
+`install()` runs in the driver and, as Ray's worker set-up hook, in every worker: it replaces device
+calls. The other functions run where what they change is used, so that no process imports it for
+their sake alone. GPU runs never load this file.
 """
 
 from __future__ import annotations
 
 import os
-import sys
+from importlib import import_module
 
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -38,10 +39,17 @@ def install() -> None:
     torch.cuda.current_device = lambda: _CpuDevice("cpu")
     for name in ("set_device", "synchronize", "empty_cache"):
         setattr(torch.cuda, name, lambda *args, **kwargs: None)
+
+
+def use_deepspeed() -> None:
+    """Lets a policy or value worker use DeepSpeed: replaces the device name of its process mesh.
+
+    It also keeps DeepSpeed from compiling, at start-up, what it never uses (half a minute or more).
+    """
     import openrlhf.utils.deepspeed.deepspeed as strategy
 
-    # DeepSpeed would compile this at start-up (half a minute or more) and never use it
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    # by its full name: the attribute `torch` of deepspeed.comm is PyTorch
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     mesh = strategy.init_device_mesh
     strategy.init_device_mesh = lambda device, *args, **kwargs: mesh("cpu", *args, **kwargs)
 

@@ -26,6 +26,7 @@ from packaging import version
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 
+from rankrl.ppo.imports import uncollected
 from rankrl.ppo.serving import Payload, Requests, Responses
 from rankrl.ppo.upstream import raw
 
@@ -52,15 +53,16 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
     """
 
     def __init__(self, bundle_indices: list[int] | None, num_gpus: int, **arguments: Any):
-        if not torch.cuda.is_available():
-            from rankrl.ppo import cpu
+        with uncollected():  # vLLM is imported here, in this process alone
+            if not torch.cuda.is_available():
+                from rankrl.ppo import cpu
 
-            cpu.group_adapters()
-        self._configure_device_env(arguments["distributed_executor_backend"], bundle_indices, num_gpus)
-        self._configure_vllm_env(version, vllm, full_determinism=True)  # puts vLLM's engine core into this process
-        self.llm = vllm.LLMEngine.from_engine_args(
-            vllm.EngineArgs(**arguments)
-        )  # vllm imports both classes here, in this process alone
+                cpu.group_adapters()
+            self._configure_device_env(arguments["distributed_executor_backend"], bundle_indices, num_gpus)
+            # this is what puts vLLM's engine core into this process
+            self._configure_vllm_env(version, vllm, full_determinism=True)
+            core = vllm.LLMEngine
+        self.llm = core.from_engine_args(vllm.EngineArgs(**arguments))
         self.served: dict[int, LoRARequest] = {}
         self.versions, self.requests = 0, 0
         self.arrivals: queue.SimpleQueue[tuple[Future, Callable[[], None]]] = queue.SimpleQueue()

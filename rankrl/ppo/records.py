@@ -195,6 +195,7 @@ class Record:
         except Exception as error:
             aside = path.with_suffix(".corrupt")
             path.replace(aside)
+            (self.checkpoint_dir / "step").unlink(missing_ok=True)
             print(
                 f"{self.run.run_id}: checkpoint unreadable ({type(error).__name__}), kept as {aside.name}; starting from step 0",
                 flush=True,

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from openrlhf.utils.deepspeed import DeepspeedStrategy
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 SHARD_FROM = 50_000_000
 """Adapter parameters from which workers shard the optimizer state (0.4 GB of Adam's moments). With
@@ -39,6 +38,8 @@ class AdapterOptimizer:
         self.sharded = dist.get_world_size() > 1 and size >= SHARD_FROM
         self.adam: Any = torch.optim.AdamW(groups, **options)
         if self.sharded:
+            from torch.distributed.optim import ZeroRedundancyOptimizer  # slow to import, rarely needed
+
             self.adam = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **options)
         self.parameters = [p for group in groups for p in group["params"]]
         self.max_norm, self.accumulate = max_norm, accumulate

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
-from transformers.trainer import get_scheduler
+from transformers.optimization import get_scheduler
 
 from rankrl.adapter.host import AdapterHost
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
@@ -71,6 +71,10 @@ class RunHost:
 
     def join(self, strategy: AdapterStrategy) -> None:
         """Joins the process group of the workers."""
+        if not torch.cuda.is_available():
+            from rankrl.ppo import cpu
+
+            cpu.use_deepspeed()
         send_tensors_as_arrays()
         self._setup_distributed(strategy)  # type: ignore[attr-defined]
 

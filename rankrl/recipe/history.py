@@ -131,7 +131,8 @@ def first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, An
     A value is MISSING if its tree lacks the key.
     """
     if not isinstance(there, dict) or not isinstance(here, dict):
-        return None if there == here else (key, there, here)
+        same = there == here and isinstance(there, bool) == isinstance(here, bool)  # True == 1
+        return None if same else (key, there, here)
     for name in [*here, *(name for name in there if name not in here)]:
         below = f"{key}.{name}" if key else str(name)
         if found := first_difference(there.get(name, MISSING), here.get(name, MISSING), below):

@@ -64,7 +64,8 @@ def equal_kl(r: int, x0: float, r0: int, c: float) -> float:
 def gradient_scale(r: int, x0: float, r0: int, alpha: float, alpha0: float) -> float:
     """x0 (s sqrt r) / (s0 sqrt r0): the bound grows as the gradient norm of (A, B) does.
 
-    A fixed bound clips low rank harder, which Adam mostly cancels: a protection against spikes.
+    A fixed bound would clip low rank harder. Adam cancels a constant factor of the gradient, so in
+    the end the bound only limits single spikes.
     """
     return x0 * (alpha / r * sqrt(r)) / (alpha0 / r0 * sqrt(r0))
 
@@ -126,5 +127,6 @@ RULES = {
 
 
 def allowed(knob: str) -> tuple[str, ...]:
-    """Names of the rules that may give a hyperparameter."""
-    return tuple(name for name, row in RULES.items() if not row.knobs or knob in row.knobs)
+    """Names of the rules that may give a hyperparameter. None gives alpha from alpha."""
+    able = {name: row for name, row in RULES.items() if not row.knobs or knob in row.knobs}
+    return tuple(name for name, row in able.items() if knob != "alpha" or not {"alpha", "alpha0"} & {*row.takes})

@@ -10,6 +10,8 @@ from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
+LONGEST_NAME = 100
+"""Characters of a temporary's name that come from the file's: file systems allow 255 in all."""
 FORGOTTEN_S = 86_400
 """Age after which a temporary file is taken to be left over from a writer that was killed."""
 
@@ -22,7 +24,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     such as a full disk, it is removed and `path` stays as it was. Each writer has a temporary file
     of its own: if two write at once, on one machine or two, the last to end wins.
     """
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    path = path.resolve()  # through a link: what it names is replaced, not the link
+    part = path.with_name(f".{path.name[:LONGEST_NAME]}.{uuid4().hex}.part")
     _remove_forgotten(path)
     try:
         yield part
@@ -35,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def _remove_forgotten(path: Path) -> None:
     """Removes temporary files of `path` whose writers were killed. They can be as large as it."""
-    for part in path.parent.glob(f".{escape(path.name)}.*.part"):
+    for part in path.parent.glob(f".{escape(path.name[:LONGEST_NAME])}.*.part"):
         with suppress(OSError):  # its writer, or another one, has already moved or removed it
             if time.time() - part.stat().st_mtime > FORGOTTEN_S:
                 part.unlink()

@@ -181,6 +181,8 @@ def _notes(run: Path, result: dict[str, Any], sections: dict[str, str], planned:
         notes.append("not in plan.json; counted")
     if "scale" not in sections:
         notes.append("run.yaml is missing or no resolved run: whether it belongs here is not known; counted")
+    elif "data_revision" not in sections or "versions" not in sections:
+        notes.append("run.yaml records no data or grader: whether they are those of the others is not known; counted")
     said = {key: sections[key].strip().strip("'") for key in ("rank", "batch_size", "seed") if key in sections}
     wrong = [f"{key}={text[:20]}" for key, text in said.items() if text != str(result[key])]
     if wrong:

@@ -22,10 +22,12 @@ from rankrl.recipe.history import FORMAT, SECTIONS, completed, first_difference,
 
 LARGEST_FILE_BYTES = 1 << 20
 """Largest run.yaml or result.json that is read. Real ones have a few thousand bytes."""
-SHARED = ("sweep", "scale", "data_revision")
+SHARED = ("sweep", "scale")
 BY_ARM = ("steps", "recipe", "rules")
-KEPT = {"format", *SHARED, *BY_ARM, "versions", "rank", "batch_size", "seed"}
+KEPT = {"format", *SHARED, *BY_ARM, "data_revision", "versions", "rank", "batch_size", "seed"}
 """Keys of run.yaml that are compared with other runs; the others are not kept in memory."""
+OTHERS = {"run_id", "arm", "trainable_params", "derived", "openrlhf"}
+"""Keys of run.yaml that are not compared with other runs."""
 LONGEST_SECTION = 1 << 16
 LONGEST = 60
 MOST_VERSIONS = 4
@@ -67,7 +69,7 @@ def resolved_sections(path: Path) -> dict[str, str]:
 
 def compared_sections(run: Path) -> dict[str, str]:
     """Key -> text of the sections of a run directory's run.yaml that are compared with others."""
-    return {key: text for key, text in resolved_sections(run / "run.yaml").items() if key in KEPT}
+    return {key: text for key, text in resolved_sections(run / "run.yaml").items() if key not in OTHERS}
 
 
 @lru_cache(maxsize=4096)
@@ -92,13 +94,17 @@ def _plain_numbers(tree: Any) -> Any:
 
 
 def newer(sections: dict[str, str]) -> str:
-    """Why a run.yaml is that of a newer rankrl, whose runs cannot be compared; "" if it is not."""
+    """Why a run.yaml is that of another rankrl, whose runs cannot be compared; "" if it is not."""
     found = section("format", sections.get("format", "1")).tree
-    if type(found) is not int or found > FORMAT:
-        return f"run.yaml has format={short(found)}, allowed: at most {FORMAT} (a newer rankrl wrote it: use that one)"
-    for name in SECTIONS:
-        for key, value in section(name, sections.get(name, "{}")).unknown:
-            return f"run.yaml has {key}={short(value)}, a key unknown here (a newer rankrl wrote it: use that one)"
+    if type(found) is not int or found < 1:
+        return f"run.yaml has format={short(found)}, allowed: 1 to {FORMAT} (it is damaged)"
+    if found > FORMAT:
+        return f"run.yaml has format={found}, allowed: at most {FORMAT} (a newer rankrl wrote it: use that one)"
+    unknown_here = [pair for name in SECTIONS for pair in section(name, sections.get(name, "{}")).unknown]
+    unknown_here += [(name, section(name, text).tree) for name, text in sections.items() if name not in KEPT | OTHERS]
+    for key, value in unknown_here:
+        if value is not None:
+            return f"run.yaml has {key}={short(value)}, a key unknown here (another rankrl wrote it: use that one)"
     return ""
 
 
@@ -106,6 +112,12 @@ def versions(sections: dict[str, str]) -> dict[str, str]:
     """Package -> version, with the grader's version and the commit; {} if none are recorded."""
     tree = section("versions", sections.get("versions", "{}")).tree
     return {str(name): str(version) for name, version in tree.items()} if isinstance(tree, dict) else {}
+
+
+def data_revision(sections: dict[str, str]) -> dict[str, str]:
+    """Part of the data (train, evaluation) -> revision of its items; {} if none are recorded."""
+    tree = section("data_revision", sections.get("data_revision", "{}")).tree
+    return {str(part): str(revision) for part, revision in tree.items()} if isinstance(tree, dict) else {}
 
 
 def occurring(resolved: Iterable[dict[str, str]]) -> dict[str, Counter[str]]:
@@ -157,7 +169,8 @@ def kind(sections: dict[str, str], result: dict[str, Any]) -> dict[str, str]:
     shared = {key: section(key, sections[key]).notation for key in SHARED if key in sections}
     own = {key + arm: section(key, sections[key]).notation for key in BY_ARM if key in sections}
     grader = {"versions.grader": json.dumps(graded)} if (graded := versions(sections).get("grader")) else {}
-    return {**shared, **own, **grader, "base_params": str(result["base_params"])}
+    items = {f"data_revision.{part}": json.dumps(revision) for part, revision in data_revision(sections).items()}
+    return {**shared, **own, **items, **grader, "base_params": str(result["base_params"])}
 
 
 def usual_kind(kinds: list[dict[str, str]]) -> dict[str, str]:

@@ -161,7 +161,9 @@ class Bench:
         while True:
             services = self.services
             try:
-                return train(run, record, self._supplies(services), began_s)
+                supplies = self._supplies()
+                services = supplies.services
+                return train(run, record, supplies, began_s)
             except Stopped:
                 raise
             except Exception as error:
@@ -183,8 +185,9 @@ class Bench:
                 if self.services_per_run:
                     services.mark_broken()
 
-    def _supplies(self, services: Services) -> Supplies:
-        return Supplies(services, self.prompter, self.train_items, self.eval_items, self.base_samples(), self.start)
+    def _supplies(self) -> Supplies:
+        base = self.base_samples()  # first: it may start services anew
+        return Supplies(self.services, self.prompter, self.train_items, self.eval_items, base, self.start)
 
     def _failure(self, record: Record, error: Exception, began_s: float) -> Result:
         """The result of a run that ended with `error`."""

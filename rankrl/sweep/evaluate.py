@@ -16,7 +16,7 @@ import pandas as pd
 
 from rankrl.adapter.peft_files import CONFIG, check_fits, read_config
 from rankrl.data.base_model import local_directory
-from rankrl.data.items import Item
+from rankrl.data.items import Item, revision
 from rankrl.data.loading import load_items
 from rankrl.recipe.allocation import module_shapes
 from rankrl.recipe.architecture import EMBEDDED
@@ -24,8 +24,9 @@ from rankrl.recipe.rank_table import serving_rank
 from rankrl.recipe.require import require
 from rankrl.recipe.scale import Model, Scale
 from rankrl.report.read import read_result
-from rankrl.report.resolved import newer, resolved_sections, section
+from rankrl.report.resolved import data_revision, newer, resolved_sections, section, versions
 from rankrl.report.statistics.passk import pass_rows, pass_table
+from rankrl.reward.grade import GRADER
 from rankrl.sweep.base_score import base_samples, cache_file, sample_rows
 
 if TYPE_CHECKING:
@@ -107,6 +108,17 @@ def differences(made_at: dict[str, Any], scale: Scale) -> list[str]:
     return [f"the run's own evaluation had {key}={was.get(key)!r}, this one has {now[key]!r}" for key in keys]
 
 
+def measured_apart(run: Path, items: list[Item]) -> list[str]:
+    """A line each if a run was evaluated on other items than these, or by another grader."""
+    sections = resolved_sections(run / "run.yaml")
+    was = {"evaluation items": data_revision(sections).get("evaluation"), "grader": versions(sections).get("grader")}
+    now = {"evaluation items": revision(items), "grader": str(GRADER)}
+    apart = [(key, there, now[key]) for key, there in was.items() if there is not None and there != now[key]]
+    return [
+        f"the run's own evaluation had {key} of revision {there}, this one has {here}" for key, there, here in apart
+    ]
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     leaves: dict[str, Any] = {}
@@ -139,6 +151,8 @@ def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
     subject = find_subject(word, scale)
     model_path = str(local_directory(subject.scale.model))  # a missing model is an error at once
     items = load_items(scale.data)[1]
+    for line in measured_apart(Path(word), items):
+        print(f"note: {line}", file=sys.stderr)
     rows = None if subject.adapter else _cached(cache_file(subject.scale, items, directory, model_path), items)
     if rows is None:
         with redirect_stdout(sys.stderr):  # libraries log to stderr; stdout has the answer alone

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rankrl.data.items import Item, revision
 from rankrl.recipe.history import first_difference, plain
-from rankrl.recipe.run_id import parse_run_id
 from rankrl.recipe.scale import Data
-from rankrl.report.resolved import compared_sections, newer, section, versions
+from rankrl.report.read import read_plan
+from rankrl.report.resolved import OTHERS, data_revision, newer, resolved_sections, section, versions
 from rankrl.reward.grade import GRADER
 from rankrl.sweep.identity import apart
 
@@ -16,9 +16,14 @@ ELSEWHERE = "choose another --runs directory or name="
 
 
 def recorded_runs(root: Path) -> dict[str, dict[str, str]]:
-    """Run id -> the compared sections of its run.yaml, of all recorded runs of a sweep."""
-    directories = sorted(path.parent for path in root.glob("*/run.yaml"))
-    return {run.name: compared_sections(run) for run in directories if parse_run_id(run.name)}
+    """Run id -> the compared sections of its run.yaml, of all recorded runs of a sweep.
+
+    A directory is a run's if it is planned or its run.yaml says so: beside them may lie a copy.
+    """
+    planned = read_plan(root)
+    found = {path.parent.name: resolved_sections(path) for path in sorted(root.glob("*/run.yaml"))}
+    ours = {name: told for name, told in found.items() if name in planned or told.get("run_id", "").strip() == name}
+    return {name: {key: text for key, text in told.items() if key not in OTHERS} for name, told in ours.items()}
 
 
 def check_measure(runs: dict[str, dict[str, str]], data: Data, items: tuple[list[Item], list[Item]]) -> None:
@@ -36,10 +41,9 @@ def check_measure(runs: dict[str, dict[str, str]], data: Data, items: tuple[list
 
 
 def _check_items(name: str, sections: dict[str, str], data: Data, here: dict[str, str]) -> None:
-    recorded = section("data_revision", sections.get("data_revision", "{}")).tree
-    there = recorded if isinstance(recorded, dict) else {}
+    there = data_revision(sections)
     for part in here:
-        if str(there.get(part, here[part])) != here[part]:
+        if there.get(part, here[part]) != here[part]:
             _check_settings(name, sections, data)
             path = getattr(data, part)
             what, fix = ("its items have", "use the versions in its run.yaml")

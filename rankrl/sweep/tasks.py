@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from rankrl.data.loading import load_items
 from rankrl.recipe.plan import Run
 from rankrl.recipe.scale import Scale
 from rankrl.report.ledger import ENDED, TASKS, ledger, write_plan
 from rankrl.report.read import read_result
 from rankrl.sweep.identity import check_identity
+from rankrl.sweep.measure_alike import check_measure, recorded_runs
 from rankrl.sweep.stages import keep_back, next_stage, staged
 
 ARRAY_SIZE = 1001  # Slurm's default MaxArraySize
@@ -28,6 +30,8 @@ def left(runs: list[Run], root: Path) -> tuple[list[Run], str]:
     states = {entry.run_id: entry.state for entry in ledger(root, strict=True)}
     busy = ("queued", "running")
     todo = [run for run in runs if states[run.run_id] not in (*ENDED, *busy)]
+    if todo and (recorded := recorded_runs(root)):
+        check_measure(recorded, runs[0].scale.data, load_items(runs[0].scale.data))
     numbers = {
         "finished": sum(states[run.run_id] in ENDED for run in runs),
         "queued or running": sum(states[run.run_id] in busy for run in runs),

@@ -24,7 +24,7 @@ SHORT.maxlist, SHORT.maxlevel = 20, 4
 
 
 def resolved(run: Path) -> dict[str, Any]:
-    """A run.yaml with every key of today, read by a safe loader.
+    """A run.yaml, read by a safe loader, with defaults for the keys that it lacks.
 
     {} where it is missing or damaged: the report names such runs elsewhere.
     """
