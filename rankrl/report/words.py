@@ -16,7 +16,8 @@ from rankrl.report.statistics.power import named
 MOST_RANKS = 12
 """Most sentences on ranks, and on open claims.
 
-A sweep with more has sentences only on the reference arm and the arms that may be the best."""
+A sweep with more has sentences only on the reference arm, and on arms with a rank that is not shown
+to be below another one."""
 
 
 def words(summary: dict[str, Any]) -> list[str]:

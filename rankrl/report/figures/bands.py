@@ -19,7 +19,7 @@ from rankrl.report.figures.series import Row, lengths, lines, reliability, signa
 
 BANDS = (("low ranks", 1, 4), ("middle", 5, 32), ("high", 33, 10**6))
 Best = set[tuple[str, int]]
-"""Pairs (arm, rank) that are not distinguishable from the best."""
+"""Pairs (arm, rank) that are not shown to be below another one."""
 
 
 def rank_bands(families: list[Row], best: Best) -> Canvas | None:

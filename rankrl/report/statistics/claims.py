@@ -2,15 +2,16 @@
 
 | kind | claim | family-wise interval |
 | --- | --- | --- |
-| below, above | one subject's mean gain is below (above) another's | Tukey's or Bonferroni's |
-| above, of none | the mean gain is above 0, the base's | Student t, Bonferroni |
+| below | one subject's mean gain is below another's | Tukey's or Bonferroni's |
+| above | the mean gain is above 0, the base's (`than` is null) | Student t, Bonferroni |
 | noninferior | the mean is less than the margin below every other one | Hsu's, with the best |
 | equivalent | the mean differs from the reference's by less than the margin | that of the pair |
 | risk_below | the share of runs below the base is below the limit | Clopper-Pearson, one-sided |
 
-A subject is an arm at a rank. Variances: rankrl/report/statistics/blocks.py. "Above 0" stands in a
-family of its own. Sources: Tukey 1953; Hsu 1984 (comparisons with the best: only differences to
-whichever is truly best can be wrong, so G - 1 one-sided intervals hold at once).
+A subject is an arm at a rank. Gains are those of runs that ended with a score: a run that failed or
+diverged counts in the risk alone. Variances: rankrl/report/statistics/blocks.py. Sources: Tukey
+1953; Hsu 1984 (comparisons with the best: only differences to whichever is truly best can be wrong,
+so G - 1 one-sided intervals hold at once).
 """
 
 from __future__ import annotations
