@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from transformers.optimization import get_scheduler
 
 from rankrl.adapter.host import AdapterHost
+from rankrl.ppo.imports import uncollected
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.transport import send_tensors_as_arrays
 from rankrl.recipe.init_section import Init
@@ -74,7 +75,8 @@ class RunHost:
         if not torch.cuda.is_available():
             from rankrl.ppo import cpu
 
-            cpu.use_deepspeed()
+            with uncollected():  # DeepSpeed is imported here
+                cpu.use_deepspeed()
         send_tensors_as_arrays()
         self._setup_distributed(strategy)  # type: ignore[attr-defined]
 
