@@ -232,10 +232,10 @@ def test_an_evaluation_samples_what_the_run_has_sampled(trained, tmp_path):
         seen, expected = sample(who, *words), recorded[recorded["step"] == step]
         assert len(seen) == rows
         assert seen[columns].to_dict("records") == expected[columns].to_dict("records")
-        score = result.final_score if step else result.base_score
+        score = result["final_score"] if step else result["base_score"]
         (low, high), mean = (pass_rows(seen.to_dict("records"))[-1]["pass_at_k"][1][key] for key in ("ci95", "mean"))
         assert mean == pytest.approx(score) and low <= score <= high
     assert len(list((tmp_path / "base").glob("nano-*.parquet"))) == 1  # cached, as by a run
     done = rankrl("eval", "base", "nano", *SMALL, "--runs", str(tmp_path), "--json")
-    assert json.loads(done.stdout)["results"][-1]["pass_at_k"]["1"]["mean"] == pytest.approx(result.base_score)
+    assert json.loads(done.stdout)["results"][-1]["pass_at_k"]["1"]["mean"] == pytest.approx(result["base_score"])
     assert done.stderr == ""  # from the cache: nothing was started
