@@ -8,6 +8,7 @@ from records import drawn, grid, result
 from test_stats import plain
 
 from rankrl.report.read import SweepRecords
+from rankrl.report.statistics.limits import Limits
 from rankrl.report.summary import sweep_summary
 from rankrl.report.words import gain
 
@@ -81,3 +82,29 @@ def test_risk_in_words(bad, says):
     row = {"mean_gain": 0.1, "blocked_ci95": None, "negative_runs": bad, "n_seeds": 6, "n_blocks": 6}
     intervals = {0: [0.0, 0.459], 2: [0.043, 0.777]}
     assert says in gain(row | {"blocked_risk_ci95": intervals[bad]})
+
+
+def test_the_answer_comes_first_and_follows_the_reader_s_margin(tmp_path):
+    rng = np.random.default_rng(3)
+    seeds = rng.normal(0, 0.01, 8)
+    runs = [run for rank in (8, 32) for run in plain((0.2 + seeds + rng.normal(0, 0.004, 8)).tolist(), rank)]
+    records = SweepRecords("demo", tmp_path, runs, [], [])
+    strict, wide = (sweep_summary(records, Limits(margin=margin)) for margin in (0.001, 0.02))
+    assert strict["words"][: len(strict["answer"])] == strict["answer"]
+    assert strict["answer"][0].startswith("No rank is shown to be within 0.001 of the best")
+    assert wide["answer"][0].startswith("To rely on: rank 8, ")
+    assert "less than 0.02 below every other one" in wide["answer"][0]
+    assert strict["ranks"] == wide["ranks"] and wide["limits"]["margin"] == 0.02
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"margin": 0.0}, r"--margin: got 0\.0, allowed: a gain above 0 and below 1"),
+        ({"reference": 0}, "--reference: got 0, allowed: a rank of at least 1"),
+        ({"risk": 1.0}, r"--risk: got 1\.0, allowed: a share above 0 and below 1"),
+    ],
+)
+def test_limits_are_checked(given, says):
+    with pytest.raises(ValueError, match=says):
+        Limits(**given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rankrl.report.read import SweepRecords
@@ -9,26 +10,28 @@ from rankrl.report.statistics import evaluation
 from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
 from rankrl.report.statistics.cells import CELL, grouped, summary
 from rankrl.report.statistics.claims import best_set, claims
+from rankrl.report.statistics.limits import DEFAULT, Limits
 from rankrl.report.statistics.paired import compared
 from rankrl.report.statistics.pareto import pareto, pareto_points
 from rankrl.report.statistics.power import power
-from rankrl.report.words import words
+from rankrl.report.words import answer, words
 
 GROUPS = {"cells": CELL, "ranks": ("arm", "rank"), "batches": ("arm", "batch_size"), "arms": ("arm",)}
 
 
-def sweep_summary(sweep: SweepRecords) -> dict[str, Any]:
+def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, Any]:
     """The content of summary.json for one sweep."""
     statistics = summary(sweep.results)
     answers, damaged = evaluation.read_answers(sweep.directory, sweep.results)
     chances = evaluation.negative_on_other_items(answers) if answers else []
     for name, keys in GROUPS.items():
         evaluation.add_item_risk(statistics[name], keys, chances)
-    found = claims(sweep.results)
+    found = claims(sweep.results, limits)
     points = pareto_points(sweep.results, statistics["cells"])
     whole = {
         **statistics,
-        **compared(sweep.results),
+        **compared(sweep.results, limits),
+        "limits": asdict(limits),
         "claims": found,
         "best_set": best_set(found, [{key: row[key] for key in ("arm", "rank")} for row in statistics["ranks"]]),
         "pareto": pareto(points),
@@ -42,7 +45,8 @@ def sweep_summary(sweep: SweepRecords) -> dict[str, Any]:
         "n_runs": len(sweep.results),
         "n_planned": sweep.n_planned,
     }
-    whole["power"] = power(whole)
+    whole["power"] = power(whole, limits)
+    whole["answer"] = answer(whole)
     whole["words"] = words(whole)
     return whole
 

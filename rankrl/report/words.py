@@ -10,7 +10,6 @@ from typing import Any
 
 from rankrl.report.statistics.claims import of_kind
 from rankrl.report.statistics.family import Row
-from rankrl.report.statistics.paired import MARGIN
 from rankrl.report.statistics.power import named
 
 MOST_RANKS = 12
@@ -23,7 +22,7 @@ to be below another one."""
 def words(summary: dict[str, Any]) -> list[str]:
     """The report as sentences of plain text, the answer first."""
     says = [
-        *_answer(summary),
+        *summary["answer"],
         *_confirmed(summary),
         *_arms(summary),
         *_ranks(summary),
@@ -49,7 +48,7 @@ def interval(ends: list[float] | None) -> str:
     return "[{:+.3f}, {:+.3f}]".format(*ends) if ends else "(no interval: too few seeds, or all alike)"
 
 
-def _answer(summary: dict[str, Any]) -> list[str]:
+def answer(summary: dict[str, Any]) -> list[str]:
     """What may be relied on, what is shown to be below, and what is shown to gain at all.
 
     Each sentence stands on supported claims (report/statistics/claims.py): no arm or rank is
@@ -68,12 +67,13 @@ def _subjects(summary: dict[str, Any], kind: str) -> set[tuple[str, int]]:
 
 def _dependable(summary: dict[str, Any], rows: dict[tuple[str, int], Row]) -> str:
     """The lowest rank that is shown to gain and not to lose more than the margin against any."""
+    margin = summary["limits"]["margin"]
     able = _subjects(summary, "noninferior") & _subjects(summary, "above")
     if not able:
-        return f"No rank is shown to be within {MARGIN} of the best of the others: which one to rely on is open."
+        return f"No rank is shown to be within {margin} of the best of the others: which one to rely on is open."
     chosen = min(able, key=lambda subject: (subject[1], -rows[subject]["mean_gain"]))
     return (
-        f"To rely on: {named(rows[chosen])}, {gain(rows[chosen])}; it is above the base and less than {MARGIN} "
+        f"To rely on: {named(rows[chosen])}, {gain(rows[chosen])}; it is above the base and less than {margin} "
         "below every other one (95 % for all at once)."
     )
 
