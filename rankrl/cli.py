@@ -213,7 +213,7 @@ def _next(args: argparse.Namespace) -> int:
     from rankrl.report.statistics.sequential import propose_more
 
     sweeps = find_sweeps(Path(args.dir))
-    found = {sweep.name: propose_more(sweep.results, args.budget, sweep.confirming) for sweep in sweeps}
+    found = {sweep.name: propose_more(sweep.counted, args.budget, sweep.confirming) for sweep in sweeps}
     if args.json:
         print(json.dumps(found))
         return 0

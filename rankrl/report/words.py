@@ -56,8 +56,29 @@ def answer(summary: dict[str, Any]) -> list[str]:
     """
     rows = {(row["arm"], row["rank"]): row for row in summary["ranks"]}
     if len(rows) == 1:
-        return [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
-    return [_dependable(summary, rows), _below(summary), *_gaining(summary)]
+        said = [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
+    else:
+        said = [_dependable(summary, rows), _below(summary), *_gaining(summary)]
+    return [said[0] + _missing(summary), *said[1:], *_worst_case(summary)]
+
+
+def _missing(summary: dict[str, Any]) -> str:
+    """Runs of which nothing is known, for the end of the first sentence."""
+    failed, unfinished = summary["n_failed"], summary["n_unfinished"]
+    told = [f"{failed} failed"] * (failed > 0) + [f"{unfinished} have not ended"] * (unfinished > 0)
+    n = summary["n_runs"] + failed + unfinished
+    return f" Of {n} runs {' and '.join(told)}: they are missing in all that follows." if told else ""
+
+
+def _worst_case(summary: dict[str, Any]) -> list[str]:
+    """What failed runs could change at most."""
+    found = summary["worst_case"]
+    if not found:
+        return []
+    return [
+        f"Had each failed run ended with a score of 0, {found['kept']} of the {found['supported']} claims that are "
+        "supported now would still be."
+    ]
 
 
 def _subjects(summary: dict[str, Any], kind: str) -> set[tuple[str, int]]:

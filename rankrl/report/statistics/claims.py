@@ -8,8 +8,8 @@
 | equivalent | the mean differs from the reference's by less than the margin | that of the pair |
 | risk_below | the share of runs below the base is below the limit | Clopper-Pearson, one-sided |
 
-A subject is an arm at a rank. Gains are those of runs that ended with a score: a run that failed or
-diverged counts in the risk alone. Variances: rankrl/report/statistics/blocks.py. Sources: Tukey
+A subject is an arm at a rank. Gains are those of runs that ended with a score: a run that diverged
+without one counts in the risk alone. Variances: rankrl/report/statistics/blocks.py. Sources: Tukey
 1953; Hsu 1984 (comparisons with the best: only differences to whichever is truly best can be wrong,
 so G - 1 one-sided intervals hold at once).
 """
