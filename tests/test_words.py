@@ -39,7 +39,9 @@ def test_ranks_that_are_not_told_apart_get_no_word_of_order(tmp_path):
 def test_a_difference_that_holds_is_said_with_its_interval(tmp_path):
     found = summary_of(plain([0.0, 0.01, -0.01, 0.0, 0.02], 1) + plain([0.2, 0.2, 0.2, 0.21, 0.22], 32), tmp_path)
     assert found["words"][0].startswith("To rely on: rank 32, +0.206 [+0.195, +0.217], 0 of 5 runs negative")
-    assert found["words"][1] == "Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.202."
+    assert found["words"][1] == (
+        "Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.202. So the best is rank 32."
+    )
     assert found["words"][2] == "The lowest rank that is shown to gain over the base: rank 32 (1 of 2 are)."
     assert "below rank 32 by 0.202 (difference [-0.212, -0.192]" in found["words"][3]
     assert "1 of 5 runs negative, risk 0.01 to 0.72" in found["words"][3]

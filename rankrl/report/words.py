@@ -12,6 +12,7 @@ from rankrl.report.statistics.claims import of_kind
 from rankrl.report.statistics.family import Row
 from rankrl.report.statistics.power import named
 
+MOST_NAMED = 3
 MOST_RANKS = 12
 """Most sentences on ranks, and on open claims.
 
@@ -109,7 +110,15 @@ def _below(summary: dict[str, Any]) -> str:
     if not widest:
         return "None is shown to be below another one."
     said = [f"{named(row['subject'])} below {named(row['than'])} by {-row['estimate']:.3f}" for row in widest.values()]
-    return f"Shown, for all pairs at once (95 %): {_list(said, 3)}."
+    return f"Shown, for all pairs at once (95 %): {_list(said, 3)}.{_among(summary)}"
+
+
+def _among(summary: dict[str, Any]) -> str:
+    """Where the best one is, if few are left: all others are shown to be below another one."""
+    members = [named(row) for row in summary["best_set"]["members"]]
+    if len(members) > MOST_NAMED:
+        return ""
+    return f" So the best is {'' if len(members) == 1 else 'one of '}{_list(members)}."
 
 
 def _gaining(summary: dict[str, Any]) -> list[str]:
