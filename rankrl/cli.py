@@ -201,8 +201,9 @@ def _print_status(name: str, entries: list) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from rankrl.report.build import build, print_table
+    from rankrl.report.statistics.limits import Limits
 
-    for summary in build(Path(args.dir)):
+    for summary in build(Path(args.dir), Limits(args.margin, args.reference, args.risk), args.tables_only):
         print_table(summary)
     return 0
 
@@ -212,7 +213,7 @@ def _next(args: argparse.Namespace) -> int:
     from rankrl.report.statistics.sequential import propose_more
 
     sweeps = find_sweeps(Path(args.dir))
-    found = {sweep.name: propose_more(sweep.results, args.budget, sweep.confirming) for sweep in sweeps}
+    found = {sweep.name: propose_more(sweep.counted, args.budget, sweep.confirming) for sweep in sweeps}
     if args.json:
         print(json.dumps(found))
         return 0
@@ -305,6 +306,10 @@ def parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--json", action="store_true", help="print JSON")
     report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
     report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
+    report.add_argument("--margin", type=float, default=0.01, metavar="GAIN", help="loss that is none (default 0.01)")
+    report.add_argument("--reference", type=int, default=32, metavar="RANK", help="rank to compare with (default 32)")
+    report.add_argument("--risk", type=float, default=0.1, metavar="SHARE", help="reliable is below (default 0.1)")
+    report.add_argument("--tables-only", action="store_true", help="tables, claims and words, no figures and no page")
     after = command("next", _next, "which cells should get the next seeds, and whether to stop", recipe=False)
     after.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
     after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")

@@ -7,7 +7,9 @@ import pytest
 from test_stats import plain
 
 from rankrl.report.statistics.blocks import blocks
-from rankrl.report.statistics.claims import Limits, best_set, claims, of_kind, pair_quantile, risk_bound
+from rankrl.report.statistics.claims import best_set, claims, of_kind, pair_quantile
+from rankrl.report.statistics.intervals import risk_bound
+from rankrl.report.statistics.limits import Limits
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SWEEPS = 2000

@@ -12,7 +12,7 @@ from records import broken, small
 
 from rankrl.cli import main
 from rankrl.report.build import build
-from rankrl.report.read import curve, find_sweeps, read_sweep
+from rankrl.report.read import SweepRecords, curve, find_sweeps, read_sweep
 from rankrl.report.statistics.cells import grouped, summarise, summary
 from rankrl.report.statistics.evaluation import Answers, by_source, evaluation, read_answers
 from rankrl.report.statistics.intervals import clopper_pearson, t_interval
@@ -71,10 +71,33 @@ def test_a_cell_is_summarised_by_hand():
     assert row["token_efficiency"] == pytest.approx(0.05)
 
 
-def test_failed_and_diverged_runs_are_negative_outcomes():
-    row = summarise([result(gain=0.4), result(gain=None, status="failed"), result(gain=None, status="diverged")])
-    assert row["negative_runs"] == 2
-    assert row["mean_gain"] == pytest.approx((0.4 - 0.2 - 0.2) / 3)
+def test_a_diverged_run_is_a_negative_outcome():
+    row = summarise([result(gain=0.4), result(gain=None, status="diverged")])
+    assert (row["negative_runs"], row["diverged_runs"]) == (1, 1)
+    assert row["mean_gain"] == pytest.approx((0.4 - 0.2) / 2)
+
+
+def test_a_failed_run_changes_no_other_number(tmp_path):
+    """It is missing data, with a count in the first sentence and what it could change at most."""
+    rng = np.random.default_rng(0)
+    effect = rng.normal(0, 0.01, 6)
+    results = [
+        result(rank=rank, seed=seed, gain=mean + effect[seed] + rng.normal(0, 0.005))
+        for rank, mean in ((1, 0.0), (32, 0.1))
+        for seed in range(6)
+    ]
+    lost = result(rank=32, seed=6, gain=None, status="failed") | {"final_score": None}
+    whole, short = (sweep_summary(SweepRecords("demo", tmp_path, rows, [], [])) for rows in (results, [*results, lost]))
+    told = {"answer", "words", "n_failed", "worst_case", "ranks", "cells", "batches", "arms"}
+    assert {key: whole[key] for key in whole.keys() - told} == {key: short[key] for key in short.keys() - told}
+    for before, after in zip(whole["ranks"], short["ranks"], strict=True):
+        assert {**before, "failed_runs": 0} == {**after, "failed_runs": 0}
+    assert [row["failed_runs"] for row in short["ranks"]] == [0, 1]
+    assert short["answer"][0] == whole["answer"][0] + " Of 13 runs 1 failed: they are missing in all that follows."
+    assert short["answer"][1:-1] == whole["answer"][1:] and len(short["words"]) == len(whole["words"]) + 1
+    supported, kept = short["worst_case"]["supported"], short["worst_case"]["kept"]
+    assert supported > kept >= 0
+    assert f"{kept} of the {supported} claims" in short["answer"][-1]
 
 
 def test_summary_has_the_schema_of_the_contract():
@@ -167,8 +190,11 @@ def test_report_of_run_directories(tmp_path):
     (tmp_path / "demo" / "plan.json").write_text(json.dumps(planned))
     (report,) = build(tmp_path)
     to = tmp_path / "demo" / "report"
-    assert report["ranks"][0]["negative_runs"] == 1
-    assert json.loads((to / "summary.json").read_text())["cells"][0]["n_seeds"] == 3
+    assert (report["ranks"][0]["negative_runs"], report["ranks"][0]["failed_runs"]) == (0, 1)
+    assert json.loads((to / "summary.json").read_text())["cells"][0]["n_seeds"] == 2
+    assert report["answer"][0].endswith(
+        " Of 5 runs 1 failed and 2 have not ended: they are missing in all that follows."
+    )
     page = (to / "index.html").read_text()
     assert "<td>r1-b16-s9</td><td>partial: begun, and no result.json yet</td>" in page
     assert "5 runs planned: 2 finished, 1 failed, 2 planned." in page
@@ -212,12 +238,13 @@ def test_every_kind_of_damage_is_named_and_none_is_fatal(tmp_path):
     assert said["r32-b16-s4"].startswith("run.yaml is missing or no resolved run")
     assert said["r32-b16-s5 (copy)"] == "duplicate: its result.json is that of r32-b16-s5"
     assert said["r2-b16-s77"].startswith("foreign: not in the plan")
-    assert said["r8-b16-s4"].startswith("failed, counted as negative: <b>CUDA</b>")
+    assert said["r8-b16-s4"].startswith("failed, missing from the statistics: <b>CUDA</b>")
     (damaged,) = read_answers(sweep.directory, sweep.results)[1]
     assert damaged["run"] == "r32-b16-s3"
     (report,) = build(tmp_path / "broken")
     rank_8 = next(row for row in report["ranks"] if row["rank"] == 8)
-    assert (rank_8["failed_runs"], rank_8["diverged_runs"], rank_8["negative_runs"]) == (1, 1, 2)
+    assert (rank_8["failed_runs"], rank_8["diverged_runs"], rank_8["negative_runs"]) == (1, 1, 1)
+    assert "failed and 1 have not ended: they are missing" in report["answer"][0]
     assert {row["run"] for row in report["problems"]} == {*said, "r32-b16-s3"}
 
 
@@ -289,7 +316,7 @@ def test_a_sweep_in_which_no_run_has_a_score_has_no_report(tmp_path, capsys):
     }
     for path in root.glob("*/result.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | lost))
-    with pytest.raises(ValueError, match=r"a score; r1-b16-s0: failed, counted as negative: no GPU") as refused:
+    with pytest.raises(ValueError, match=r"a score; r1-b16-s0: failed, missing from the statistics: no GPU") as refused:
         build(tmp_path)
     assert "\n" not in str(refused.value)
     shutil.copytree(small(tmp_path / "other"), tmp_path / "fine")

@@ -8,6 +8,7 @@ from records import drawn, grid, result
 from test_stats import plain
 
 from rankrl.report.read import SweepRecords
+from rankrl.report.statistics.limits import Limits
 from rankrl.report.summary import sweep_summary
 from rankrl.report.words import gain
 
@@ -38,7 +39,9 @@ def test_ranks_that_are_not_told_apart_get_no_word_of_order(tmp_path):
 def test_a_difference_that_holds_is_said_with_its_interval(tmp_path):
     found = summary_of(plain([0.0, 0.01, -0.01, 0.0, 0.02], 1) + plain([0.2, 0.2, 0.2, 0.21, 0.22], 32), tmp_path)
     assert found["words"][0].startswith("To rely on: rank 32, +0.206 [+0.195, +0.217], 0 of 5 runs negative")
-    assert found["words"][1] == "Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.202."
+    assert found["words"][1] == (
+        "Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.202. So the best is rank 32."
+    )
     assert found["words"][2] == "The lowest rank that is shown to gain over the base: rank 32 (1 of 2 are)."
     assert "below rank 32 by 0.202 (difference [-0.212, -0.192]" in found["words"][3]
     assert "1 of 5 runs negative, risk 0.01 to 0.72" in found["words"][3]
@@ -81,3 +84,29 @@ def test_risk_in_words(bad, says):
     row = {"mean_gain": 0.1, "blocked_ci95": None, "negative_runs": bad, "n_seeds": 6, "n_blocks": 6}
     intervals = {0: [0.0, 0.459], 2: [0.043, 0.777]}
     assert says in gain(row | {"blocked_risk_ci95": intervals[bad]})
+
+
+def test_the_answer_comes_first_and_follows_the_reader_s_margin(tmp_path):
+    rng = np.random.default_rng(3)
+    seeds = rng.normal(0, 0.01, 8)
+    runs = [run for rank in (8, 32) for run in plain((0.2 + seeds + rng.normal(0, 0.004, 8)).tolist(), rank)]
+    records = SweepRecords("demo", tmp_path, runs, [], [])
+    strict, wide = (sweep_summary(records, Limits(margin=margin)) for margin in (0.001, 0.02))
+    assert strict["words"][: len(strict["answer"])] == strict["answer"]
+    assert strict["answer"][0].startswith("No rank is shown to be within 0.001 of the best")
+    assert wide["answer"][0].startswith("To rely on: rank 8, ")
+    assert "less than 0.02 below every other one" in wide["answer"][0]
+    assert strict["ranks"] == wide["ranks"] and wide["limits"]["margin"] == 0.02
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"margin": 0.0}, r"--margin: got 0\.0, allowed: a gain above 0 and below 1"),
+        ({"reference": 0}, "--reference: got 0, allowed: a rank of at least 1"),
+        ({"risk": 1.0}, r"--risk: got 1\.0, allowed: a share above 0 and below 1"),
+    ],
+)
+def test_limits_are_checked(given, says):
+    with pytest.raises(ValueError, match=says):
+        Limits(**given)

@@ -10,37 +10,45 @@ from typing import Any
 import pandas as pd
 
 from rankrl.recipe.whole_file import whole_file
-from rankrl.report.figures.draw import draw
 from rankrl.report.ledger import ledger
 from rankrl.report.page.html import page
-from rankrl.report.read import find_sweeps
+from rankrl.report.read import SweepRecords, find_sweeps
+from rankrl.report.statistics.limits import DEFAULT, Limits
 from rankrl.report.summary import sweep_summary
 from rankrl.report.tensorboard import aggregate
 
 MOST_PROBLEMS = 8
 
 
-def build(directory: Path) -> list[dict[str, Any]]:
+def build(directory: Path, limits: Limits = DEFAULT, tables_only: bool = False) -> list[dict[str, Any]]:
     """Writes the report of every sweep at or below `directory`; returns their summaries.
 
-    Each summary also has `sweep` (its name) and `page` (the path of the page). Raises ValueError if
-    there is nothing to report.
+    Each summary also has `sweep` (its name) and `page` (the path of the page). `tables_only` leaves
+    out figures, page ("") and TensorBoard. Raises ValueError if there is nothing to report.
     """
     reports = []
     for sweep in find_sweeps(directory):
         to = sweep.directory / "report"
         to.mkdir(exist_ok=True)
-        statistics = sweep_summary(sweep)
+        statistics = sweep_summary(sweep, limits)
         with whole_file(to / "summary.json") as part:
             part.write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
         with whole_file(to / "runs.csv") as part:
             pd.DataFrame(sweep.results).to_csv(part, index=False)
-        drawings = draw(sweep, statistics, to / "figures")
-        with whole_file(to / "index.html") as part:
-            part.write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
-        aggregate(sweep)
-        reports.append(statistics | {"sweep": sweep.name, "page": str(to / "index.html")})
+        drawn = "" if tables_only else _draw(sweep, statistics, to)
+        reports.append(statistics | {"sweep": sweep.name, "page": drawn})
     return reports
+
+
+def _draw(sweep: SweepRecords, statistics: dict[str, Any], to: Path) -> str:
+    """Writes figures, page and TensorBoard's margin charts. Returns the path of the page."""
+    from rankrl.report.figures.draw import draw  # here: tables do not wait for matplotlib
+
+    drawings = draw(sweep, statistics, to / "figures")
+    with whole_file(to / "index.html") as part:
+        part.write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
+    aggregate(sweep)
+    return str(to / "index.html")
 
 
 def print_table(report: dict[str, Any]) -> None:
@@ -77,12 +85,13 @@ def print_table(report: dict[str, Any]) -> None:
     ]
     if arms:
         _print(f"gain minus that of arm {report['comparisons'][0]['against']}, same seed", arms)
-    print(report["words"][0])
+    print("\n".join(report["answer"]))
     for row in report["problems"][:MOST_PROBLEMS]:
         print(f"{row['run'] or 'all runs'}: {row['problem']}")
     if len(report["problems"]) > MOST_PROBLEMS:
         print(f"... and {len(report['problems']) - MOST_PROBLEMS} more such lines in the page")
-    print(f"page: {report['page']}")
+    if report["page"]:
+        print(f"page: {report['page']}")
 
 
 def _interval(ends: list[float] | None) -> str:

@@ -54,7 +54,7 @@ def card(run: Path, rank_served: int) -> str:
         rows = pd.read_parquet(run / "evals.parquet")
         assert result is not None
         cell = [
-            r for r in read_sweep(run.parent).results if all(r[k] == result[k] for k in ("arm", "rank", "batch_size"))
+            r for r in read_sweep(run.parent).counted if all(r[k] == result[k] for k in ("arm", "rank", "batch_size"))
         ]
         seeds = summarise(cell)
         last = rows[rows["step"] == rows["step"].max()]

@@ -38,6 +38,20 @@ class SweepRecords:
     confirming: list[int] = field(default_factory=list)
     """Seeds held back for confirmation, on which no choice depended (recipe section `stages`)."""
 
+    @property
+    def counted(self) -> list[dict[str, Any]]:
+        """Results that statistics count.
+
+        A run that failed (a lost node, no memory) is missing data: it says nothing of its rank. One
+        that diverged is an outcome.
+        """
+        return [result for result in self.results if result["status"] != "failed"]
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Results of runs that failed."""
+        return [result for result in self.results if result["status"] == "failed"]
+
 
 def find_sweeps(directory: Path) -> list[SweepRecords]:
     """Records of the sweep in `directory`, or of each sweep below it that has measured a score.
@@ -49,7 +63,7 @@ def find_sweeps(directory: Path) -> list[SweepRecords]:
         raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
     sweeps = [directory] if _runs(directory) else sorted(p for p in directory.iterdir() if p.is_dir() and _runs(p))
     records = [read_sweep(path) for path in sweeps]
-    told = [record for record in records if any(result["base_score"] is not None for result in record.results)]
+    told = [record for record in records if any(result["base_score"] is not None for result in record.counted)]
     if not told:
         raise ValueError(
             f"DIR: got {str(directory)!r}, allowed: a directory with a result.json at least that has a score"
@@ -176,7 +190,8 @@ def _notes(run: Path, result: dict[str, Any], sections: dict[str, str], planned:
     """Problems of a run that counts."""
     notes = []
     if result["status"] != "finished":
-        notes.append(f"{result['status']}, counted as negative: {result['error'] or 'no error recorded'}")
+        counts = "missing from the statistics" if result["status"] == "failed" else "counted as negative"
+        notes.append(f"{result['status']}, {counts}: {result['error'] or 'no error recorded'}")
     if planned and run.name not in planned:
         notes.append("not in plan.json; counted")
     if "scale" not in sections:

@@ -2,52 +2,83 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 from rankrl.report.read import SweepRecords
 from rankrl.report.statistics import evaluation
 from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
-from rankrl.report.statistics.cells import CELL, grouped, summary
-from rankrl.report.statistics.claims import best_set, claims
+from rankrl.report.statistics.cells import CELL, Result, grouped, summary
+from rankrl.report.statistics.claims import Claim, best_set, claims
+from rankrl.report.statistics.limits import DEFAULT, Limits
 from rankrl.report.statistics.paired import compared
 from rankrl.report.statistics.pareto import pareto, pareto_points
 from rankrl.report.statistics.power import power
-from rankrl.report.words import words
+from rankrl.report.words import answer, words
 
 GROUPS = {"cells": CELL, "ranks": ("arm", "rank"), "batches": ("arm", "batch_size"), "arms": ("arm",)}
 
 
-def sweep_summary(sweep: SweepRecords) -> dict[str, Any]:
+def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, Any]:
     """The content of summary.json for one sweep."""
-    statistics = summary(sweep.results)
-    answers, damaged = evaluation.read_answers(sweep.directory, sweep.results)
+    results = sweep.counted
+    statistics = summary(results)
+    answers, damaged = evaluation.read_answers(sweep.directory, results)
     chances = evaluation.negative_on_other_items(answers) if answers else []
     for name, keys in GROUPS.items():
         evaluation.add_item_risk(statistics[name], keys, chances)
-    found = claims(sweep.results)
-    points = pareto_points(sweep.results, statistics["cells"])
+        for row in statistics[name]:
+            row["failed_runs"] = sum(all(run[key] == row[key] for key in keys) for run in sweep.failed)
+    found = claims(results, limits)
+    points = pareto_points(results, statistics["cells"])
     whole = {
         **statistics,
-        **compared(sweep.results),
+        **compared(results, limits),
+        "limits": asdict(limits),
         "claims": found,
         "best_set": best_set(found, [{key: row[key] for key in ("arm", "rank")} for row in statistics["ranks"]]),
         "pareto": pareto(points),
         "pareto_points": points,
-        "budget": budget(sweep.results),
+        "budget": budget(results),
         "footprint_scales": [row for scale in LARGE_SCALES for row in scale_footprint(scale)],
         "evaluation": evaluation.evaluation(answers) if answers else None,
         "sources": evaluation.by_source(answers) if answers else [],
         "problems": sweep.problems + damaged,
         "confirmation": confirmation(sweep),
-        "n_runs": len(sweep.results),
+        "n_runs": len(results),
+        "n_failed": len(sweep.failed),
+        "n_unfinished": max(len(sweep.unfinished), (sweep.n_planned or 0) - len(sweep.results)),
+        "worst_case": worst_case(found, results, sweep.failed, limits),
         "n_planned": sweep.n_planned,
     }
-    whole["power"] = power(whole)
+    whole["power"] = power(whole, limits)
+    whole["answer"] = answer(whole)
     whole["words"] = words(whole)
     return whole
 
 
+def worst_case(
+    found: list[Claim], results: list[Result], failed: list[Result], limits: Limits
+) -> dict[str, int] | None:
+    """How many supported claims would still be, had each failed run lost its whole base score.
+
+    None if no run failed.
+    """
+    if not failed:
+        return None
+    lost = [run | {"gain": -(run["base_score"] or 0.0), "status": "diverged"} for run in failed]
+    again = {_key(row) for row in claims(results + lost, limits) if row["supported"]}
+    supported = {_key(row) for row in found if row["supported"]}
+    return {"supported": len(supported), "kept": len(supported & again)}
+
+
+def _key(claim: Claim) -> str:
+    """What a claim says, without its numbers."""
+    return json.dumps([claim[part] for part in ("kind", "subject", "than")])
+
+
 def confirmation(sweep: SweepRecords) -> list[dict[str, Any]]:
     """Statistics of the cells on the seeds that were not used to choose among them; [] if none."""
-    fresh = [result for result in sweep.results if result["seed"] in sweep.confirming]
+    fresh = [result for result in sweep.counted if result["seed"] in sweep.confirming]
     return grouped(fresh, CELL) if fresh else []

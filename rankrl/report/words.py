@@ -10,9 +10,9 @@ from typing import Any
 
 from rankrl.report.statistics.claims import of_kind
 from rankrl.report.statistics.family import Row
-from rankrl.report.statistics.paired import MARGIN
 from rankrl.report.statistics.power import named
 
+MOST_NAMED = 3
 MOST_RANKS = 12
 """Most sentences on ranks, and on open claims.
 
@@ -23,7 +23,7 @@ to be below another one."""
 def words(summary: dict[str, Any]) -> list[str]:
     """The report as sentences of plain text, the answer first."""
     says = [
-        *_answer(summary),
+        *summary["answer"],
         *_confirmed(summary),
         *_arms(summary),
         *_ranks(summary),
@@ -49,7 +49,7 @@ def interval(ends: list[float] | None) -> str:
     return "[{:+.3f}, {:+.3f}]".format(*ends) if ends else "(no interval: too few seeds, or all alike)"
 
 
-def _answer(summary: dict[str, Any]) -> list[str]:
+def answer(summary: dict[str, Any]) -> list[str]:
     """What may be relied on, what is shown to be below, and what is shown to gain at all.
 
     Each sentence stands on supported claims (report/statistics/claims.py): no arm or rank is
@@ -57,8 +57,29 @@ def _answer(summary: dict[str, Any]) -> list[str]:
     """
     rows = {(row["arm"], row["rank"]): row for row in summary["ranks"]}
     if len(rows) == 1:
-        return [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
-    return [_dependable(summary, rows), _below(summary), *_gaining(summary)]
+        said = [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
+    else:
+        said = [_dependable(summary, rows), _below(summary), *_gaining(summary)]
+    return [said[0] + _missing(summary), *said[1:], *_worst_case(summary)]
+
+
+def _missing(summary: dict[str, Any]) -> str:
+    """Runs of which nothing is known, for the end of the first sentence."""
+    failed, unfinished = summary["n_failed"], summary["n_unfinished"]
+    told = [f"{failed} failed"] * (failed > 0) + [f"{unfinished} have not ended"] * (unfinished > 0)
+    n = summary["n_runs"] + failed + unfinished
+    return f" Of {n} runs {' and '.join(told)}: they are missing in all that follows." if told else ""
+
+
+def _worst_case(summary: dict[str, Any]) -> list[str]:
+    """What failed runs could change at most."""
+    found = summary["worst_case"]
+    if not found:
+        return []
+    return [
+        f"Had each failed run ended with a score of 0, {found['kept']} of the {found['supported']} claims that are "
+        "supported now would still be."
+    ]
 
 
 def _subjects(summary: dict[str, Any], kind: str) -> set[tuple[str, int]]:
@@ -68,12 +89,13 @@ def _subjects(summary: dict[str, Any], kind: str) -> set[tuple[str, int]]:
 
 def _dependable(summary: dict[str, Any], rows: dict[tuple[str, int], Row]) -> str:
     """The lowest rank that is shown to gain and not to lose more than the margin against any."""
+    margin = summary["limits"]["margin"]
     able = _subjects(summary, "noninferior") & _subjects(summary, "above")
     if not able:
-        return f"No rank is shown to be within {MARGIN} of the best of the others: which one to rely on is open."
+        return f"No rank is shown to be within {margin} of the best of the others: which one to rely on is open."
     chosen = min(able, key=lambda subject: (subject[1], -rows[subject]["mean_gain"]))
     return (
-        f"To rely on: {named(rows[chosen])}, {gain(rows[chosen])}; it is above the base and less than {MARGIN} "
+        f"To rely on: {named(rows[chosen])}, {gain(rows[chosen])}; it is above the base and less than {margin} "
         "below every other one (95 % for all at once)."
     )
 
@@ -88,7 +110,15 @@ def _below(summary: dict[str, Any]) -> str:
     if not widest:
         return "None is shown to be below another one."
     said = [f"{named(row['subject'])} below {named(row['than'])} by {-row['estimate']:.3f}" for row in widest.values()]
-    return f"Shown, for all pairs at once (95 %): {_list(said, 3)}."
+    return f"Shown, for all pairs at once (95 %): {_list(said, 3)}.{_among(summary)}"
+
+
+def _among(summary: dict[str, Any]) -> str:
+    """Where the best one is, if few are left: all others are shown to be below another one."""
+    members = [named(row) for row in summary["best_set"]["members"]]
+    if len(members) > MOST_NAMED:
+        return ""
+    return f" So the best is {'' if len(members) == 1 else 'one of '}{_list(members)}."
 
 
 def _gaining(summary: dict[str, Any]) -> list[str]:

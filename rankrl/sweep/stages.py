@@ -31,8 +31,8 @@ def next_stage(runs: list[Run], root: Path) -> tuple[list[Run], str]:
     first = [run for run in runs if run.seed in seeds[: stages.first]]
     if any(run.run_id not in ids for run in first):
         return first, f"first stage: {stages.first} seeds for every cell"
-    results = read_sweep(root).results
-    done = {result["run_id"] for result in results}
+    records = read_sweep(root)
+    done = {result["run_id"] for result in records.results}
     left = [run for run in planned if run.run_id not in done]
     if left:
         return planned, f"{len(left)} runs of this stage are left"
@@ -40,7 +40,7 @@ def next_stage(runs: list[Run], root: Path) -> tuple[list[Run], str]:
 
     kept_back = set(seeds[len(seeds) - stages.confirm :])
     names = {run.run_id for run in runs if run.seed not in kept_back}
-    choosing = [result for result in results if result["run_id"] in names]
+    choosing = [result for result in records.counted if result["run_id"] in names]
     found = propose(choosing, stages.add, list(seeds[: len(seeds) - stages.confirm]))
     chosen = {(r["arm"], r["rank"], r["batch_size"], seed) for r in found["cells"] for seed in r["seeds"]}
     if found["stop"]:

@@ -36,7 +36,7 @@ class Figure:
 
 def draw(sweep: SweepRecords, summary: dict[str, Any], to: Path) -> list[Figure]:
     """Draws into `to` each figure that the records have data for; returns them in reading order."""
-    sweep, summary, note = few_arms(sweep, summary)
+    sweep, summary, note = few_arms(replace(sweep, results=sweep.counted), summary)
     with look():
         return [
             Figure(name, save(canvas, to, name), title, caption + note, alt)

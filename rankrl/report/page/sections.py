@@ -13,7 +13,7 @@ from rankrl.report.statistics.power import named
 NOTES = {
     "ranks": (
         "Scores and gains are fractions of correct answers on held-out items: 0.0154 is 1.54 points. Every run "
-        "counts: one that failed or diverged is negative, and, where no score was measured, has lost the whole base "
+        "that ended counts: one that diverged is negative, and, where no score was measured, has lost the whole base "
         "score. Intervals are Student t, risks Clopper-Pearson, both 95 %. Runs of one seed at several batch sizes "
         "are not independent: with seeds as blocks, each seed counts once: in the first interval of a row, the one to judge by. "
         "IQM: mean of the middle half, interval by bootstrap, which is too narrow at six seeds. Upside index: best "

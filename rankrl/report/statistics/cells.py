@@ -1,8 +1,9 @@
 """Run records -> statistics of cells, rank families, batch families and arms.
 
 Scores and gains are fractions; sd has ddof 1; gain intervals are Student t, risk intervals
-Clopper-Pearson, both 95 %. A failed or diverged run is an outcome: it counts as negative. If its
-gain was not measured, the gain is taken as the loss of the whole base score.
+Clopper-Pearson, both 95 %. A diverged run is an outcome: it counts as negative. If its gain was
+not measured, the gain is taken as the loss of the whole base score. Failed runs are missing data
+and do not come here.
 
 Runs of one seed share prompts and initial adapters. A family (such as all cells of one rank)
 therefore has as many independent units as it has seeds, not as it has runs. `blocked_ci95` and
@@ -31,7 +32,7 @@ def outcome_gain(result: Result) -> float:
 
 
 def negative(result: Result) -> bool:
-    """Whether a run counts as negative: it failed, diverged, or has a gain below 0."""
+    """Whether a run counts as negative: it diverged, or has a gain below 0."""
     return result["status"] != "finished" or outcome_gain(result) < 0
 
 
@@ -80,7 +81,6 @@ def summarise(results: list[Result]) -> dict[str, Any]:
         "token_efficiency": mean / (mean_tokens / 1e6) if mean_tokens else None,
         "upside_null95": list(null) if null else None,
         "iqm": iqm(gains),
-        "failed_runs": sum(result["status"] == "failed" for result in results),
         "diverged_runs": sum(result["status"] == "diverged" for result in results),
         **_blocked(results),
     }

@@ -8,43 +8,31 @@
 | equivalent | the mean differs from the reference's by less than the margin | that of the pair |
 | risk_below | the share of runs below the base is below the limit | Clopper-Pearson, one-sided |
 
-A subject is an arm at a rank. Gains are those of runs that ended with a score: a run that failed or
-diverged counts in the risk alone. Variances: rankrl/report/statistics/blocks.py. Sources: Tukey
+A subject is an arm at a rank. Gains are those of runs that ended with a score: a run that diverged
+without one counts in the risk alone. Variances: rankrl/report/statistics/blocks.py. Sources: Tukey
 1953; Hsu 1984 (comparisons with the best: only differences to whichever is truly best can be wrong,
 so G - 1 one-sided intervals hold at once).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from rankrl.report.statistics.blocks import Blocks, Subject, blocks
 from rankrl.report.statistics.cells import Result, by_key, negative
-from rankrl.report.statistics.intervals import EQUAL, LEVEL, t_quantile
+from rankrl.report.statistics.intervals import EQUAL, LEVEL, risk_bound, t_quantile
+from rankrl.report.statistics.limits import DEFAULT, Limits
 
 ALPHA = 1 - LEVEL
 Claim = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a reader calls equal, what others are compared with, and what is reliable."""
-
-    margin: float = 0.01
-    """Gain that a subject may lose and still be called non-inferior."""
-    reference: int = 32
-    """Rank that the others of an arm are compared with; the largest where it is missing."""
-    risk: float = 0.1
-    """Reliable means a smaller share of runs that end below the base."""
-
-
-def claims(results: list[Result], limits: Limits = Limits()) -> list[Claim]:
+def claims(results: list[Result], limits: Limits = DEFAULT) -> list[Claim]:
     """All claims on the arms and ranks of a sweep, supported or not."""
     table = blocks(results)
     pairs = pair_claims(table)
@@ -163,7 +151,7 @@ def equivalent_claims(table: Blocks, pairs: list[Claim], limits: Limits) -> list
     found = []
     for pair in pairs:
         (arm, rank), (other_arm, other_rank) = ((x["arm"], x["rank"]) for x in (pair["subject"], pair["than"]))
-        reference = reference_rank([r for a, r in table.subjects if a == arm], limits.reference)
+        reference = limits.reference_of([r for a, r in table.subjects if a == arm])
         if arm != other_arm or reference not in (rank, other_rank):
             continue
         sign = 1 if other_rank == reference else -1
@@ -172,11 +160,6 @@ def equivalent_claims(table: Blocks, pairs: list[Claim], limits: Limits) -> list
         within = -limits.margin < ends[0] and ends[1] < limits.margin
         found.append(claim("equivalent", subject, than, sign * pair["estimate"], ends, pair["family"], within))
     return found
-
-
-def reference_rank(ranks: list[int], reference: int) -> int:
-    """The reference rank, or the largest where that is not in the sweep."""
-    return reference if reference in ranks else max(ranks)
 
 
 def risk_claims(results: list[Result], risk: float) -> list[Claim]:
@@ -190,8 +173,3 @@ def risk_claims(results: list[Result], risk: float) -> list[Claim]:
         ends = [0.0, risk_bound(bad, n, len(families))]
         found.append(claim("risk_below", subject, None, bad / n, ends, len(families), ends[1] < risk))
     return found
-
-
-def risk_bound(events: float, n: int, family: int) -> float:
-    """One-sided upper bound of a share, for a whole family (Clopper and Pearson 1934)."""
-    return float(special.betaincinv(events + 1, n - events, 1 - ALPHA / family)) if events < n else 1.0

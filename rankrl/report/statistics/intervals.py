@@ -95,25 +95,34 @@ def iqm_interval(by_seed: list[list[float]]) -> list[float] | None:
     return [float(end) for end in np.quantile(means, [0.025, 0.975])]
 
 
-def seeds_for_risk(events: int, risk: float) -> int:
-    """Total number of runs at which the one-sided 95 % upper bound of the risk is below `risk`.
+def seeds_for_risk(events: float, risk: float, family: int = 1) -> int:
+    """Total number of runs at which the one-sided upper bound of the risk is below `risk`.
 
-    `events`: the negative runs so far; no further run may be negative. With none, 14, 29 and 59
-    runs for a risk of 20, 10 and 5 %.
+    The bound is that of `risk_bound`, at 95 % for a whole family. `events`: the negative runs so
+    far; no further run may be negative. With none, 14, 29 and 59 runs for a risk of 20, 10 and 5 %.
     """
-    n = events + (ceil(log(0.05) / log(1 - risk)) if events == 0 else 1)
-    while events and special.betaincinv(events + 1, n - events, LEVEL) >= risk:
+    n = ceil(events) + (ceil(log(0.05 / family) / log(1 - risk)) if events == 0 else 1)
+    while risk_bound(events, n, family) >= risk:
         n += 1
     return n
 
 
-def seeds_for_difference(sd: float, difference: float) -> int:
-    """Pairs that show `difference` with 80 % power in a two-sided test at 5 %; at least 2.
+def risk_bound(events: float, n: int, family: int = 1) -> float:
+    """One-sided 95 % upper bound of a share, for a whole family (Clopper and Pearson 1934)."""
+    tail = (1 - LEVEL) / family
+    return float(special.betaincinv(events + 1, n - events, 1 - tail)) if events < n else 1.0
 
-    ((1.960 + 0.842) sd / difference)^2 with `sd` that of the paired differences.
+
+def seeds_for_difference(sd: float, difference: float, family: int = 1) -> int:
+    """Pairs that show `difference` with 80 % power in a two-sided test at 5 % for a whole family.
+
+    n at which (t(1 - .025 / family) + t(.8)) sd / sqrt(n) is at most `difference`, at n - 1 degrees
+    of freedom, with `sd` that of the paired differences; at least 2.
     """
-    z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-    return max(2, ceil((z * sd / difference) ** 2))
+    n = 2
+    while (t_quantile(1 - 0.025 / family, n - 1) + t_quantile(0.8, n - 1)) * sd > difference * sqrt(n):
+        n += max(1, n // 200)
+    return n
 
 
 def shrunk(variances: list[float], freedom: list[int]) -> list[float]:

@@ -12,10 +12,7 @@ from scipy import stats
 from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
 from rankrl.report.statistics.family import Row, holm, judge, paired, seed_blocks, t_test
 from rankrl.report.statistics.intervals import EQUAL, LEVEL, sd_of_mean, seeds_for_difference, shrunk
-
-MARGIN = 0.01
-"""Non-inferiority margin: gain (a fraction) that a low rank may lose against the reference."""
-REFERENCE_RANK = 32
+from rankrl.report.statistics.limits import DEFAULT, Limits
 
 
 def reference_arm(arms: list[str]) -> str | None:
@@ -23,11 +20,6 @@ def reference_arm(arms: list[str]) -> str | None:
     if len(arms) < 2:
         return None
     return "off" if "off" in arms else min(arms)
-
-
-def reference_rank(ranks: list[int]) -> int:
-    """The rank to compare the others with: 32, or the largest one where 32 is not in the sweep."""
-    return REFERENCE_RANK if REFERENCE_RANK in ranks else max(ranks)
 
 
 def comparisons(results: list[Result]) -> list[Row]:
@@ -87,7 +79,7 @@ def matched(ours: list[Result], theirs: list[Result], *but: str) -> list[tuple[i
     return [(seed, gain - other) for seed, gain, other in found if other is not None]
 
 
-def arm_comparisons(results: list[Result]) -> list[Row]:
+def arm_comparisons(results: list[Result], limits: Limits = DEFAULT) -> list[Row]:
     """Each arm against the reference arm, pooled over all ranks and batch sizes that both have."""
     arms = {arm: runs for (arm,), runs in by_key(results, ("arm",)).items()}
     against = reference_arm(list(arms))
@@ -95,33 +87,33 @@ def arm_comparisons(results: list[Result]) -> list[Row]:
     for arm, runs in arms.items():
         if against is not None and arm != against and (pairs := matched(runs, arms[against], "arm")):
             rows.append({"arm": arm, "against": against, **paired(pairs)})
-    _add_seeds_needed(rows)
+    _add_seeds_needed(rows, limits.margin)
     return judge(rows)
 
 
-def against_reference(results: list[Result]) -> list[Row]:
+def against_reference(results: list[Result], limits: Limits = DEFAULT) -> list[Row]:
     """Each rank of an arm against its reference rank, at the batch sizes and seeds that both have.
 
-    noninferior: the mean is above the reference's minus MARGIN, by a one-sided t test at 2.5 % with
-    Holm's correction over the rows. seeds_needed: total number of seeds that shows a difference of
-    MARGIN with 80 % power.
+    noninferior: the mean is above the reference's minus the margin, by a one-sided t test at 2.5 %
+    with Holm's correction over the rows. seeds_needed: total number of seeds that shows a
+    difference of the margin with 80 % power.
     """
     families = by_key(results, ("arm", "rank"))
     rows = []
     for (arm, rank), runs in families.items():
-        reference = reference_rank([r for a, r in families if a == arm])
+        reference = limits.reference_of([r for a, r in families if a == arm])
         pairs = matched(runs, families[arm, reference], "rank")
         if rank == reference or not pairs:
             continue
-        row = {"arm": arm, "rank": rank, "reference_rank": reference, **paired(pairs), "margin": MARGIN}
-        rows.append(row | {"p_noninferior": t_test(seed_blocks(pairs), above=-MARGIN)})
-    _add_seeds_needed(rows)
+        row = {"arm": arm, "rank": rank, "reference_rank": reference, **paired(pairs), "margin": limits.margin}
+        rows.append(row | {"p_noninferior": t_test(seed_blocks(pairs), above=-limits.margin)})
+    _add_seeds_needed(rows, limits.margin)
     for row, p in zip(judge(rows), holm(row["p_noninferior"] for row in rows), strict=True):
         row["noninferior"] = p is not None and p < (1 - LEVEL) / 2
     return rows
 
 
-def _add_seeds_needed(rows: list[Row]) -> None:
+def _add_seeds_needed(rows: list[Row], margin: float) -> None:
     """Adds seeds_needed to each row, from its sd over seeds, shrunk to the pooled sd of all rows.
 
     The sd of a few seeds alone is too uncertain. None where nothing varies.
@@ -129,13 +121,14 @@ def _add_seeds_needed(rows: list[Row]) -> None:
     freedom = [row["n_blocks"] - 1 for row in rows]
     spread = [sd_of_mean(row["difference_ci95"], row["n_blocks"]) or 0.0 for row in rows]
     for row, variance in zip(rows, shrunk([sd**2 for sd in spread], freedom), strict=True):
-        row["seeds_needed"] = seeds_for_difference(variance**0.5, MARGIN) if variance > EQUAL**2 else None
+        known = variance > EQUAL**2
+        row["seeds_needed"] = seeds_for_difference(variance**0.5, margin, len(rows)) if known else None
 
 
-def compared(results: list[Result]) -> dict[str, Any]:
+def compared(results: list[Result], limits: Limits = DEFAULT) -> dict[str, Any]:
     """All comparisons between runs of the same seed, by their keys in summary.json."""
     return {
         "comparisons": comparisons(results),
-        "arm_comparisons": arm_comparisons(results),
-        "against_reference": against_reference(results),
+        "arm_comparisons": arm_comparisons(results, limits),
+        "against_reference": against_reference(results, limits),
     }

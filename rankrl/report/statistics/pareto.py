@@ -13,21 +13,34 @@ from scipy import special
 from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
 
 RESAMPLES = 500
+TOLERANCE = 0.01
+"""Share by which the tokens of two cells may differ and count as the same."""
 
 
 def on_front(tokens: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Which cells (last axis) have a higher value than every other that costs as much or less.
 
-    Returns booleans of the shape of `value`; a cell with a NaN value is never on the front.
+    Costs that differ by less than TOLERANCE are the same: of two such cells the one with the higher
+    value stays. Returns booleans of the shape of `value`; a cell with a NaN value is never there.
     """
     value = np.where(np.isfinite(value), value, -np.inf)
     order = np.lexsort((-value, tokens))
     ranked = np.take_along_axis(value, order, -1)
-    before = np.maximum.accumulate(ranked, axis=-1)
+    costs = np.take_along_axis(np.broadcast_to(tokens, value.shape), order, -1)
+    highest = np.maximum.accumulate(ranked, axis=-1)
     start = np.full((*value.shape[:-1], 1), -np.inf)
+    before = np.concatenate([start, highest[..., :-1]], axis=-1)
+    alike = np.take_along_axis(highest, _last_alike(costs), -1)
     front = np.zeros(value.shape, dtype=bool)
-    np.put_along_axis(front, order, ranked > np.concatenate([start, before[..., :-1]], axis=-1), -1)
+    np.put_along_axis(front, order, (ranked > before) & (ranked >= alike), -1)
     return front
+
+
+def _last_alike(costs: np.ndarray) -> np.ndarray:
+    """Index of the last cell that costs the same as each one; `costs` rise along the last axis."""
+    rows = costs.reshape(-1, costs.shape[-1])
+    found = [np.searchsorted(row, row * (1 + TOLERANCE), side="right") - 1 for row in rows]
+    return np.array(found).reshape(costs.shape)
 
 
 def front_shares(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,7 @@ from typing import Any
 
 from rankrl.report.statistics.family import Row
 from rankrl.report.statistics.intervals import seeds_for_risk
-from rankrl.report.statistics.paired import MARGIN, reference_rank
-
-RISK = 0.1
-"""Reliable means a risk below this, which 29 seeds show if none of them is negative."""
+from rankrl.report.statistics.limits import DEFAULT, Limits
 
 
 def named(row: Row) -> str:
@@ -19,19 +16,19 @@ def named(row: Row) -> str:
     return ", ".join(parts) or "all runs"
 
 
-def power(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def power(summary: dict[str, Any], limits: Limits = DEFAULT) -> list[dict[str, Any]]:
     """Open claims, each with the number of further seeds that it needs: [{claim, seeds_more}].
 
-    Differences of MARGIN are to be shown with 80 % power; risks below RISK, if no further run is
-    negative.
+    Differences of the margin are to be shown with 80 % power, by the interval that the verdict is
+    taken from; risks below the limit by the bound of the claim, if no further run is negative.
     """
-    return _ranks(summary) + _arms(summary) + _risks(summary)
+    return _ranks(summary, limits.margin) + _arms(summary, limits.margin) + _risks(summary, limits)
 
 
-def _ranks(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _ranks(summary: dict[str, Any], margin: float) -> list[dict[str, Any]]:
     return [
         {
-            "claim": f"{named(row)} is within {MARGIN} of rank {row['reference_rank']}, or differs from it",
+            "claim": f"{named(row)} is within {margin} of rank {row['reference_rank']}, or differs from it",
             "seeds_more": max(1, row["seeds_needed"] - row["n_blocks"]),
         }
         for row in summary["against_reference"]
@@ -39,10 +36,10 @@ def _ranks(summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _arms(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _arms(summary: dict[str, Any], margin: float) -> list[dict[str, Any]]:
     return [
         {
-            "claim": f"{named(row)} differs from arm {row['against']} by {MARGIN}",
+            "claim": f"{named(row)} differs from arm {row['against']} by {margin}",
             "seeds_more": max(1, row["seeds_needed"] - row["n_blocks"]),
         }
         for row in summary["arm_comparisons"]
@@ -50,17 +47,20 @@ def _arms(summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _risks(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _risks(summary: dict[str, Any], limits: Limits) -> list[dict[str, Any]]:
     """Open claims on the risk, for the lowest rank and the reference rank of each arm.
 
     These are the ranks that the sweep is about.
     """
     rows = []
-    for row in summary["ranks"]:
-        ranks = [r["rank"] for r in summary["ranks"] if r["arm"] == row["arm"]]
-        asked = row["rank"] in (min(ranks), reference_rank(ranks)) and row["negative_gain_risk"] < RISK
-        if asked and row["blocked_risk_ci95"][1] > RISK:
-            bad = round(row["negative_gain_risk"] * row["n_blocks"])
-            more = max(1, seeds_for_risk(bad, RISK) - row["n_blocks"])
-            rows.append({"claim": f"{named(row)} has a risk below {RISK:.0%}", "seeds_more": more})
+    seeds = {(row["arm"], row["rank"]): row["n_blocks"] for row in summary["ranks"]}
+    for claim in summary["claims"]:
+        arm, rank = claim["subject"]["arm"], claim["subject"]["rank"]
+        if claim["kind"] != "risk_below" or claim["supported"] or claim["estimate"] >= limits.risk:
+            continue
+        ranks = [r for a, r in seeds if a == arm]
+        if rank in (min(ranks), limits.reference_of(ranks)):
+            n = seeds[arm, rank]
+            more = seeds_for_risk(claim["estimate"] * n, limits.risk, claim["family"]) - n
+            rows.append({"claim": f"{named(claim['subject'])} has a risk below {limits.risk:.0%}", "seeds_more": more})
     return rows

@@ -20,7 +20,7 @@ import numpy as np
 
 from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
 from rankrl.report.statistics.intervals import EQUAL, shrunk
-from rankrl.report.statistics.paired import MARGIN
+from rankrl.report.statistics.limits import DEFAULT
 
 ALPHA = 0.05
 Cell = tuple[str, int, int]
@@ -41,7 +41,7 @@ def ocba(means: list[float], sds: list[float], total: int) -> list[float]:
     It is made to tell the best cell from the others.
     """
     best = int(np.argmax(means))
-    distance = np.maximum(np.max(means) - np.array(means), MARGIN)
+    distance = np.maximum(np.max(means) - np.array(means), DEFAULT.margin)
     sd = np.maximum(np.array(sds), EQUAL)
     share = (sd / distance) ** 2
     others = np.arange(len(means)) != best
