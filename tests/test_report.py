@@ -193,7 +193,7 @@ def test_report_of_run_directories(tmp_path):
     assert (report["ranks"][0]["negative_runs"], report["ranks"][0]["failed_runs"]) == (0, 1)
     assert json.loads((to / "summary.json").read_text())["cells"][0]["n_seeds"] == 2
     assert report["answer"][0].endswith(
-        " Of 5 runs 1 failed and 2 have not ended: they are missing in all that follows."
+        " Of 5 runs 1 failed and 2 have no result: they are missing in all that follows."
     )
     page = (to / "index.html").read_text()
     assert "<td>r1-b16-s9</td><td>partial: begun, and no result.json yet</td>" in page
@@ -244,7 +244,7 @@ def test_every_kind_of_damage_is_named_and_none_is_fatal(tmp_path):
     (report,) = build(tmp_path / "broken")
     rank_8 = next(row for row in report["ranks"] if row["rank"] == 8)
     assert (rank_8["failed_runs"], rank_8["diverged_runs"], rank_8["negative_runs"]) == (1, 1, 1)
-    assert "failed and 1 have not ended: they are missing" in report["answer"][0]
+    assert " Of 18 runs 1 failed and 8 have no result: they are missing" in report["answer"][0]
     assert {row["run"] for row in report["problems"]} == {*said, "r32-b16-s3"}
 
 

@@ -66,7 +66,8 @@ def answer(summary: dict[str, Any]) -> list[str]:
 def _missing(summary: dict[str, Any]) -> str:
     """Runs of which nothing is known, for the end of the first sentence."""
     failed, unfinished = summary["n_failed"], summary["n_unfinished"]
-    told = [f"{failed} failed"] * (failed > 0) + [f"{unfinished} have not ended"] * (unfinished > 0)
+    plural = "has" if unfinished == 1 else "have"
+    told = [f"{failed} failed"] * (failed > 0) + [f"{unfinished} {plural} no result"] * (unfinished > 0)
     n = summary["n_runs"] + failed + unfinished
     return f" Of {n} runs {' and '.join(told)}: they are missing in all that follows." if told else ""
 
