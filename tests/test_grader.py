@@ -194,7 +194,7 @@ def warm():
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_costs_one_verdict(warm):
-    """First a power of sums that sympy expands until memory ends, then a process that is stopped."""
+    """First a power of sums that sympy expands for long, then a process that is stopped."""
     pairs = [*SURDS[1:3], POWER, *SURDS[3:5]]
     assert warm.prove(pairs, 60) == ["correct", "correct", "timeout", "correct", "correct"]
     assert warm.replaced == 1
