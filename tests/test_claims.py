@@ -91,6 +91,19 @@ def test_an_unbalanced_sweep_compares_what_both_have():
     assert table.level_GS[1].tolist() == pytest.approx([0.3, 0.32, 0.31])
 
 
+def test_nothing_is_claimed_in_favour_of_survivors():
+    """Half of rank 1's runs diverged without a score. Its mean is that of the others."""
+    rng = np.random.default_rng(0)
+    whole = drawn([0.2, 0.2, 0.0], 1, 12, rng, 0.001, 0.005)
+    lost = {"gain": None, "final_score": None, "status": "diverged"}
+    runs = [run | (lost if run["rank"] == 1 and run["seed"] % 2 else {}) for run in whole]
+    found = {kind: of_kind(claims(runs), kind) for kind in ("below", "above", "noninferior", "equivalent")}
+    assert subjects(claims(whole), "noninferior") == [1, 2] and subjects(claims(runs), "noninferior") == [2]
+    assert subjects(claims(whole), "above") == [1, 2] and subjects(claims(runs), "above") == [2]
+    assert [(row["subject"]["rank"], row["than"]["rank"]) for row in found["below"]] == [(4, 2)]
+    assert not found["equivalent"]
+
+
 def test_a_noisy_subject_keeps_its_own_variance():
     """And a quiet one gets the pooled: of few seeds it may be quiet by chance."""
     quiet = [plain([0.1, 0.101, 0.102, 0.1], rank) for rank in (2, 4, 8)]

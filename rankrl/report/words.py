@@ -97,7 +97,7 @@ def _dependable(summary: dict[str, Any], rows: dict[tuple[str, int], Row]) -> st
     chosen = min(able, key=lambda subject: (subject[1], -rows[subject]["mean_gain"]))
     return (
         f"To rely on: {named(rows[chosen])}, {gain(rows[chosen])}; it is above the base and less than {margin} "
-        "below every other one (95 % for all at once)."
+        "below every other one (95 % each, for all at once)."
     )
 
 

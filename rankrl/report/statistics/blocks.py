@@ -26,6 +26,9 @@ class Blocks:
     subjects: list[Subject]
     gain_GBS: np.ndarray
     """NaN where there is no run."""
+    complete_G: np.ndarray
+    """Whether all runs of a subject ended with a score. If some diverged without one, its mean is
+    that of the survivors, and nothing may be claimed in its favour."""
 
     @cached_property
     def level_GS(self) -> np.ndarray:
@@ -108,7 +111,8 @@ def blocks(results: list[Result]) -> Blocks:
     for g, runs in enumerate(groups.values()):
         for run in runs:
             table[g, batches[run["batch_size"]], seeds[run["seed"]]] = run["gain"]
-    return Blocks(list(groups), table)
+    lost = {(run["arm"], run["rank"]) for run in results if run["gain"] is None}
+    return Blocks(list(groups), table, np.array([subject not in lost for subject in groups], dtype=bool))
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

@@ -8,10 +8,10 @@
 | equivalent | the mean differs from the reference's by less than the margin | that of the pair |
 | risk_below | the share of runs below the base is below the limit | Clopper-Pearson, one-sided |
 
-A subject is an arm at a rank. Gains are those of runs that ended with a score: a run that diverged
-without one counts in the risk alone. Variances: rankrl/report/statistics/blocks.py. Sources: Tukey
-1953; Hsu 1984 (comparisons with the best: only differences to whichever is truly best can be wrong,
-so G - 1 one-sided intervals hold at once).
+A subject is an arm at a rank. Gains are those of runs that ended with a score. Where a run diverged
+without one, they are the survivors', and no claim in the subject's favour is supported. Variances:
+rankrl/report/statistics/blocks.py. Sources: Tukey 1953; Hsu 1984 (comparisons with the best: only
+differences to whichever is truly best can be wrong, so G - 1 one-sided intervals hold at once).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def pair_claims(table: Blocks) -> list[Claim]:
         difference, half = table.difference_GG[low, high], quantile * table.error_GG[low, high]
         ends = [max(difference - half, -1.0), min(difference + half, 1.0)]
         subjects = table.subjects[low], table.subjects[high]
-        found.append(claim("below", *subjects, difference, ends, len(pairs), ends[1] < 0))
+        found.append(claim("below", *subjects, difference, ends, len(pairs), ends[1] < 0 and table.complete_G[high]))
     return found
 
 
@@ -127,7 +127,9 @@ def positive_claims(table: Blocks) -> list[Claim]:
         error = float(np.nanstd(table.level_GS[g], ddof=1)) / sqrt(n)
         half = t_quantile(1 - ALPHA / 2 / len(able), n - 1) * error
         ends = [max(mean - half, -1.0), min(mean + half, 1.0)]
-        found.append(claim("above", table.subjects[g], None, mean, ends, len(able), ends[0] > 0))
+        found.append(
+            claim("above", table.subjects[g], None, mean, ends, len(able), ends[0] > 0 and table.complete_G[g])
+        )
     return found
 
 
@@ -142,7 +144,8 @@ def noninferior_claims(table: Blocks, margin: float) -> list[Claim]:
     for i, subject in enumerate(table.subjects):
         behind, half = table.difference_GG[i][others[i]], half_GG[i][others[i]]
         ends = [max(min((behind - half).min(), 0.0), -1.0), min(max((behind + half).min(), 0.0), 1.0)]
-        found.append(claim("noninferior", subject, None, behind.min(), ends, g, ends[0] > -margin))
+        within = ends[0] > -margin and table.complete_G[i]
+        found.append(claim("noninferior", subject, None, behind.min(), ends, g, within))
     return found
 
 
@@ -157,7 +160,8 @@ def equivalent_claims(table: Blocks, pairs: list[Claim], limits: Limits) -> list
         sign = 1 if other_rank == reference else -1
         ends = sorted(sign * end for end in pair["ci95"])
         subject, than = ((arm, rank), (arm, other_rank))[::sign]
-        within = -limits.margin < ends[0] and ends[1] < limits.margin
+        complete = all(table.complete_G[table.subjects.index(side)] for side in (subject, than))
+        within = complete and -limits.margin < ends[0] and ends[1] < limits.margin
         found.append(claim("equivalent", subject, than, sign * pair["estimate"], ends, pair["family"], within))
     return found
 
