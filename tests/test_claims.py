@@ -7,9 +7,10 @@ import pytest
 from test_stats import plain
 
 from rankrl.report.statistics.blocks import blocks
-from rankrl.report.statistics.claims import best_set, claims, of_kind, pair_quantile
+from rankrl.report.statistics.claims import best_quantile, best_set, claims, of_kind, pair_quantile
 from rankrl.report.statistics.intervals import risk_bound
 from rankrl.report.statistics.limits import Limits
+from rankrl.report.statistics.spread import spread
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SWEEPS = 2000
@@ -73,11 +74,14 @@ def test_one_seed_or_equal_gains_support_nothing():
 
 
 def test_arms_are_compared_at_one_rank_and_ranks_in_one_arm():
+    """And arms over all their ranks, as rank None: all in one family."""
     rng = np.random.default_rng(2)
     runs = [run | {"arm": arm} for arm in ("off", "on") for run in drawn([0.1, 0.1], 1, 4, rng)]
-    pairs = [(row["subject"], row["than"]) for row in claims(runs) if row["kind"] == "below"]
-    assert len(pairs) == 4
+    found = [row for row in claims(runs) if row["kind"] == "below"]
+    pairs = [(row["subject"], row["than"]) for row in found]
+    assert len(pairs) == 5 and {row["family"] for row in found} == {5}
     assert all(left["arm"] == right["arm"] or left["rank"] == right["rank"] for left, right in pairs)
+    assert [left["arm"] != right["arm"] for left, right in pairs if left["rank"] is None] == [True]
 
 
 def test_an_unbalanced_sweep_compares_what_both_have():
@@ -105,11 +109,41 @@ def test_nothing_is_claimed_in_favour_of_survivors():
 
 
 def test_a_noisy_subject_keeps_its_own_variance():
-    """And a quiet one gets the pooled: of few seeds it may be quiet by chance."""
-    quiet = [plain([0.1, 0.101, 0.102, 0.1], rank) for rank in (2, 4, 8)]
-    runs = plain([0.0, 0.3, 0.1, 0.2], 1) + [run for cell in quiet for run in cell]
-    variance = blocks(runs).variance_G
-    assert variance[0] > variance[1] == variance[2] == variance[3] > 1e-4
+    """And a quiet one is drawn up: of few seeds it may be quiet by chance.
+
+    A quiet subject's variance is not that of the noisy one's share in the mean of a seed.
+    """
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, (9, 6)) * np.array([0.1] + [0.01] * 8)[:, None]
+    runs = [run for rank, gains in zip(RANKS, noise, strict=True) for run in plain(gains, rank)]
+    variance = blocks(runs).spread.variance_G
+    own = noise.var(1, ddof=1)
+    assert variance[0] == pytest.approx(own[0], rel=0.1)
+    assert own[1:].mean() == pytest.approx(8e-5, rel=0.1)
+    assert variance[1:].mean() == pytest.approx(8e-5, rel=0.1) and variance[1:].min() > 1.5 * own[1:].min()
+    assert not blocks(runs).spread.alike
+
+
+def test_variances_that_look_alike_are_pooled():
+    """Two ranks have one paired variance: that of the differences, at n - 1 degrees of freedom."""
+    x, y = np.random.default_rng(1).normal(0, 0.02, (2, 6))
+    table = blocks(plain(x, 1) + plain(y, 32))
+    assert table.spread.alike and table.freedom_GG[0, 1] == 5
+    assert table.error_GG[0, 1] == pytest.approx((x - y).std(ddof=1) / 6**0.5)
+
+
+def test_runs_of_a_seed_count_as_their_likeness_says():
+    """Four batch sizes: noise that they share counts four times, noise of their own does not."""
+    rng = np.random.default_rng(2)
+    shared, own = rng.normal(0, 0.02, (9, 1, 40)), rng.normal(0, 0.02, (9, 4, 40))
+    together, apart = spread(np.broadcast_to(shared, (9, 4, 40)).copy()), spread(own)
+    assert together.correlation == pytest.approx(1.0) and apart.correlation < 0.05
+    assert together.freedom == pytest.approx(apart.freedom / 4, rel=0.05)
+
+
+def test_the_quantile_for_the_best():
+    """Dunnett's one-sided 5 % points. For one comparison it is that of t; draws give 2.56, 2.43."""
+    assert [round(best_quantile(k, v), 2) for k, v in ((1, 20), (2, 10), (8, 20), (8, 60))] == [1.72, 2.15, 2.56, 2.44]
 
 
 def test_quantiles():

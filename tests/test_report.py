@@ -73,8 +73,26 @@ def test_a_cell_is_summarised_by_hand():
 
 def test_a_diverged_run_is_a_negative_outcome():
     row = summarise([result(gain=0.4), result(gain=None, status="diverged")])
-    assert (row["negative_runs"], row["diverged_runs"]) == (1, 1)
-    assert row["mean_gain"] == pytest.approx((0.4 - 0.2) / 2)
+    assert (row["n_seeds"], row["ended_runs"], row["negative_runs"], row["diverged_runs"]) == (2, 1, 1, 1)
+    assert (row["mean_gain"], row["gain_ci95"]) == (0.4, None)  # no gain is made up for it
+    assert row["diverged_ci95"] == row["risk_ci95"] == pytest.approx([0.0126, 0.9874], abs=1e-4)
+    none = summarise([result(gain=None, status="diverged")])
+    assert (none["mean_gain"], none["ended_runs"], none["negative_gain_risk"]) == (None, 0, 1.0)
+
+
+def test_mean_and_interval_weigh_cells_alike():
+    """In an unfinished sweep one batch size has more runs. The mean lies in its intervals."""
+    rng = np.random.default_rng(4)
+    rows = [(16, 0.0, 8), (64, 0.2, 3)]
+    runs = [
+        result(seed=seed, batch_size=batch, gain=mean + rng.normal(0, 0.005), final_score=0.3)
+        for batch, mean, n in rows
+        for seed in range(n)
+    ]
+    row = summarise(runs)
+    assert row["mean_gain"] == pytest.approx(0.1, abs=0.005)
+    for key in ("gain_ci95", "blocked_ci95"):
+        assert sum(row[key]) / 2 == pytest.approx(row["mean_gain"])
 
 
 def test_a_failed_run_changes_no_other_number(tmp_path):

@@ -8,10 +8,13 @@ import pytest
 from records import grid, published, result
 from scipy import stats
 
+from rankrl.report.statistics.blocks import blocks
 from rankrl.report.statistics.budget import budget, half_width, linear_cost, scale_footprint
 from rankrl.report.statistics.cells import seed_means, summarise, summary
-from rankrl.report.statistics.family import holm, judge, paired, t_test
+from rankrl.report.statistics.claims import tables
+from rankrl.report.statistics.family import difference, holm, judge
 from rankrl.report.statistics.intervals import (
+    bonferroni,
     clopper_pearson,
     expected_max,
     iqm,
@@ -49,6 +52,16 @@ def plain(gains, rank=1, batch_size=16, arm="", **more):
     }
     sizes = {"final_score": 0.3, "tokens_total": 1_000_000, "wall_s": 10.0, "trainable_params": rank, **same, **more}
     return [sizes | {"run_id": f"s{seed}", "seed": seed, "gain": float(gain)} for seed, gain in enumerate(gains)]
+
+
+def pairs(differences, rank=1):
+    """Results of two ranks, `rank` and 32, with these differences on seeds 0, 1, ..."""
+    return plain(differences, rank) + plain([0.0] * len(differences), 32)
+
+
+def paired(differences):
+    """The difference of the two ranks as a row."""
+    return difference(blocks(pairs(differences)), 0, 1)
 
 
 def test_the_seeds_published_numbers_come_out(sweep):
@@ -97,11 +110,14 @@ def test_agreement_with_scipy():
     x, y = np.random.default_rng(3).normal(0.05, 0.1, (2, 7))
     low, high = stats.ttest_1samp(x, 0).confidence_interval(0.95)
     assert t_interval(x) == pytest.approx([low, high], abs=1e-9)
-    assert t_test(list(x)) == pytest.approx(stats.ttest_1samp(x, 0).pvalue, abs=1e-9)
-    greater = stats.ttest_1samp(x, -0.01, alternative="greater").pvalue
-    assert t_test(list(x), above=-0.01) == pytest.approx(greater, abs=1e-9)
-    row = paired(list(enumerate((x - y).tolist())))
-    assert row["p"] == pytest.approx(stats.ttest_rel(x, y).pvalue, abs=1e-9)
+    row = difference(blocks(plain(x, 1) + plain(y, 32)), 0, 1)
+    test = stats.ttest_rel(x, y)
+    assert row["p"] == pytest.approx(test.pvalue, abs=1e-9)
+    assert row["difference_ci95"] == pytest.approx(list(test.confidence_interval(0.95)), abs=1e-9)
+    assert (row["n_pairs"], row["n_blocks"], row["freedom"]) == (7, 7, 6)
+    (row,) = against_reference(tables(plain(x, 1) + plain(y, 32)))
+    greater = stats.ttest_1samp(x - y, -0.01, alternative="greater").pvalue
+    assert row["p_noninferior"] == pytest.approx(greater, abs=1e-9)
     assert iqm(x) == pytest.approx(stats.trim_mean(x, 0.25), abs=1e-9)
     assert iqm([1, 2, 3, 4, 5, 600]) == 3.5
 
@@ -119,7 +135,7 @@ def test_literal_values_of_the_reference():
     assert [seeds_for_risk(0, risk) for risk in (0.2, 0.1, 0.05, 0.02)] == [14, 29, 59, 149]
     assert seeds_for_risk(1, 0.1) == 46  # the classical 29, 46, 61 of attribute sampling
     assert seeds_for_risk(2, 0.1) == 61
-    assert [seeds_for_difference(sd * 2**0.5, 0.01) for sd in (0.0073, 0.02, 0.038)] == [11, 65, 229]
+    assert [seeds_for_difference(sd * 2**0.5, 0.01, bonferroni(1)) for sd in (0.0073, 0.02, 0.038)] == [11, 65, 229]
     assert upside_null(6) == pytest.approx((0.81, 1.89), abs=0.01)
     assert upside_null(2) is None
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -130,7 +146,7 @@ def test_literal_values_of_the_reference():
 def test_a_family_widens_its_intervals():
     """Three rows of six pairs: with 5 degrees of freedom, t at 1 - 0.025/3 is 3.534; for one row
     alone it is 2.571."""
-    rows = judge([paired(list(enumerate([0.1 * i, 0.1, 0.2, 0.3, 0.1, 0.2]))) for i in (1, 2, 3)])
+    rows = judge([paired([0.1 * i, 0.1, 0.2, 0.3, 0.1, 0.2]) for i in (1, 2, 3)])
     half = (rows[0]["difference_ci95"][1] - rows[0]["difference_ci95"][0]) / 2
     wide = (rows[0]["family_ci95"][1] - rows[0]["family_ci95"][0]) / 2
     assert wide / half == pytest.approx(3.5341 / 2.5706, abs=1e-4)
@@ -138,7 +154,7 @@ def test_a_family_widens_its_intervals():
 
 
 def test_equal_differences_claim_nothing():
-    (row,) = judge([paired([(0, 0.1), (1, 0.1), (2, 0.1)])])
+    (row,) = judge([paired([0.1, 0.1, 0.1])])
     assert (row["difference_ci95"], row["p"], row["family_ci95"], row["verdict"]) == (None, None, None, "inconclusive")
 
 
@@ -160,11 +176,11 @@ def test_seeds_are_the_blocks_of_a_family():
 def test_arms_and_ranks_are_compared_over_common_batches_and_seeds():
     off = [r for b in (16, 32) for r in plain([0.1, 0.2, 0.3, 0.4], 32, b, "off")]
     on = [r for b in (16, 32) for r in plain([0.12, 0.21, 0.33, 0.42], 32, b, "on")] + plain([0.9] * 4, 32, 64, "on")
-    (row,) = arm_comparisons(off + on)
+    (row,) = arm_comparisons(tables(off + on))
     assert (row["n_pairs"], row["n_blocks"]) == (8, 4)
     assert row["mean_difference"] == pytest.approx(0.02)
     low = plain([0.098, 0.2, 0.301, 0.399], 1)
-    (row,) = against_reference(low + plain([0.1, 0.2, 0.3, 0.4], 32))
+    (row,) = against_reference(tables(low + plain([0.1, 0.2, 0.3, 0.4], 32)))
     assert (row["reference_rank"], row["noninferior"], row["verdict"]) == (32, True, "inconclusive")
     assert row["mean_difference"] == pytest.approx(-0.0005)
 
@@ -253,15 +269,15 @@ def test_family_intervals_hold_at_once():
     rng, hold = np.random.default_rng(4), []
     for _ in range(800):
         reference = rng.normal(0, 0.02, 6)
-        rows = judge([paired(list(enumerate(rng.normal(0, 0.02, 6) - reference))) for _ in range(8)])
+        rows = judge([paired(rng.normal(0, 0.02, 6) - reference) for _ in range(8)])
         hold.append(all(row["verdict"] == "inconclusive" for row in rows))
     assert np.mean(hold) >= 0.95 - 3 * 0.0077
 
 
 def test_the_promised_seeds_keep_their_promise():
     """A difference of the margin is shown, for eight rows at once, in about 80 % of sweeps."""
-    n, rng = seeds_for_difference(0.02, 0.01, 8), np.random.default_rng(7)
-    draws = [[paired(list(enumerate(rng.normal(0.01, 0.02, n)))) for _ in range(8)] for _ in range(150)]
+    n, rng = seeds_for_difference(0.02, 0.01, bonferroni(8)), np.random.default_rng(7)
+    draws = [[paired(rng.normal(0.01, 0.02, n)) for _ in range(8)] for _ in range(150)]
     shown = [row["verdict"] == "higher" for rows in draws for row in judge(rows)]
     assert np.mean(shown) == pytest.approx(0.8, abs=0.05)
 
@@ -275,9 +291,9 @@ def test_a_risk_is_shown_at_the_promised_seed_and_not_before(family):
 
 def test_error_rate_of_non_inferiority():
     """If the true loss equals the margin, at most 2.5 % of sweeps call it non-inferior."""
-    draws = np.random.default_rng(5).normal(-0.01, 0.01, (6000, 6))
-    wrong = np.mean([t_test(list(x), above=-0.01) < 0.025 for x in draws])
-    assert wrong == pytest.approx(0.025, abs=0.0061)
+    draws = np.random.default_rng(5).normal(-0.01, 0.01, (3000, 6))
+    wrong = np.mean([against_reference(tables(pairs(x)))[0]["noninferior"] for x in draws])
+    assert wrong == pytest.approx(0.025, abs=0.0086)
 
 
 def test_the_bootstrap_of_the_iqm_covers_too_little_at_six_seeds():

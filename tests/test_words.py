@@ -27,24 +27,30 @@ def test_no_negative_run_is_a_bounded_risk(tmp_path):
 
 def test_ranks_that_are_not_told_apart_get_no_word_of_order(tmp_path):
     found = summary_of(plain([0.1, 0.2, 0.3], 1) + plain([0.2, 0.1, 0.35], 32), tmp_path)
-    assert found["words"][0].startswith("No rank is shown to be within 0.01 of the best of the others")
-    assert found["words"][1] == "None is shown to be below another one."
-    assert found["words"][2] == "No rank is shown to gain over the base (95 % for all at once)."
-    assert "not distinguishable from rank 32" in found["words"][3]
-    assert not any(CLAIMS.search(word) for word in found["words"][3:5])
-    claims = [row["claim"] for row in found["power"]]
-    assert claims[0] == "rank 1 is within 0.01 of rank 32, or differs from it"
+    more = [row["seeds_more"] for row in found["power"]]
+    assert found["answer"] == [
+        "No rank is shown to be both above the base and within 0.01 of every other one: which one to rely on is open.",
+        "No rank is shown to gain over the base (95 % for all at once).",
+        "None is shown to be below another one.",
+        f"Not known yet: whether rank 1 is within 0.01 of rank 32, or differs from it; that takes {more[0]} more seeds.",
+        f"Not known yet: whether rank 1 has a risk below 10%; that takes {more[1]} more seeds.",
+    ]
+    assert "not distinguishable from rank 32" in found["words"][5]
+    assert not any(CLAIMS.search(word) for word in found["words"][5:7])
 
 
 def test_a_difference_that_holds_is_said_with_its_interval(tmp_path):
     found = summary_of(plain([0.0, 0.01, -0.01, 0.0, 0.02], 1) + plain([0.2, 0.2, 0.2, 0.21, 0.22], 32), tmp_path)
-    assert found["words"][0].startswith("To rely on: rank 32, +0.206 [+0.195, +0.217], 0 of 5 runs negative")
-    assert found["words"][1] == (
-        "Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.202. So the best is rank 32."
-    )
-    assert found["words"][2] == "The lowest rank that is shown to gain over the base: rank 32 (1 of 2 are)."
-    assert "below rank 32 by 0.202 (difference [-0.212, -0.192]" in found["words"][3]
-    assert "1 of 5 runs negative, risk 0.01 to 0.72" in found["words"][3]
+    assert found["answer"] == [
+        "To rely on: rank 32, +0.206 [+0.194, +0.218], 0 of 5 runs negative, risk below 0.52 (95 %); it is above the base "
+        "and less than 0.01 below every other one (95 % each, for all at once). Of no lower rank (1) is this shown.",
+        "To work on: rank 32, the lowest that is shown to gain over the base (1 of 2 are).",
+        "Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.202. So the best is rank 32.",
+        "Not known yet: whether rank 32 has a risk below 10%; that takes 31 more seeds.",
+    ]
+    (said,) = [word for word in found["words"] if word.startswith("Rank 1: ")]
+    assert "below rank 32 by 0.202 (difference [-0.212, -0.192], for all pairs at once)" in said
+    assert "1 of 5 runs negative, risk 0.01 to 0.72" in said
 
 
 @pytest.mark.slow
@@ -69,21 +75,32 @@ def test_arms_that_differ_over_all_ranks_are_not_said_to_be_alike(tmp_path):
     rng = np.random.default_rng(5)
     runs = [
         run | {"arm": arm}
-        for arm, gain in (("off", 0.1), ("on", 0.13))
+        for arm, gain in (("off", 0.1), ("on", 0.135))
         for rank in (1, 2, 4, 8)
         for run in plain(gain + rng.normal(0, 0.03, 6), rank)
     ]
     found = summary_of(runs, tmp_path)
     assert found["best_set"]["excluded"] == [] and found["arm_comparisons"][0]["verdict"] == "higher"
-    assert found["words"][1] == "None is shown to be below another one."
+    assert "Shown, for all pairs at once (95 %): arm off below arm on by 0.027." in found["answer"]
     assert any(word.startswith("Arm on is higher than arm off") for word in found["words"])
 
 
 @pytest.mark.parametrize("bad, says", [(0, "risk below 0.46"), (2, "risk 0.04 to 0.78")])
 def test_risk_in_words(bad, says):
-    row = {"mean_gain": 0.1, "blocked_ci95": None, "negative_runs": bad, "n_seeds": 6, "n_blocks": 6}
+    row = {"mean_gain": 0.1, "pooled_ci95": None, "negative_runs": bad, "n_seeds": 6, "n_blocks": 6}
     intervals = {0: [0.0, 0.459], 2: [0.043, 0.777]}
-    assert says in gain(row | {"blocked_risk_ci95": intervals[bad]})
+    assert says in gain(row | {"design_risk_ci95": intervals[bad], "ended_runs": 6, "diverged_runs": 0})
+
+
+def test_runs_that_share_seeds_have_two_bounds_of_risk():
+    row = {"mean_gain": 0.1, "pooled_ci95": [0.05, 0.15], "negative_runs": 1, "n_seeds": 24, "n_blocks": 6}
+    risks = {"design_risk_ci95": [0.001, 0.21], "blocked_risk_ci95": [0.0, 0.47], "diverged_ci95": [0.0, 0.21]}
+    assert gain(row | risks | {"ended_runs": 23, "diverged_runs": 1}) == (
+        "+0.100 [+0.050, +0.150] over the 23 of 24 runs that ended with a score, 1 of 24 diverged (0.00 to 0.21), 1 of 24 "
+        "runs negative on 6 seeds, risk 0.00 to 0.21, or 0.00 to 0.47 if the runs of a seed are as one (95 %)"
+    )
+    none = {"mean_gain": None, "pooled_ci95": None, "ended_runs": 0, "diverged_runs": 24, "negative_runs": 24}
+    assert gain(row | risks | none).startswith("no run ended with a score, 24 of 24 diverged (0.00 to 0.21)")
 
 
 def test_the_answer_comes_first_and_follows_the_reader_s_margin(tmp_path):
@@ -93,7 +110,7 @@ def test_the_answer_comes_first_and_follows_the_reader_s_margin(tmp_path):
     records = SweepRecords("demo", tmp_path, runs, [], [])
     strict, wide = (sweep_summary(records, Limits(margin=margin)) for margin in (0.001, 0.02))
     assert strict["words"][: len(strict["answer"])] == strict["answer"]
-    assert strict["answer"][0].startswith("No rank is shown to be within 0.001 of the best")
+    assert strict["answer"][0].startswith("No rank is shown to be both above the base and within 0.001 of every other")
     assert wide["answer"][0].startswith("To rely on: rank 8, ")
     assert "less than 0.02 below every other one" in wide["answer"][0]
     assert strict["ranks"] == wide["ranks"] and wide["limits"]["margin"] == 0.02

@@ -10,10 +10,11 @@ from rankrl.report.read import SweepRecords
 from rankrl.report.statistics import evaluation
 from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
 from rankrl.report.statistics.cells import CELL, Result, grouped, summary
-from rankrl.report.statistics.claims import Claim, best_set, claims
+from rankrl.report.statistics.claims import Claim, best_set, claims, tables
 from rankrl.report.statistics.limits import DEFAULT, Limits
 from rankrl.report.statistics.paired import compared
 from rankrl.report.statistics.pareto import pareto, pareto_points
+from rankrl.report.statistics.pooled import add_pooled
 from rankrl.report.statistics.power import power
 from rankrl.report.words import answer, words
 
@@ -27,14 +28,16 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
     answers, damaged = evaluation.read_answers(sweep.directory, results)
     chances = evaluation.negative_on_other_items(answers) if answers else []
     for name, keys in GROUPS.items():
+        add_pooled(statistics[name], results, keys)
         evaluation.add_item_risk(statistics[name], keys, chances)
         for row in statistics[name]:
             row["failed_runs"] = sum(all(run[key] == row[key] for key in keys) for run in sweep.failed)
-    found = claims(results, limits)
+    made = tables(results)
+    found = claims(results, limits, made)
     points = pareto_points(results, statistics["cells"])
     whole = {
         **statistics,
-        **compared(results, limits),
+        **compared(results, made, limits),
         "limits": asdict(limits),
         "claims": found,
         "best_set": best_set(found, [{key: row[key] for key in ("arm", "rank")} for row in statistics["ranks"]]),

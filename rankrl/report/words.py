@@ -1,7 +1,7 @@
 """The report in sentences, the answer first.
 
-No sentence claims more than its interval: "higher" is written only where it is the verdict of a
-corrected comparison (report/statistics/family.py), and a risk is never called "zero".
+No sentence claims more than its interval: "above" is written only where it is a supported claim
+(report/statistics/claims.py), and a risk is never called "zero".
 """
 
 from __future__ import annotations
@@ -34,15 +34,38 @@ def words(summary: dict[str, Any]) -> list[str]:
 
 
 def gain(row: Row) -> str:
-    """Gain and risk of a row in words, with intervals clustered by seed.
+    """Gain and risk of a row in words, with pooled intervals clustered by seed.
 
-    Such as `+0.212 [+0.180, +0.244], 0 of 6 runs negative, risk below 0.46 (95 %)`.
+    Such as `+0.212 [+0.180, +0.244], 0 of 6 runs negative, risk below 0.46 (95 %)`. Where runs
+    share seeds, the risk has two bounds: by their likeness, and as if the runs of a seed were one.
     """
     n, bad = row["n_seeds"], row["negative_runs"]
-    low, high = row["blocked_risk_ci95"]
-    risk = f"risk below {high:.2f}" if bad == 0 else f"risk {low:.2f} to {high:.2f}"
     units = f" on {row['n_blocks']} seeds" if row["n_blocks"] < n else ""
-    return f"{row['mean_gain']:+.3f} {interval(row['blocked_ci95'])}, {bad} of {n} runs negative{units}, {risk} (95 %)"
+    risk = f"{bad} of {n} runs negative{units}, risk {_risk(row['design_risk_ci95'], bad)}"
+    if units:
+        risk += f", or {_risk(row['blocked_risk_ci95'], bad)} if the runs of a seed are as one"
+    return f"{_mean_of(row)}{_diverged(row)}, {risk} (95 %)"
+
+
+def _risk(ends: list[float], bad: int) -> str:
+    low, high = ends
+    return f"below {high:.2f}" if bad == 0 else f"{low:.2f} to {high:.2f}"
+
+
+def _mean_of(row: Row) -> str:
+    if row["mean_gain"] is None:
+        return "no run ended with a score"
+    lost = row["n_seeds"] - row["ended_runs"]
+    over = f" over the {row['ended_runs']} of {row['n_seeds']} runs that ended with a score" if lost else ""
+    return f"{row['mean_gain']:+.3f} {interval(row['pooled_ci95'])}{over}"
+
+
+def _diverged(row: Row) -> str:
+    """The share of runs that diverged, with its interval; "" if none did."""
+    if not row["diverged_runs"]:
+        return ""
+    low, high = row["diverged_ci95"]
+    return f", {row['diverged_runs']} of {row['n_seeds']} diverged ({low:.2f} to {high:.2f})"
 
 
 def interval(ends: list[float] | None) -> str:
@@ -50,7 +73,7 @@ def interval(ends: list[float] | None) -> str:
 
 
 def answer(summary: dict[str, Any]) -> list[str]:
-    """What may be relied on, what is shown to be below, and what is shown to gain at all.
+    """What may be relied on, what is worth research, what is shown to be below, and what is open.
 
     Each sentence stands on supported claims (report/statistics/claims.py): no arm or rank is
     called best, lowest or below because its runs are noisy.
@@ -59,7 +82,7 @@ def answer(summary: dict[str, Any]) -> list[str]:
     if len(rows) == 1:
         said = [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
     else:
-        said = [_dependable(summary, rows), _below(summary), *_gaining(summary)]
+        said = [_dependable(summary, rows), *_gaining(summary), _below(summary), *_unknown(summary)]
     return [said[0] + _missing(summary), *said[1:], *_worst_case(summary)]
 
 
@@ -89,29 +112,44 @@ def _subjects(summary: dict[str, Any], kind: str) -> set[tuple[str, int]]:
 
 
 def _dependable(summary: dict[str, Any], rows: dict[tuple[str, int], Row]) -> str:
-    """The lowest rank that is shown to gain and not to lose more than the margin against any."""
+    """The smallest one that is shown to gain and not to lose more than the margin against any."""
     margin = summary["limits"]["margin"]
     able = _subjects(summary, "noninferior") & _subjects(summary, "above")
     if not able:
-        return f"No rank is shown to be within {margin} of the best of the others: which one to rely on is open."
-    chosen = min(able, key=lambda subject: (subject[1], -rows[subject]["mean_gain"]))
+        return (
+            f"No rank is shown to be both above the base and within {margin} of every other one: which one to rely on "
+            "is open."
+        )
+    order = sorted(able, key=lambda subject: (subject[1], -rows[subject]["mean_gain"]))
+    chosen, *more = order
+    also = f" So {'is' if len(more) == 1 else 'are'} {_list([named(rows[one]) for one in more])}." if more else ""
+    smaller = [subject for subject in rows if subject[1] < chosen[1]]
+    not_shown = f" Of no lower rank ({_span(smaller)}) is this shown." if smaller else ""
     return (
         f"To rely on: {named(rows[chosen])}, {gain(rows[chosen])}; it is above the base and less than {margin} "
-        "below every other one (95 % each, for all at once)."
+        f"below every other one (95 % each, for all at once).{also}{not_shown}"
     )
 
 
+def _span(subjects: list[tuple[str, int]]) -> str:
+    """The ranks of subjects: `1`, `1 and 2` or `1 to 8`."""
+    ranks = sorted({rank for _, rank in subjects})
+    if len(ranks) > 2:
+        return f"{ranks[0]} to {ranks[-1]}"
+    return " and ".join(map(str, ranks))
+
+
 def _below(summary: dict[str, Any]) -> str:
-    """What is shown to be below another one, with the pair that shows most; at most three."""
+    """What is shown to be below another one, each with the highest such; at most three."""
     widest: dict[tuple[str, int], Row] = {}
     for row in of_kind(summary["claims"], "below"):
         subject = row["subject"]["arm"], row["subject"]["rank"]
-        if subject not in widest or row["ci95"][1] < widest[subject]["ci95"][1]:
+        if subject not in widest or row["estimate"] < widest[subject]["estimate"]:
             widest[subject] = row
     if not widest:
         return "None is shown to be below another one."
     said = [f"{named(row['subject'])} below {named(row['than'])} by {-row['estimate']:.3f}" for row in widest.values()]
-    return f"Shown, for all pairs at once (95 %): {_list(said, 3)}.{_among(summary)}"
+    return f"Shown, for all pairs at once (95 %): {_list(said)}.{_among(summary)}"
 
 
 def _among(summary: dict[str, Any]) -> str:
@@ -123,15 +161,21 @@ def _among(summary: dict[str, Any]) -> str:
 
 
 def _gaining(summary: dict[str, Any]) -> list[str]:
-    """The lowest rank that is shown to gain over the base."""
+    """The research candidate: the lowest rank that is shown to gain over the base."""
     above = _subjects(summary, "above")
     if not above:
         return ["No rank is shown to gain over the base (95 % for all at once)."]
     arm, rank = min(above, key=lambda subject: (subject[1], subject[0]))
     name = named({"arm": arm, "rank": rank})
     return [
-        f"The lowest rank that is shown to gain over the base: {name} ({len(above)} of {len(summary['ranks'])} are)."
+        f"To work on: {name}, the lowest that is shown to gain over the base ({len(above)} of {len(summary['ranks'])} are)."
     ]
+
+
+def _unknown(summary: dict[str, Any]) -> list[str]:
+    """The open claims on the lowest rank, or the first one, with what they cost; at most two."""
+    lowest = [row for row in summary["power"] if row["lowest"]] or summary["power"]
+    return [f"Not known yet: whether {row['claim']}; that takes {_seeds(row['seeds_more'])}." for row in lowest[:2]]
 
 
 def _confirmed(summary: dict[str, Any]) -> list[str]:
@@ -147,19 +191,26 @@ def _ranks(summary: dict[str, Any]) -> list[str]:
         shown = {member["arm"] for member in summary["best_set"]["members"]}
         shown |= {row["against"] for row in summary["arm_comparisons"]}
         rows = [row for row in rows if row["arm"] in shown][:MOST_RANKS]
-    return [f"{_capital(named(row))}: {gain(row)}{_against(against.get((row['arm'], row['rank'])))}." for row in rows]
+    able, said = _subjects(summary, "noninferior"), []
+    for row in rows:
+        subject = row["arm"], row["rank"]
+        said.append(f"{_capital(named(row))}: {gain(row)}{_against(against.get(subject), subject in able)}.")
+    return said
 
 
-def _against(row: Row | None) -> str:
-    """What the comparison with the reference rank supports, as the end of a sentence."""
+def _against(row: Row | None, able: bool) -> str:
+    """What the claims on a rank and the reference rank support, as the end of a sentence.
+
+    `able`: the rank is shown to be non-inferior to every other one.
+    """
     if row is None:
         return ""
     reference, ends = f"rank {row['reference_rank']}", interval(row["family_ci95"])
     if row["verdict"] != "inconclusive":
         side = "above" if row["verdict"] == "higher" else "below"
-        return f"; {side} {reference} by {abs(row['mean_difference']):.3f} (difference {ends}, for all ranks at once)"
-    if row["noninferior"]:
-        return f"; not more than {row['margin']} below {reference} (difference {ends})"
+        return f"; {side} {reference} by {abs(row['mean_difference']):.3f} (difference {ends}, for all pairs at once)"
+    if row["noninferior"] or able:
+        return f"; less than {row['margin']} below {reference} (95 %, for all ranks at once)"
     return f"; not distinguishable from {reference} (difference {ends})"
 
 
@@ -169,7 +220,7 @@ def _arms(summary: dict[str, Any]) -> list[str]:
         verdict = {"higher": "higher than", "lower": "lower than", "inconclusive": "not distinguishable from"}
         said = f"{verdict[row['verdict']]} arm {row['against']}: difference {row['mean_difference']:+.3f}"
         seeds = f"{row['n_pairs']} pairs on {row['n_blocks']} seeds"
-        says.append(f"{_capital(named(row))} is {said} {interval(row['family_ci95'])} (all arms at once; {seeds}).")
+        says.append(f"{_capital(named(row))} is {said} {interval(row['family_ci95'])} (all pairs at once; {seeds}).")
     return says
 
 
@@ -183,7 +234,7 @@ def _upside(summary: dict[str, Any]) -> list[str]:
     if not cells:
         return []
     chance = 0.025 * len(cells)
-    which = f" ({_list([named(row) for row in high[:5]])}{', ...' if len(high) > 5 else ''})" if high else ""
+    which = f" ({_list([named(row) for row in high])})" if high else ""
     return [
         f"Best runs: in {len(high)} of {len(cells)} cells{which} the best lies further above the mean than in 97.5 % of normal "
         f"samples; chance alone gives {chance:.1f}. A gap between best and mean is no latent upside by itself."
@@ -211,15 +262,15 @@ def _open(summary: dict[str, Any]) -> list[str]:
 def _problems(summary: dict[str, Any]) -> list[str]:
     bad = sorted({row["run"] for row in summary["problems"] if row["run"]})
     planned = f" of {summary['n_planned']} planned" if summary["n_planned"] else ""
-    named_runs = f"; something is to be said of {len(bad)} ({', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''})"
-    return [f"{summary['n_runs']} runs{planned} are counted{named_runs if bad else ''}."]
+    named_runs = f"; something is to be said of {len(bad)} ({_list(bad)})" if bad else ""
+    return [f"{summary['n_runs']} runs{planned} are counted{named_runs}."]
 
 
 def _seeds(more: int) -> str:
     return "1 more seed" if more == 1 else f"{more} more seeds"
 
 
-def _list(names: list[str], most: int = 8) -> str:
+def _list(names: list[str], most: int = MOST_NAMED) -> str:
     shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
     comma = "; " if any("," in name for name in shown) else ", "
     return shown[0] if len(shown) == 1 else f"{comma.join(shown[:-1])} and {shown[-1]}"

@@ -1,22 +1,25 @@
-"""Gains as a table of subjects by seeds, and the variance of a subject's seeds around it.
+"""Gains as a table of subjects by seeds, and the errors of means and differences.
 
-A subject is an arm at a rank. Runs of one seed share prompts, sampling and rows of A, so subjects
-are compared by differences between runs of one seed and batch size, averaged over batch sizes: the
-seed is the independent unit. Axes: G subjects, B batch sizes, S seeds.
+A subject is an arm at a rank, or another group of cells. Runs of one seed share prompts, sampling
+and rows of A, so subjects are compared by differences between runs of one seed and cell, and a seed
+counts as one. All batch sizes of a subject count alike, whatever the number of their runs.
+Axes: G subjects, B batch sizes (or other cells that subjects have in common), S seeds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from rankrl.report.statistics.cells import Result, by_key
+from rankrl.report.statistics.cells import CELL, Result, by_key
 from rankrl.report.statistics.intervals import EQUAL
+from rankrl.report.statistics.spread import Spread, spread
 
-Subject = tuple[str, int]
-"""(arm, rank)."""
+Subject = tuple[Any, ...]
+"""(arm, rank), or the values of other keys."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,19 @@ class Blocks:
     that of the survivors, and nothing may be claimed in its favour."""
 
     @cached_property
-    def level_GS(self) -> np.ndarray:
-        """Gain of a subject on a seed.
+    def spread(self) -> Spread:
+        return spread(self.gain_GBS)
 
-        It is the mean over batch sizes of the distance to the cell's mean, plus the mean of the
-        cells: a batch size that a seed lacks does not move it.
-        """
-        cell_GB = _mean(self.gain_GBS, 2)
-        return _mean(self.gain_GBS - cell_GB[:, :, None], 1) + _mean(cell_GB, 1)[:, None]
+    @cached_property
+    def mean_G(self) -> np.ndarray:
+        """Mean over batch sizes of the mean over seeds."""
+        return _mean(_mean(self.gain_GBS, 2), 1)
+
+    @cached_property
+    def level_GS(self) -> np.ndarray:
+        """Gain of a subject on a seed: `mean_G` plus the mean distance of the seed's runs to the
+        means of their cells. A batch size that a seed lacks does not move it."""
+        return _mean(self.gain_GBS - _mean(self.gain_GBS, 2)[:, :, None], 1) + self.mean_G[:, None]
 
     @cached_property
     def seeds_G(self) -> np.ndarray:
@@ -46,47 +54,15 @@ class Blocks:
         return np.isfinite(self.level_GS).sum(1)
 
     @cached_property
-    def freedom(self) -> int:
-        """Degrees of freedom of the pooled variance, beside the subjects' and seeds' means."""
-        return int(np.isfinite(self._residual_GS).sum()) - len(self._shared_G) - self._residual_GS.shape[1] + 1
-
-    @cached_property
-    def _shared_G(self) -> np.ndarray:
-        """Subjects that share a seed with another one."""
-        has = np.isfinite(self.level_GS)
-        return np.flatnonzero((has & (has.sum(0) > 1)).any(1))
-
-    @cached_property
-    def _residual_GS(self) -> np.ndarray:
-        """Levels without subjects' and seeds' means, for seeds of two subjects or more."""
-        level_GS = self.level_GS[self._shared_G]
-        residual = level_GS[:, np.isfinite(level_GS).sum(0) > 1]
-        for _ in range(1 if np.isfinite(residual).all() else 50):  # one pass is exact in a full table
-            residual = residual - _mean(residual, 1)[:, None]
-            residual = residual - _mean(residual, 0)[None, :]
-        return residual
-
-    @cached_property
-    def variance_G(self) -> np.ndarray:
-        """Variance of a subject's level around its mean and the seed's effect.
-
-        It is the pooled variance, or the subject's own where that is larger: its own may be small
-        by chance, and a noisy subject must not be judged by quiet ones. NaN without a shared seed.
-        """
-        variance = np.full(len(self.subjects), np.nan)
-        squares = np.nansum(self._residual_GS**2, axis=1)
-        if self.freedom < 1 or not len(squares):
-            return variance
-        counted = np.isfinite(self._residual_GS).sum(1)
-        pooled = squares.sum() / self.freedom
-        own = squares / (counted * self.freedom / counted.sum())
-        variance[self._shared_G] = np.maximum(own, pooled)
-        return np.where(variance > EQUAL**2, variance, np.nan)
-
-    @cached_property
     def difference_GG(self) -> np.ndarray:
         """Mean difference of two subjects over the seeds and batch sizes that both have, or NaN."""
-        return np.array([_mean(_mean(ours - self.gain_GBS, 1), 1) for ours in self.gain_GBS])
+        return np.array([_mean(_mean(ours - self.gain_GBS, 2), 1) for ours in self.gain_GBS])
+
+    @cached_property
+    def pairs_GGB(self) -> np.ndarray:
+        """Seeds that two subjects share at each batch size."""
+        has = np.isfinite(self.gain_GBS).astype(float)
+        return np.einsum("gbs,hbs->ghb", has, has)
 
     @cached_property
     def common_GG(self) -> np.ndarray:
@@ -97,21 +73,81 @@ class Blocks:
     @cached_property
     def error_GG(self) -> np.ndarray:
         """Standard error of `difference_GG`; NaN where it is not known."""
+        variance_G = self.spread.variance_G
+        return np.sqrt((variance_G[:, None] + variance_G) * self._share(self.pairs_GGB))
+
+    @cached_property
+    def freedom_GG(self) -> np.ndarray:
+        """Degrees of freedom of `error_GG` (Satterthwaite 1946), rounded down, at least 1."""
+        v, known, several = self.spread.variance_G, self.spread.freedom_G, (self.pairs_GGB > 0).sum(2) > 1
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.sqrt((self.variance_G[:, None] + self.variance_G) / self.common_GG)
+            shared = several / self.spread.correlation_freedom
+            relative = (v[:, None] ** 2 / known[:, None] + v**2 / known) / (v[:, None] + v) ** 2
+            pooled = np.maximum(1 / self.spread.freedom, shared)  # of one estimate of the seeds' means
+            freedom = 1 / (pooled if self.spread.alike else relative + shared)
+        return np.floor(np.clip(np.nan_to_num(freedom), 1, max(1.0, self.spread.freedom)))
+
+    @cached_property
+    def compared(self) -> list[tuple[int, int]]:
+        """Pairs of subjects (arm, rank) of one arm or of one rank that have an `error_GG`."""
+        able = np.isfinite(self.error_GG) & np.isfinite(self.difference_GG)
+        return [
+            (i, j)
+            for i, (arm, rank) in enumerate(self.subjects)
+            for j, (other_arm, other_rank) in enumerate(self.subjects)
+            if i < j and able[i, j] and (arm == other_arm or rank == other_rank)
+        ]
+
+    def _share(self, n_B: np.ndarray) -> np.ndarray:
+        """Variance of a mean over batch sizes of means of `n_B` runs, in units of a run's."""
+        batches = (n_B > 0).sum(-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            single = np.where(n_B > 0, 1 / n_B, 0.0).sum(-1) / np.where(batches, batches, np.nan) ** 2
+        return single * (1 + (batches - 1) * self.spread.correlation)
+
+    @cached_property
+    def _own_G(self) -> np.ndarray:
+        """Variance of a subject's level over its seeds, the seeds' effects included."""
+        left = np.where(self.seeds_G > 1, self.seeds_G - 1, np.nan)
+        return np.nansum((self.level_GS - _mean(self.level_GS, 1)[:, None]) ** 2, axis=1) / left
+
+    @cached_property
+    def mean_error_G(self) -> tuple[np.ndarray, np.ndarray]:
+        """Standard error of `mean_G` and its degrees of freedom; NaN where it is not known.
+
+        It is that of the noise, plus that of the seeds' effect, which all subjects share. A subject
+        alone has only its own seeds.
+        """
+        own_G, n_G = self._own_G, self.seeds_G
+        noise_G = self.spread.variance_G * self._share(np.isfinite(self.gain_GBS).sum(2))
+        able = np.isfinite(noise_G) & np.isfinite(own_G)
+        alone_G = np.where(own_G > EQUAL**2, own_G, np.nan) / np.where(n_G, n_G, np.nan)
+        if not able.any():
+            return np.sqrt(alone_G), np.maximum(n_G - 1.0, 1)
+        level = (noise_G * n_G)[able].mean()
+        shared = max(0.0, float((own_G - noise_G * n_G)[able].mean()))
+        seed_G = shared / n_G
+        uncertain_G = (shared + level / able.sum()) / n_G
+        with np.errstate(divide="ignore", invalid="ignore"):
+            several = np.isfinite(self.gain_GBS).any(2).sum(1) > 1
+            known_G = 1 / (1 / self.spread.freedom_G + several / self.spread.correlation_freedom)
+            freedom_G = (seed_G + noise_G) ** 2 / (uncertain_G**2 / (n_G - 1) + noise_G**2 / known_G)
+        variance_G = np.where(able, seed_G + noise_G, alone_G)
+        return np.sqrt(variance_G), np.where(able, np.maximum(np.nan_to_num(freedom_G), 1), np.maximum(n_G - 1.0, 1))
 
 
-def blocks(results: list[Result]) -> Blocks:
-    """The table of a sweep's results; runs without a gain are left out."""
+def blocks(results: list[Result], keys: tuple[str, ...] = ("arm", "rank")) -> Blocks:
+    """The table of a sweep's results by the values of `keys`; runs without a gain are left out."""
     ended = [run for run in results if run["gain"] is not None]
-    groups = by_key(ended, ("arm", "rank"))
-    batches = {b: i for i, b in enumerate(sorted({run["batch_size"] for run in ended}))}
-    seeds = {s: i for i, s in enumerate(sorted({run["seed"] for run in ended}))}
-    table = np.full((len(groups), len(batches), len(seeds)), np.nan)
+    rest = tuple(key for key in CELL if key not in keys)
+    groups = by_key(ended, keys)
+    cells = {cell: i for i, cell in enumerate(by_key(ended, rest))}
+    seeds = {seed: i for i, (seed,) in enumerate(by_key(ended, ("seed",)))}
+    table = np.full((len(groups), max(1, len(cells)), len(seeds)), np.nan)
     for g, runs in enumerate(groups.values()):
         for run in runs:
-            table[g, batches[run["batch_size"]], seeds[run["seed"]]] = run["gain"]
-    lost = {(run["arm"], run["rank"]) for run in results if run["gain"] is None}
+            table[g, cells[tuple(run[key] for key in rest)], seeds[run["seed"]]] = run["gain"]
+    lost = {tuple(run[key] for key in keys) for run in results if run["gain"] is None}
     return Blocks(list(groups), table, np.array([subject not in lost for subject in groups], dtype=bool))
 
 

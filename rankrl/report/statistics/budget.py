@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain, size_of
+from rankrl.report.statistics.cells import CELL, Result, by_key, size_of, with_gain
 from rankrl.report.statistics.intervals import t_quantile
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -66,7 +66,7 @@ def budget(results: list[Result]) -> list[dict[str, Any]]:
 
 def _cell_sd(results: list[Result]) -> float | None:
     """sd of gains between the seeds of a cell, pooled over cells; None if no cell has two runs."""
-    cells = [[outcome_gain(run) for run in runs] for runs in by_key(results, CELL).values()]
+    cells = [[run["gain"] for run in runs] for runs in by_key(with_gain(results), CELL).values()]
     freedom = sum(len(cell) - 1 for cell in cells)
     return sqrt(sum(float(np.var(cell)) * len(cell) for cell in cells) / freedom) if freedom else None
 

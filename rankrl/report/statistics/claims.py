@@ -16,31 +16,68 @@ differences to whichever is truly best can be wrong, so G - 1 one-sided interval
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 from rankrl.report.statistics.blocks import Blocks, Subject, blocks
 from rankrl.report.statistics.cells import Result, by_key, negative
-from rankrl.report.statistics.intervals import EQUAL, LEVEL, risk_bound, t_quantile
+from rankrl.report.statistics.intervals import LEVEL, bounded, risk_bound, t_quantile
 from rankrl.report.statistics.limits import DEFAULT, Limits
 
 ALPHA = 1 - LEVEL
 Claim = dict[str, Any]
 
 
-def claims(results: list[Result], limits: Limits = DEFAULT) -> list[Claim]:
-    """All claims on the arms and ranks of a sweep, supported or not."""
-    table = blocks(results)
-    pairs = pair_claims(table)
+@dataclass(frozen=True)
+class Tables:
+    """The subjects of a sweep: ranks of arms, and arms over all their ranks and batch sizes."""
+
+    ranks: Blocks
+    arms: Blocks
+    """Subjects (arm, None). Not compared where there is one arm."""
+
+    @cached_property
+    def pairs(self) -> list[tuple[Blocks, int, int]]:
+        """The compared pairs: one family."""
+        return [(table, i, j) for table in (self.ranks, self.arms) for i, j in table.compared]
+
+    def quantile(self, table: Blocks, freedom: float) -> float:
+        """Half-width of a pair's interval, in standard errors.
+
+        Arms over all ranks are what a sweep with arms is for: they get half of the error.
+        """
+        several = len(self.arms.subjects) > 1
+        return pair_quantile(len(table.subjects), len(table.compared), freedom, ALPHA / (1 + several))
+
+    def interval(self, table: Blocks, i: int, j: int) -> list[float] | None:
+        """Interval of the difference of subjects `i` and `j`, for all pairs at once."""
+        mean, error = table.difference_GG[i, j], table.error_GG[i, j]
+        half = self.quantile(table, table.freedom_GG[i, j]) * error
+        return bounded(float(mean - half), float(mean + half)) if np.isfinite(half) else None
+
+
+def tables(results: list[Result]) -> Tables:
+    arms = blocks(results, ("arm",))
+    return Tables(blocks(results), replace(arms, subjects=[(arm, None) for (arm,) in arms.subjects]))
+
+
+def claims(results: list[Result], limits: Limits = DEFAULT, given: Tables | None = None) -> list[Claim]:
+    """All claims on the arms and ranks of a sweep, supported or not.
+
+    `given`: the tables of `results`, if they are made already.
+    """
+    found = given or tables(results)
+    pairs = pair_claims(found)
     return [
         *pairs,
-        *positive_claims(table),
-        *noninferior_claims(table, limits.margin),
-        *equivalent_claims(table, pairs, limits),
+        *positive_claims(found.ranks),
+        *noninferior_claims(found, limits.margin),
+        *equivalent_claims(found.ranks, pairs, limits),
         *risk_claims(results, limits.risk),
     ]
 
@@ -81,72 +118,90 @@ def best_set(found: list[Claim], subjects: list[dict[str, Any]]) -> dict[str, An
     return {"metric": "mean_gain", "level": LEVEL, "members": sides[False], "excluded": sides[True]}
 
 
-def compared_pairs(table: Blocks) -> list[tuple[int, int]]:
-    """Subjects of one arm or of one rank, whose difference has a standard error."""
-    able = np.isfinite(table.error_GG) & np.isfinite(table.difference_GG)
-    return [
-        (i, j)
-        for i, (arm, rank) in enumerate(table.subjects)
-        for j, (other_arm, other_rank) in enumerate(table.subjects)
-        if i < j and able[i, j] and (arm == other_arm or rank == other_rank)
-    ]
-
-
-@lru_cache(maxsize=256)
-def pair_quantile(subjects: int, pairs: int, freedom: int) -> float:
+@lru_cache(maxsize=4096)
+def pair_quantile(subjects: int, pairs: int, freedom: float, alpha: float = ALPHA) -> float:
     """Half-width, in standard errors, of intervals that hold for all pairs at once.
 
-    Tukey's, or Bonferroni's where that is shorter, as where few of the pairs are compared.
+    Tukey's (at the degrees of freedom of each pair: Games and Howell 1976), or Bonferroni's where
+    that is shorter, as where few of the pairs are compared.
     """
-    tukey = float(stats.studentized_range.ppf(LEVEL, subjects, freedom)) / sqrt(2)
-    return min(tukey, t_quantile(1 - ALPHA / 2 / pairs, freedom))
+    widest = t_quantile(1 - alpha / 2 / max(1, pairs), freedom)
+    return min(float(stats.studentized_range.ppf(1 - alpha, subjects, freedom)) / sqrt(2), widest)
 
 
-def pair_claims(table: Blocks) -> list[Claim]:
+def pair_claims(given: Tables) -> list[Claim]:
     """For each compared pair, that the one with the lower mean is below the other."""
-    pairs = compared_pairs(table)
-    if not pairs:
-        return []
-    quantile = pair_quantile(len(table.subjects), len(pairs), table.freedom)
     found = []
-    for i, j in pairs:
+    for table, i, j in given.pairs:
         low, high = (i, j) if table.difference_GG[i, j] <= 0 else (j, i)
-        difference, half = table.difference_GG[low, high], quantile * table.error_GG[low, high]
-        ends = [max(difference - half, -1.0), min(difference + half, 1.0)]
+        ends = given.interval(table, low, high) or [-1.0, 1.0]
         subjects = table.subjects[low], table.subjects[high]
-        found.append(claim("below", *subjects, difference, ends, len(pairs), ends[1] < 0 and table.complete_G[high]))
+        supported = ends[1] < 0 and table.complete_G[high]
+        found.append(claim("below", *subjects, table.difference_GG[low, high], ends, len(given.pairs), supported))
     return found
 
 
 def positive_claims(table: Blocks) -> list[Claim]:
     """That a subject's mean gain is above 0."""
-    able = [g for g, n in enumerate(table.seeds_G) if n > 1 and np.nanstd(table.level_GS[g]) > EQUAL]
+    error_G, freedom_G = table.mean_error_G
+    able = np.flatnonzero(np.isfinite(error_G))
     found = []
     for g in able:
-        n, mean = int(table.seeds_G[g]), float(np.nanmean(table.level_GS[g]))
-        error = float(np.nanstd(table.level_GS[g], ddof=1)) / sqrt(n)
-        half = t_quantile(1 - ALPHA / 2 / len(able), n - 1) * error
-        ends = [max(mean - half, -1.0), min(mean + half, 1.0)]
-        found.append(
-            claim("above", table.subjects[g], None, mean, ends, len(able), ends[0] > 0 and table.complete_G[g])
-        )
+        mean, half = table.mean_G[g], t_quantile(1 - ALPHA / 2 / len(able), freedom_G[g]) * error_G[g]
+        ends = bounded(mean - half, mean + half)
+        supported = ends[0] > 0 and table.complete_G[g]
+        found.append(claim("above", table.subjects[g], None, mean, ends, len(able), supported))
     return found
 
 
-def noninferior_claims(table: Blocks, margin: float) -> list[Claim]:
-    """That a subject's mean is less than `margin` below every other one's."""
-    g = len(table.subjects)
-    if g < 2 or table.freedom < 1 or not np.isfinite(table.variance_G).all() or not (table.common_GG > 0).all():
+@lru_cache(maxsize=4096)
+def best_quantile(others: int, freedom: float) -> float:
+    """One-sided 95 % quantile of the largest of t statistics that share one mean (Dunnett 1955).
+
+    For differences of `others` means to one more, all of one variance: they correlate by 1/2.
+    """
+    node_Z, weight_Z = np.polynomial.hermite_e.hermegauss(64)
+    weight_Z = weight_Z / weight_Z.sum()
+    scale_U = np.sqrt(special.chdtri(freedom, (np.arange(128) + 0.5) / 128) / freedom)[:, None]
+
+    def missed(q: float) -> float:
+        below_UZ = special.ndtr(sqrt(2) * q * scale_U - node_Z) ** others
+        return float((below_UZ @ weight_Z).mean()) - LEVEL
+
+    return float(optimize.brentq(missed, 0.0, 1e4, xtol=1e-6))
+
+
+def noninferior_claims(given: Tables, margin: float) -> list[Claim]:
+    """That a subject's mean is less than `margin` below every other one's.
+
+    Only a comparison with whichever is truly best can make a false claim. Subjects that are shown
+    to be more than the margin below another one cannot be claimed, and do not count as comparisons.
+    """
+    table, g = given.ranks, len(given.ranks.subjects)
+    if g < 2 or not np.isfinite(table.error_GG).all() or not (table.common_GG > 0).all():
         return []
-    half_GG = t_quantile(1 - ALPHA / (g - 1), table.freedom) * table.error_GG
     others = ~np.eye(g, dtype=bool)
+    far_G = _far_below(given, margin)
+    most = table.freedom_GG[others].max()
+    level = special.stdtr(most, best_quantile(max(1, int((~far_G).sum()) - 1), most))  # of one comparison
+    half_GG = special.stdtrit(table.freedom_GG, level) * table.error_GG
     found = []
     for i, subject in enumerate(table.subjects):
         behind, half = table.difference_GG[i][others[i]], half_GG[i][others[i]]
         ends = [max(min((behind - half).min(), 0.0), -1.0), min(max((behind + half).min(), 0.0), 1.0)]
-        within = ends[0] > -margin and table.complete_G[i]
+        within = ends[0] > -margin and table.complete_G[i] and not far_G[i]
         found.append(claim("noninferior", subject, None, behind.min(), ends, g, within))
     return found
+
+
+def _far_below(given: Tables, margin: float) -> np.ndarray:
+    """Whether each subject is shown to be more than `margin` below another one, `[G]`."""
+    far_G = np.zeros(len(given.ranks.subjects), dtype=bool)
+    for i, j in given.ranks.compared:
+        low, high = given.interval(given.ranks, i, j) or (-1.0, 1.0)
+        far_G[i] |= high < -margin and given.ranks.complete_G[j]
+        far_G[j] |= low > margin and given.ranks.complete_G[i]
+    return far_G
 
 
 def equivalent_claims(table: Blocks, pairs: list[Claim], limits: Limits) -> list[Claim]:
@@ -154,8 +209,10 @@ def equivalent_claims(table: Blocks, pairs: list[Claim], limits: Limits) -> list
     found = []
     for pair in pairs:
         (arm, rank), (other_arm, other_rank) = ((x["arm"], x["rank"]) for x in (pair["subject"], pair["than"]))
+        if arm != other_arm:
+            continue
         reference = limits.reference_of([r for a, r in table.subjects if a == arm])
-        if arm != other_arm or reference not in (rank, other_rank):
+        if reference not in (rank, other_rank):
             continue
         sign = 1 if other_rank == reference else -1
         ends = sorted(sign * end for end in pair["ci95"])

@@ -1,59 +1,41 @@
-"""Paired differences and families of them: Holm's p values, simultaneous intervals and verdicts.
+"""Families of paired differences: Holm's p values, simultaneous intervals and verdicts.
 
-The seed is the independent unit: differences between runs of one seed are averaged over batch
-sizes before an interval is made. The family-wise intervals are Bonferroni's (t at level 1 - 0.05/m
-for m rows), so that all of them hold at once in 95 % of sweeps, whatever the correlation. A verdict
-is taken from these intervals alone; p_holm (Holm 1979) tests the same with a little more power.
+The family-wise intervals are Bonferroni's (t at level 1 - 0.05/m for m rows), so that all of them
+hold at once in 95 % of sweeps, whatever the correlation. A verdict is taken from these intervals
+alone; p_holm (Holm 1979) tests the same with a little more power.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import sqrt
+from math import isfinite
 from typing import Any
 
-import numpy as np
 from scipy import special
 
-from rankrl.report.statistics.intervals import EQUAL, LEVEL, t_interval, t_quantile
+from rankrl.report.statistics.blocks import Blocks
+from rankrl.report.statistics.intervals import bonferroni, bounded
 
 Row = dict[str, Any]
 
 
-def paired(differences: list[tuple[int, float]]) -> Row:
-    """Mean of paired differences with its 95 % t interval and two-sided p, clustered by seed.
+def difference(table: Blocks, i: int, j: int) -> Row:
+    """Mean difference of two subjects of a table with its 95 % t interval and two-sided p.
 
-    `differences`: (seed, difference) of every pair; those of one seed are averaged first.
+    The interval and p are None where the standard error is not known: one seed, or all alike.
     """
-    blocks = seed_blocks(differences)
+    mean, error, freedom = (float(found[i, j]) for found in (table.difference_GG, table.error_GG, table.freedom_GG))
+    known = isfinite(error)
+    half = bonferroni(1)(freedom) * error
     return {
-        "n_pairs": len(differences),
-        "n_blocks": len(blocks),
-        "mean_difference": sum(blocks) / len(blocks),
-        "difference_ci95": t_interval(blocks),
-        "p": t_test(blocks),
+        "n_pairs": int(table.pairs_GGB[i, j].sum()),
+        "n_blocks": int(table.common_GG[i, j]),
+        "mean_difference": mean,
+        "standard_error": error if known else None,
+        "freedom": freedom if known else None,
+        "difference_ci95": bounded(mean - half, mean + half) if known else None,
+        "p": 2 * float(special.stdtr(freedom, -abs(mean / error))) if known else None,
     }
-
-
-def seed_blocks(differences: list[tuple[int, float]]) -> list[float]:
-    """The mean difference of each seed."""
-    seeds: dict[int, list[float]] = {}
-    for seed, difference in differences:
-        seeds.setdefault(seed, []).append(difference)
-    return [sum(values) / len(values) for values in seeds.values()]
-
-
-def t_test(values: list[float], above: float | None = None) -> float | None:
-    """p of the one-sample t test: two-sided against 0, or one-sided for a mean above `above`.
-
-    None with fewer than two values, or where all are equal.
-    """
-    x = np.asarray(values, dtype=float)
-    if len(x) < 2 or np.ptp(x) <= EQUAL:
-        return None
-    t = (x.mean() - (above or 0.0)) / (x.std(ddof=1) / sqrt(len(x)))
-    tail = float(special.stdtr(len(x) - 1, -abs(t) if above is None else -t))
-    return min(1.0, 2 * tail) if above is None else tail
 
 
 def holm(ps: Iterable[float | None]) -> list[float | None]:
@@ -78,16 +60,18 @@ def judge(rows: list[Row]) -> list[Row]:
     """
     for row, p in zip(rows, holm(row["p"] for row in rows), strict=True):
         ends = family_interval(row, len(rows))
-        verdict = "inconclusive" if not ends or ends[0] <= 0 <= ends[1] else "higher" if ends[0] > 0 else "lower"
-        row.update(p_holm=p, family_ci95=ends, verdict=verdict)
+        row.update(p_holm=p, family_ci95=ends, verdict=verdict(ends))
     return rows
 
 
+def verdict(ends: list[float] | None) -> str:
+    """higher, lower or inconclusive, by the interval of a difference."""
+    return "inconclusive" if not ends or ends[0] <= 0 <= ends[1] else "higher" if ends[0] > 0 else "lower"
+
+
 def family_interval(row: Row, m: int) -> list[float] | None:
-    """The row's own t interval, widened (Bonferroni) to hold jointly with m - 1 others; or None."""
-    if row["difference_ci95"] is None:
+    """The interval of a difference that holds jointly with m - 1 others (Bonferroni); or None."""
+    if row["standard_error"] is None:
         return None
-    low, high = row["difference_ci95"]
-    df, tail = row["n_blocks"] - 1, (1 - LEVEL) / 2
-    half = (high - low) / 2 * t_quantile(1 - tail / m, df) / t_quantile(1 - tail, df)
-    return [row["mean_difference"] - half, row["mean_difference"] + half]
+    half = bonferroni(m)(row["freedom"]) * row["standard_error"]
+    return bounded(row["mean_difference"] - half, row["mean_difference"] + half)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import ceil, comb, log, sqrt
 from typing import Any
@@ -17,18 +18,26 @@ EQUAL = 1e-9
 so a few seeds may share one value by chance."""
 
 
-def t_quantile(p: float, freedom: int) -> float:
+def t_quantile(p: float, freedom: float) -> float:
     """Quantile p of Student's t; takes a twentieth of the time of scipy.stats.t.ppf."""
     return float(special.stdtrit(freedom, p))
 
 
-def t_interval(values: Any, level: float = LEVEL) -> list[float] | None:
-    """Student t interval of the mean; None with fewer than two values, or where all are equal."""
+def t_interval(values: Any, level: float = LEVEL, weights: np.ndarray | None = None) -> list[float] | None:
+    """Student t interval of the mean; None with fewer than two values, or where all are equal.
+
+    `weights`, which sum to 1, make it that of a weighted mean of values of one variance.
+    """
     x = np.asarray(values, dtype=float)
     if len(x) < 2 or np.ptp(x) <= EQUAL:
         return None
-    half = t_quantile((1 + level) / 2, len(x) - 1) * float(x.std(ddof=1)) / sqrt(len(x))
-    return [float(x.mean()) - half, float(x.mean()) + half]
+    n = len(x)
+    if weights is None:
+        mean, error = float(x.mean()), float(x.std(ddof=1)) / sqrt(n)
+    else:
+        mean, error = float(weights @ x), float(x.std(ddof=1)) * sqrt(float(weights @ weights))
+    half = t_quantile((1 + level) / 2, n - 1) * error
+    return [mean - half, mean + half]
 
 
 def clopper_pearson(events: float, n: int) -> list[float]:
@@ -113,16 +122,36 @@ def risk_bound(events: float, n: int, family: int = 1) -> float:
     return float(special.betaincinv(events + 1, n - events, 1 - tail)) if events < n else 1.0
 
 
-def seeds_for_difference(sd: float, difference: float, family: int = 1) -> int:
-    """Pairs that show `difference` with 80 % power in a two-sided test at 5 % for a whole family.
+def seeds_for_difference(
+    sd: float, difference: float, quantile: Callable[[float], float], per_seed: float = 1.0
+) -> int:
+    """Seeds that show `difference` with 80 % power, by an interval of `quantile` standard errors.
 
-    n at which (t(1 - .025 / family) + t(.8)) sd / sqrt(n) is at most `difference`, at n - 1 degrees
-    of freedom, with `sd` that of the paired differences; at least 2.
+    Smallest n of at least 2 at which (quantile(v) + t(.8, v)) sd / sqrt(n) is at most `difference`,
+    with v = (n - 1) per_seed degrees of freedom. `sd`: of the difference on one seed.
     """
-    n = 2
-    while (t_quantile(1 - 0.025 / family, n - 1) + t_quantile(0.8, n - 1)) * sd > difference * sqrt(n):
-        n += max(1, n // 200)
-    return n
+
+    def short(n: int) -> bool:
+        freedom = max(1.0, float(int((n - 1) * per_seed)))
+        return (quantile(freedom) + t_quantile(0.8, freedom)) * sd > difference * sqrt(n)
+
+    low, high = 1, 2
+    while short(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if short(middle) else (low, middle)
+    return high
+
+
+def bounded(low: float, high: float) -> list[float]:
+    """The ends of an interval of gains or of a difference of gains, which lie between -1 and 1."""
+    return [max(low, -1.0), min(high, 1.0)]
+
+
+def bonferroni(family: int) -> Callable[[float], float]:
+    """Degrees of freedom -> half-width, in standard errors, of intervals that hold for a family."""
+    return lambda freedom: t_quantile(1 - (1 - LEVEL) / 2 / family, freedom)
 
 
 def shrunk(variances: list[float], freedom: list[int]) -> list[float]:
@@ -134,8 +163,3 @@ def shrunk(variances: list[float], freedom: list[int]) -> list[float]:
         return variances
     pooled = sum(d * v for d, v in zip(freedom, variances, strict=True)) / sum(freedom)
     return [(PRIOR_FREEDOM * pooled + d * v) / (PRIOR_FREEDOM + d) for d, v in zip(freedom, variances, strict=True)]
-
-
-def sd_of_mean(interval: list[float] | None, n: int) -> float | None:
-    """sd of n values from the 95 % t interval of their mean; None without an interval."""
-    return None if interval is None else float((interval[1] - interval[0]) / 2 * sqrt(n) / t_quantile(0.975, n - 1))

@@ -1,17 +1,21 @@
-"""Comparisons between runs of the same seed: arms, ranks, and the set of the best.
+"""Comparisons between runs of the same seed: arms, and ranks with the reference rank.
 
 Runs of one seed share prompts, sampling and rows of A.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from scipy import stats
+from scipy import special, stats
 
-from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
-from rankrl.report.statistics.family import Row, holm, judge, paired, seed_blocks, t_test
-from rankrl.report.statistics.intervals import EQUAL, LEVEL, sd_of_mean, seeds_for_difference, shrunk
+from rankrl.report.statistics.blocks import Blocks, blocks
+from rankrl.report.statistics.cells import CELL, Result, by_key, with_gain
+from rankrl.report.statistics.claims import Tables
+from rankrl.report.statistics.family import Row, difference, holm, judge, verdict
+from rankrl.report.statistics.intervals import seeds_for_difference
 from rankrl.report.statistics.limits import DEFAULT, Limits
 
 
@@ -26,30 +30,33 @@ def comparisons(results: list[Result]) -> list[Row]:
     """Each arm against the reference arm, one row per arm, rank and batch size that both have.
 
     A difference is the gain of a run minus that of the reference arm's run of the same seed.
-    difference_ci95: 95 % t interval of the mean paired difference. family_ci95: family-wise, holds
-    for all rows at once. Both are None for one pair, or where all differences are equal.
-    pairing: correlation over seeds of the arm's gains with the reference's; pairing helps by as
-    much. unpaired_seeds: number of seeds that only one of the two has; they are left out.
+    difference_ci95: 95 % t interval of the mean paired difference, with the variance of
+    report/statistics/spread.py. family_ci95: family-wise, holds for all rows at once. Both are None
+    for one pair, or where nothing varies. pairing: correlation over seeds of the arm's gains with
+    the reference's; pairing helps by as much. unpaired_seeds: number of seeds that only one of the
+    two has; they are left out.
     """
     against = reference_arm(sorted({result["arm"] for result in results}))
-    cells = {cell: {run["seed"]: run for run in runs} for cell, runs in by_key(results, CELL).items()}
+    table = blocks(results, CELL)
+    place = {cell: g for g, cell in enumerate(table.subjects)}
+    cells = {cell: {run["seed"]: run for run in runs} for cell, runs in by_key(with_gain(results), CELL).items()}
     rows = []
     for (arm, rank, batch_size), runs in cells.items():
         reference = cells.get((against, rank, batch_size), {})
         if against is None or arm == against or not (common := sorted(runs.keys() & reference.keys())):
             continue
-        pairs = [(runs[seed], reference[seed]) for seed in common]
         where = {"arm": arm, "against": against, "rank": rank, "batch_size": batch_size}
-        rows.append({**where, **_paired(pairs), "unpaired_seeds": len(runs.keys() ^ reference.keys())})
+        found = difference(table, place[arm, rank, batch_size], place[against, rank, batch_size])
+        pairs = _pairs([(runs[seed], reference[seed]) for seed in common])
+        rows.append({**where, **found, **pairs, "unpaired_seeds": len(runs.keys() ^ reference.keys())})
     return judge(rows)
 
 
-def _paired(pairs: list[tuple[Result, Result]]) -> Row:
-    gains = [(outcome_gain(ours), outcome_gain(theirs)) for ours, theirs in pairs]
+def _pairs(pairs: list[tuple[Result, Result]]) -> Row:
+    gains = [(ours["gain"], theirs["gain"]) for ours, theirs in pairs]
     differences = [ours - theirs for ours, theirs in gains]
     sizes = [[result["trainable_params"] for result in side] for side in zip(*pairs, strict=True)]
     return {
-        **paired([(pair[0]["seed"], difference) for pair, difference in zip(pairs, differences, strict=True)]),
         "differences": differences,
         "higher": sum(d > 0 for d in differences),
         "pairing": correlation(gains),
@@ -68,67 +75,83 @@ def correlation(pairs: list[tuple[float, float]]) -> float | None:
     return float(stats.pearsonr(x, y).statistic)
 
 
-def matched(ours: list[Result], theirs: list[Result], *but: str) -> list[tuple[int, float]]:
-    """(seed, gain of ours minus gain of theirs) of each pair of matching runs.
+def arm_comparisons(given: Tables, limits: Limits = DEFAULT) -> list[Row]:
+    """Each arm against the reference arm, over all ranks and batch sizes that both have.
 
-    Two runs match if they have the same arm, rank, batch size and seed, without the keys in `but`.
+    family_ci95 and verdict are those of the claims on the two.
     """
-    keys = tuple(key for key in (*CELL, "seed") if key not in but)
-    reference = {tuple(run[key] for key in keys): outcome_gain(run) for run in theirs}
-    found = [(run["seed"], outcome_gain(run), reference.get(tuple(run[key] for key in keys))) for run in ours]
-    return [(seed, gain - other) for seed, gain, other in found if other is not None]
-
-
-def arm_comparisons(results: list[Result], limits: Limits = DEFAULT) -> list[Row]:
-    """Each arm against the reference arm, pooled over all ranks and batch sizes that both have."""
-    arms = {arm: runs for (arm,), runs in by_key(results, ("arm",)).items()}
-    against = reference_arm(list(arms))
+    names = [arm for arm, _ in given.arms.subjects]
+    against = reference_arm(names)
     rows = []
-    for arm, runs in arms.items():
-        if against is not None and arm != against and (pairs := matched(runs, arms[against], "arm")):
-            rows.append({"arm": arm, "against": against, **paired(pairs)})
-    _add_seeds_needed(rows, limits.margin)
-    return judge(rows)
+    for i, arm in enumerate(names):
+        if against is None or arm == against or not given.arms.common_GG[i, names.index(against)]:
+            continue
+        rows.append({"arm": arm, "against": against, **_claimed(given, given.arms, i, names.index(against), limits)})
+    return _with_holm(rows)
 
 
-def against_reference(results: list[Result], limits: Limits = DEFAULT) -> list[Row]:
+def against_reference(given: Tables, limits: Limits = DEFAULT) -> list[Row]:
     """Each rank of an arm against its reference rank, at the batch sizes and seeds that both have.
 
-    noninferior: the mean is above the reference's minus the margin, by a one-sided t test at 2.5 %
-    with Holm's correction over the rows. seeds_needed: total number of seeds that shows a
-    difference of the margin with 80 % power.
+    family_ci95 and verdict are those of the claims on the two. noninferior: that interval lies
+    above a loss of the margin. p_noninferior: one-sided, of the t test of that loss.
     """
-    families = by_key(results, ("arm", "rank"))
-    rows = []
-    for (arm, rank), runs in families.items():
-        reference = limits.reference_of([r for a, r in families if a == arm])
-        pairs = matched(runs, families[arm, reference], "rank")
-        if rank == reference or not pairs:
+    table, rows = given.ranks, []
+    for i, (arm, rank) in enumerate(table.subjects):
+        reference = limits.reference_of([r for a, r in table.subjects if a == arm])
+        j = table.subjects.index((arm, reference))
+        if i == j or not table.common_GG[i, j]:
             continue
-        row = {"arm": arm, "rank": rank, "reference_rank": reference, **paired(pairs), "margin": limits.margin}
-        rows.append(row | {"p_noninferior": t_test(seed_blocks(pairs), above=-limits.margin)})
-    _add_seeds_needed(rows, limits.margin)
-    for row, p in zip(judge(rows), holm(row["p_noninferior"] for row in rows), strict=True):
-        row["noninferior"] = p is not None and p < (1 - LEVEL) / 2
+        row = _claimed(given, table, i, j, limits)
+        ends = row["family_ci95"]
+        within = bool(ends) and ends[0] > -limits.margin and bool(table.complete_G[i])
+        above = _chance_of_loss(row, limits.margin)
+        named = {"arm": arm, "rank": rank, "reference_rank": reference}
+        rows.append({**named, **row, "margin": limits.margin, "p_noninferior": above, "noninferior": within})
+    return _with_holm(rows)
+
+
+def _chance_of_loss(row: Row, margin: float) -> float | None:
+    """One-sided p of the t test that the mean difference is -margin, or None."""
+    if row["standard_error"] is None:
+        return None
+    return float(special.stdtr(row["freedom"], -(row["mean_difference"] + margin) / row["standard_error"]))
+
+
+def _claimed(given: Tables, table: Blocks, i: int, j: int, limits: Limits) -> Row:
+    """The difference of two subjects with interval and verdict of its claim.
+
+    seeds_needed: total number of seeds that shows a difference of the margin with 80 % power, by
+    this interval; None where nothing varies.
+    """
+    row, ends = difference(table, i, j), given.interval(table, i, j)
+    shown = verdict(ends)
+    better = {"higher": i, "lower": j}.get(shown, i)
+    seeds = _seeds_needed(partial(given.quantile, table), row, limits.margin)
+    return row | {
+        "family_ci95": ends,
+        "verdict": shown if table.complete_G[better] else "inconclusive",
+        "seeds_needed": seeds,
+    }
+
+
+def _seeds_needed(quantile: Callable[[float], float], row: Row, margin: float) -> int | None:
+    error, n = row["standard_error"], row["n_blocks"]
+    if error is None or n < 2:
+        return None
+    return seeds_for_difference(error * n**0.5, margin, quantile, row["freedom"] / (n - 1))
+
+
+def _with_holm(rows: list[Row]) -> list[Row]:
+    for row, p in zip(rows, holm(row["p"] for row in rows), strict=True):
+        row["p_holm"] = p
     return rows
 
 
-def _add_seeds_needed(rows: list[Row], margin: float) -> None:
-    """Adds seeds_needed to each row, from its sd over seeds, shrunk to the pooled sd of all rows.
-
-    The sd of a few seeds alone is too uncertain. None where nothing varies.
-    """
-    freedom = [row["n_blocks"] - 1 for row in rows]
-    spread = [sd_of_mean(row["difference_ci95"], row["n_blocks"]) or 0.0 for row in rows]
-    for row, variance in zip(rows, shrunk([sd**2 for sd in spread], freedom), strict=True):
-        known = variance > EQUAL**2
-        row["seeds_needed"] = seeds_for_difference(variance**0.5, margin, len(rows)) if known else None
-
-
-def compared(results: list[Result], limits: Limits = DEFAULT) -> dict[str, Any]:
+def compared(results: list[Result], given: Tables, limits: Limits = DEFAULT) -> dict[str, Any]:
     """All comparisons between runs of the same seed, by their keys in summary.json."""
     return {
         "comparisons": comparisons(results),
-        "arm_comparisons": arm_comparisons(results, limits),
-        "against_reference": against_reference(results, limits),
+        "arm_comparisons": arm_comparisons(given, limits),
+        "against_reference": against_reference(given, limits),
     }

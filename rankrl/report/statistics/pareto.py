@@ -1,5 +1,7 @@
 """The Pareto front of gain against tokens: cells that no cell of the same or lower cost matches.
 
+Gains are those of the runs that ended with a score; tokens are those of all runs.
+
 Axes: W resamples, C cells, S seeds.
 """
 
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
+from rankrl.report.statistics.cells import CELL, Result, by_key
 
 RESAMPLES = 500
 TOLERANCE = 0.01
@@ -51,15 +53,16 @@ def front_shares(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:
     """
     cells = by_key(results, CELL)
     seeds = {seed: i for i, (seed,) in enumerate(by_key(results, ("seed",)))}
-    has_CS, gain_CS, tokens_CS = (np.zeros((len(cells), len(seeds))) for _ in range(3))
-    for c, runs in enumerate(cells.values()):
-        for run in runs:
+    run_CS, has_CS, gain_CS, tokens_CS = (np.zeros((len(cells), len(seeds))) for _ in range(4))
+    for c, members in enumerate(cells.values()):
+        for run in members:
             at = c, seeds[run["seed"]]
-            has_CS[at], gain_CS[at], tokens_CS[at] = 1, outcome_gain(run), run["tokens_total"]
+            run_CS[at], tokens_CS[at] = 1, run["tokens_total"]
+            has_CS[at], gain_CS[at] = run["gain"] is not None, run["gain"] or 0.0
     drawn_WS = np.random.default_rng(0).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=RESAMPLES)
-    n = drawn_WS @ has_CS.T
-    n[n == 0] = np.nan
-    mean, tokens = drawn_WS @ gain_CS.T / n, drawn_WS @ tokens_CS.T / n
+    n, drawn = drawn_WS @ has_CS.T, drawn_WS @ run_CS.T
+    n[n == 0] = drawn[drawn == 0] = np.nan
+    mean, tokens = drawn_WS @ gain_CS.T / n, drawn_WS @ tokens_CS.T / drawn
     spread = np.sqrt(np.maximum(drawn_WS @ (gain_CS**2).T / n - mean**2, 0) / np.where(n > 1, n - 1, np.nan))
     tokens = np.where(np.isfinite(tokens), tokens, np.inf)
     lower = mean - special.stdtrit(np.where(n > 1, n - 1, np.nan), 0.975) * spread
@@ -73,7 +76,7 @@ def pareto_points(results: list[Result], cells: list[dict[str, Any]]) -> list[di
     the lower end of the gain's interval takes the place of the mean.
     """
     tokens = np.array([cell["mean_tokens"] for cell in cells], dtype=float)
-    mean = np.array([cell["mean_gain"] for cell in cells])
+    mean = np.array([np.nan if cell["mean_gain"] is None else cell["mean_gain"] for cell in cells])
     lower = np.array([cell["gain_ci95"][0] if cell["gain_ci95"] else np.nan for cell in cells])
     shares = front_shares(results)
     rows = []

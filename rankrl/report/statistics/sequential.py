@@ -9,6 +9,9 @@ difference, which stays valid however often one looks. It holds the values m wit
 (1 + n c^2)^(-1/2) [(1 + t^2/v) / (1 + t^2/(v (1 + n c^2)))]^(n/2) < 1/alpha, where t is the
 t statistic of the n differences against a mean of m, v = n - 1, and c = 1 is the sd of the
 standardised effect that is looked for.
+
+Gains are those of runs that ended with a score. A cell with a run that diverged without one is
+above no other: its gains are the survivors'. A cell without any gain gets no seeds.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rankrl.report.statistics.cells import CELL, Result, by_key, outcome_gain
+from rankrl.report.statistics.cells import CELL, Result, by_key, with_gain
 from rankrl.report.statistics.intervals import EQUAL, shrunk
 from rankrl.report.statistics.limits import DEFAULT
 
@@ -58,18 +61,28 @@ def below(results: list[Result]) -> dict[Cell, str]:
     seeds = {seed: i for i, (seed,) in enumerate(by_key(results, ("seed",)))}
     gains_CS = np.full((len(cells), len(seeds)), np.nan)
     for gains_S, runs in zip(gains_CS, cells.values(), strict=True):
-        for run in runs:
-            gains_S[seeds[run["seed"]]] = outcome_gain(run)
-    names, order = list(cells), np.argsort(-np.nanmean(gains_CS, axis=1), kind="stable")
+        for run in with_gain(runs):
+            gains_S[seeds[run["seed"]]] = run["gain"]
+    names = list(cells)
+    order = leaders(gains_CS, [len(with_gain(runs)) == len(runs) for runs in cells.values()])
     alpha = ALPHA / max(1, len(cells) * (len(cells) - 1) / 2)
     unit_N = np.array([half_sequence(1.0, n, alpha) for n in range(len(seeds) + 1)])
     out: dict[Cell, str] = {}
     for cell, gains_S in zip(names, gains_CS, strict=True):
+        if not np.isfinite(gains_S).any():
+            out[cell] = "no run of it ended with a score"
+            continue
         leads_C = _leads(gains_CS[order] - gains_S, unit_N)
         if leads_C.any():
             leader = order[np.argmax(leads_C > 0)]
             out[cell] = f"below {_name(names[leader])} by {leads_C[leads_C > 0][0]:.3f}"
     return out
+
+
+def leaders(gains_CS: np.ndarray, complete: list[bool]) -> np.ndarray:
+    """Cells all of whose runs ended with a score, the highest mean first."""
+    able = np.flatnonzero(complete)
+    return able[np.argsort(-np.nanmean(gains_CS[able], axis=1), kind="stable")] if len(able) else able
 
 
 def _leads(differences_CS: np.ndarray, unit_N: np.ndarray) -> np.ndarray:
@@ -124,7 +137,7 @@ def propose(results: list[Result], budget: int, seeds: list[int] | None = None) 
 
 def _rows(cells: dict[Any, list[Result]], budget: int, seeds: list[int] | None) -> list[dict[str, Any]]:
     """Rows of the open cells that get seeds, with the seeds that each gets."""
-    gains = [[outcome_gain(run) for run in runs] for runs in cells.values()]
+    gains = [[run["gain"] for run in with_gain(runs)] for runs in cells.values()]
     means = [float(np.mean(values)) for values in gains]
     raw = [float(np.var(values, ddof=1)) if len(values) > 1 else 0.0 for values in gains]
     sds = [sqrt(v) for v in shrunk(raw, [len(values) - 1 for values in gains])]
