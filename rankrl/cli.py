@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,6 +209,22 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _samples(args: argparse.Namespace) -> int:
+    from rankrl.report.showing import Asked, shown
+    from rankrl.sweep.questions import questions
+
+    require(not (args.gained and args.lost), "--gained", "with --lost", "one of the two")
+    moved = "gained" if args.gained else "lost" if args.lost else None
+    asked, run = Asked(args.step, args.verdict, args.source, args.training, moved, args.limit), Path(args.run_dir)
+    asked.check()
+    console = _console()
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that is not UTF-8 gets escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for block in shown(run, asked, lambda: questions(run)):
+        console.print(block, soft_wrap=True)
+    return 0
+
+
 def _next(args: argparse.Namespace) -> int:
     from rankrl.report.read import find_sweeps
     from rankrl.report.statistics.sequential import propose_more
@@ -310,6 +327,15 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--reference", type=int, default=32, metavar="RANK", help="rank to compare with (default 32)")
     report.add_argument("--risk", type=float, default=0.1, metavar="SHARE", help="reliable is below (default 0.1)")
     report.add_argument("--tables-only", action="store_true", help="tables, claims and words, no figures and no page")
+    read = command("samples", _samples, "read responses, and which items a run gained and lost", recipe=False)
+    read.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run, finished or not")
+    read.add_argument("--step", type=int, metavar="N", help="of this step (default: the last; 0 is the base)")
+    read.add_argument("--verdict", metavar="WORD", help="only correct, wrong, unparsable or timeout")
+    read.add_argument("--source", metavar="NAME", help="only items of this source")
+    read.add_argument("--training", action="store_true", help="samples of training, not of an evaluation")
+    read.add_argument("--gained", action="store_true", help="items solved at the end and not at step 0, both texts")
+    read.add_argument("--lost", action="store_true", help="items solved at step 0 and not at the end, both texts")
+    read.add_argument("--limit", type=int, default=20, metavar="N", help="show at most N (default: 20)")
     after = command("next", _next, "which cells should get the next seeds, and whether to stop", recipe=False)
     after.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
     after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")

@@ -154,6 +154,8 @@ def evaluations(run: Run, grown: Grown, items: int, samples: int = 4) -> pd.Data
         table = pd.DataFrame({"step": step, "item_id": np.repeat(names, samples)})
         table["source"] = table["item_id"].str.partition("-")[0]
         table["sample"], table["correct"] = np.tile(np.arange(samples), items), correct.ravel()
+        table["verdict"] = np.where(table["correct"], "correct", "wrong")
+        table["response"] = ("\\boxed{" + table["item_id"] + "}").where(table["sample"] == 0)
         tables.append(table.assign(boxed=True, response_tokens=500))
     return pd.concat(tables, ignore_index=True)
 

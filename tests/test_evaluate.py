@@ -151,7 +151,8 @@ def test_a_run_of_another_base_is_refused(capsys, tmp_path):
 
 def test_cached_rows_take_their_sources_from_the_items(tmp_path):
     path = tmp_path / "base.parquet"
-    pd.DataFrame({"item_id": ["a"], "source": ["old"], "truncated": [False]}).to_parquet(path)
+    marks = {"correct": [True], "boxed": [True], "truncated": [False]}
+    pd.DataFrame({"item_id": ["a"], "source": ["old"], **marks}).to_parquet(path)
     rows = _cached(path, [Item("a", "new", "1 + 1", "2")])
     assert rows is not None and rows["source"].tolist() == ["new"]
 

@@ -15,6 +15,7 @@ from rankrl.adapter.start import Start
 from rankrl.data.items import Item, step_indices
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary
+from rankrl.ppo.examples import examples
 from rankrl.ppo.experience import ExperienceMaker, mean_of
 from rankrl.ppo.groups import PolicyView, RunView, value_name
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score, verdict_counts
@@ -66,6 +67,7 @@ class RunTrainer:
         self.experience_maker = ExperienceMaker(run, *groups, self.kl_ctl, strategy, prompter.tokenizer)
         self.rollouts = Rollouts(prompter, services.engines, run.scale, services.grader)
         self.canary, self.tokens_total = Canary(), 0
+        self.examples: list[dict[str, Any]] = []  # lines of rollouts.jsonl, of the last step
         self.adapter_id = next(services.adapter_ids)
 
     def step(self, step: int) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class RunTrainer:
         if not logprobs.finite:
             raise Diverged(f"step {step + 1}: a log-probability is not finite")
         gap_nats = self.canary.check(*logprobs)
+        self.examples = examples(step + 1, samples, experiences)
         self.append(experiences)
         status = self.update(step)
         check_finite(step, status)

@@ -26,9 +26,11 @@ from torch.utils.tensorboard.summary import hparams
 from rankrl import __version__
 from rankrl.ppo.rollout import Sample
 from rankrl.recipe.plan import Run
+from rankrl.recipe.schema import Recipe
 from rankrl.recipe.whole_file import whole_file
 from rankrl.report.ledger import attempts_file
-from rankrl.report.read import curves
+from rankrl.report.model_text import storable
+from rankrl.report.read import json_lines
 from rankrl.report.result import Result
 from rankrl.reward.grade import GRADER
 
@@ -79,7 +81,8 @@ class Record:
         (self.dir / "result.json").unlink(missing_ok=True)  # of a failed attempt
         with whole_file(self.dir / "run.yaml") as part:
             part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-        self._keep_metrics_until(resumed_step)
+        self._keep_until(resumed_step, "metrics.jsonl")
+        self._keep_until(resumed_step, "rollouts.jsonl")
         with attempts_file(self.dir).open("a") as file:
             file.write(json.dumps({"time": time.time(), "host": socket.gethostname(), "step": resumed_step}) + "\n")
         if not resumed_step:
@@ -101,9 +104,10 @@ class Record:
         for file in old:
             file.unlink()
 
-    def _keep_metrics_until(self, step: int) -> None:
-        path = self.dir / "metrics.jsonl"
-        kept = [line for line in curves(self.dir) if line["step"] <= step] if step and path.exists() else []
+    def _keep_until(self, step: int, name: str) -> None:
+        """Drops the lines of a JSONL file from after a PPO step, and any that is cut off."""
+        path = self.dir / name
+        kept = [line for line in json_lines(path) if line["step"] <= step] if step else []
         with whole_file(path) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
@@ -140,18 +144,24 @@ class Record:
             for name in names:
                 self.board.add_scalar(f"{tab}/{name}", line[name], line["step"])
 
+    def examples(self, lines: list[dict[str, Any]]) -> None:
+        """Writes lines of rollouts.jsonl. JSON in ASCII: nothing in it can command a terminal."""
+        with (self.dir / "rollouts.jsonl").open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+
     def evaluation(self, step: int, samples: list[Sample], score: float) -> None:
         """Adds the samples of one evaluation to evals.parquet.
 
         They replace rows of the same or a later step.
         """
         path = self.dir / "evals.parquet"
-        rows = pd.DataFrame(eval_rows(step, samples))
+        texts = [kept_response(self.run.recipe, step, sample) for sample in samples]
+        rows = pd.DataFrame(eval_rows(step, samples)).assign(response=pd.Series(texts, dtype="str"))
         if step and path.exists():
-            old = pd.read_parquet(path)
+            old = pd.read_parquet(path, partitioning=None)  # a directory named a=b gives no column
             rows = pd.concat([old[old["step"] < step], rows], ignore_index=True)
         with whole_file(path) as part:
-            rows.to_parquet(part)
+            rows.to_parquet(part, compression="zstd")
         self.board.add_scalar("eval/score", score, step)
 
     def adapter(self, step: int, scalars: dict[str, float]) -> None:
@@ -237,7 +247,15 @@ def scalars_until(files: list[Path], step: int) -> Iterator[Any]:
                 yield event
 
 
+def kept_response(recipe: Recipe, step: int, sample: Sample) -> str | None:
+    """The text of an evaluation sample, if `keep_responses` keeps it and it is known."""
+    first = sample.index == 0 and step in (0, recipe.steps)
+    kept = {"first": first, "all": True, "none": False}[recipe.keep_responses]
+    return storable(sample.response) if kept and sample.response is not None else None
+
+
 def eval_rows(step: int, samples: list[Sample]) -> list[dict[str, Any]]:
+    """A row per sample, as in evals.parquet but for its text."""
     return [
         {
             "step": step,

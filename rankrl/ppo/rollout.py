@@ -33,6 +33,9 @@ class Sample:
     truncated: bool
     """Whether the response was cut at the length limit."""
     verdict: Verdict
+    response: str | None = None
+    """Text of the response, without special tokens; None if the base was sampled by a rankrl that
+    kept no text."""
 
     @property
     def tokens(self) -> int:
@@ -98,9 +101,9 @@ class Rollouts:
         texts = self.prompter.tokenizer.batch_decode([ids for ids, _ in parts], skip_special_tokens=True)
         verdicts = self.grader.grade(texts, [item.answer for item, _, _ in chunk])
         return [
-            Sample(item, k, self.prompter(item), ids, logprobs, bool(cut), verdict)
-            for (item, k, _), (ids, logprobs), cut, verdict in zip(
-                chunk, parts, responses.truncated, verdicts, strict=True
+            Sample(item, k, self.prompter(item), ids, logprobs, bool(cut), verdict, text)
+            for (item, k, _), (ids, logprobs), cut, verdict, text in zip(
+                chunk, parts, responses.truncated, verdicts, texts, strict=True
             )
         ]
 

@@ -28,6 +28,7 @@ LENGTH_TERMS: dict[str, tuple[str, ...]] = {
     "overlong": ("length_penalty", "overlong_buffer_tokens"),
     "none": (),
 }
+KEEP_RESPONSES = ("first", "all", "none")
 LR_SHAPES = ("constant", "linear", "cosine")
 
 
@@ -210,6 +211,9 @@ class Recipe:
     """PPO steps between evaluations. 0 evaluates only the base and the last step."""
     checkpoint_every: int = 10
     """PPO steps between checkpoints."""
+    keep_responses: str = "first"
+    """Which evaluation samples keep their text in evals.parquet: `first` (the first of each item,
+    at step 0 and at the last one), `all` (of every evaluation) or `none`."""
     rules: Rules = field(default_factory=Rules)
     allocation: Allocation = field(default_factory=Allocation)
     init: Init = field(default_factory=Init)
@@ -236,6 +240,8 @@ class Recipe:
         for name in ("steps", "samples_per_prompt", "updates_per_rollout", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
         require(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
+        keep = self.keep_responses
+        require(keep in KEEP_RESPONSES, "keep_responses", keep, ", ".join(KEEP_RESPONSES))
         require(self.lr_shape in LR_SHAPES, "lr_shape", self.lr_shape, ", ".join(LR_SHAPES))
         require(0 < self.clip_final <= 1, "clip_final", self.clip_final, "above 0 and at most 1")
         require(self.eval_every <= self.steps, "eval_every", self.eval_every, f"at most steps={self.steps}")

@@ -51,7 +51,7 @@ def card(run: Path, rank_served: int) -> str:
     result = read_result(run)
     try:
         resolved = yaml.safe_load((run / "run.yaml").read_text())
-        rows = pd.read_parquet(run / "evals.parquet")
+        rows = pd.read_parquet(run / "evals.parquet", columns=["step", "item_id", "correct"])
         assert result is not None
         cell = [
             r for r in read_sweep(run.parent).counted if all(r[k] == result[k] for k in ("arm", "rank", "batch_size"))

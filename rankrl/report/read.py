@@ -275,8 +275,12 @@ def mean_ranks(sweep: SweepRecords) -> dict[str, dict[str, float]]:
 
 def curves(directory: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl before the first broken one."""
+    return json_lines(directory / "metrics.jsonl")
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file before the first broken one; none if there is no such file."""
     lines = []
-    path = directory / "metrics.jsonl"
     for text in path.read_bytes().splitlines() if path.exists() else []:
         if not (line := _line(text)):
             break

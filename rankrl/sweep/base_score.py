@@ -1,6 +1,8 @@
 """The base's evaluation, which all runs use.
 
-It is sampled once per model, items and sampling settings, and cached under the runs directory.
+It is sampled once per model, items and sampling settings, and cached under the runs directory with
+the text of every response. A cache file of an earlier rankrl, without texts, stays in use: sampled
+again, the base might score otherwise, and the runs of a sweep would have different bases.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import pandas as pd
 from rankrl.data.items import Item, revision
 from rankrl.recipe.scale import Scale
 from rankrl.recipe.whole_file import whole_file
+from rankrl.report.model_text import storable
 from rankrl.reward.grade import GRADER, Verdict
 
 if TYPE_CHECKING:  # a cached score is read without the training stack
@@ -41,7 +44,7 @@ def cache_file(scale: Scale, items: list[Item], directory: Path, model_path: str
 
 
 def sample_rows(samples: list[Sample]) -> pd.DataFrame:
-    """A row per sample, as in a run's evals.parquet, with `truncated` as one more column."""
+    """A row per sample, as in a run's evals.parquet, with `truncated` instead of the text."""
     from rankrl.ppo.records import eval_rows
 
     return pd.DataFrame(eval_rows(0, samples)).assign(truncated=[sample.truncated for sample in samples])
@@ -50,17 +53,29 @@ def sample_rows(samples: list[Sample]) -> pd.DataFrame:
 def _write(path: Path, samples: list[Sample]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:  # two tasks may evaluate the base at once
-        sample_rows(samples).to_parquet(part)
+        texts = [None if sample.response is None else storable(sample.response) for sample in samples]
+        rows = sample_rows(samples).assign(response=pd.Series(texts, dtype="str"))
+        rows.to_parquet(part, compression="zstd")
 
 
 def _read(path: Path, items: list[Item]) -> list[Sample]:
     from rankrl.ppo.rollout import Sample
 
     by_id = {item.item_id: item for item in items}
-    rows = pd.read_parquet(path).itertuples()
+    rows = pd.read_parquet(path)
+    texts = rows["response"] if "response" in rows else [None] * len(rows)
     return [
-        Sample(by_id[r.item_id], r.sample, [], [0] * r.response_tokens, [], r.truncated, Verdict(r.verdict, r.boxed))
-        for r in rows
+        Sample(
+            by_id[r.item_id],
+            r.sample,
+            [],
+            [0] * r.response_tokens,
+            [],
+            r.truncated,
+            Verdict(r.verdict, r.boxed),
+            text if isinstance(text, str) else None,
+        )
+        for r, text in zip(rows.itertuples(), texts, strict=True)
     ]
 
 

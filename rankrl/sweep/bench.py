@@ -26,7 +26,7 @@ from rankrl.recipe.plan import Run
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
 from rankrl.report.result import Result
-from rankrl.sweep.base_score import base_samples
+from rankrl.sweep.base_score import base_samples, cache_file
 from rankrl.sweep.measuring import cached_start
 from rankrl.sweep.owner import owned
 from rankrl.sweep.progress import say
@@ -115,7 +115,14 @@ class Bench:
 
     def _evaluate_base(self) -> list[Sample]:
         services = self.services
-        return base_samples(self._rollouts(services), self.eval_items, self.directory, services.model_path)
+        samples = base_samples(self._rollouts(services), self.eval_items, self.directory, services.model_path)
+        if samples[0].response is None and any(run.recipe.keep_responses != "none" for run in self.runs):
+            cached = cache_file(self.scale, self.eval_items, self.directory, services.model_path)
+            say(
+                f"base: {cached} has no responses (of an earlier rankrl), so runs keep none of step 0; "
+                "remove it before a new sweep, not within one"
+            )
+        return samples
 
     def _rollouts(self, services: Services) -> Rollouts:
         """Rollouts on these services."""

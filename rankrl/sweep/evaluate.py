@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from rankrl.ppo.serving import Payload
 
 ADAPTER_ID = 1
+MARKS = ["item_id", "correct", "boxed", "truncated"]
+"""Columns of a cached base that pass@k needs."""
 COMPARABLE = ("model.dtype", "data.evaluation", "data.eval_items", "data.template", "data.instruction", "data.thinking",
               "lengths.response_tokens", "sampling.eval_temperature", "sampling.eval_samples")  # fmt: skip
 """The settings that a score depends on, besides the adapter."""
@@ -173,10 +175,8 @@ def _cached(path: Path, items: list[Item]) -> pd.DataFrame | None:
     Sources are not part of the cache key, so they are taken from `items`.
     """
     try:
-        rows = pd.read_parquet(path)
-    except (OSError, ValueError):  # absent, or cut short
-        return None
-    if "truncated" not in rows:
+        rows = pd.read_parquet(path, columns=MARKS)
+    except (OSError, ValueError):  # absent, cut short, or without one of them
         return None
     return rows.assign(source=rows["item_id"].map({item.item_id: item.source for item in items}))
 

@@ -21,6 +21,7 @@ from rankrl.adapter.delta import scalars
 from rankrl.adapter.save import save_adapter
 from rankrl.adapter.start import Start
 from rankrl.data.items import Item, revision
+from rankrl.ppo.examples import keeps_examples
 from rankrl.ppo.loop import RunTrainer
 from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Sample, score
@@ -147,6 +148,8 @@ def take_step(run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
     """
     record.step(trainer.step(step))
     done, recipe = step + 1, run.recipe
+    if keeps_examples(done, recipe.steps):
+        record.examples(trainer.examples)
     last = done == recipe.steps
     evaluate = last or (recipe.eval_every > 0 and done % recipe.eval_every == 0)
     checkpoint = done % recipe.checkpoint_every == 0
@@ -176,7 +179,7 @@ def stop_found(record: Record) -> bool:
 
 def recorded_scores(record: Record) -> list[float]:
     """Scores of all evaluations after step 0, in order, with those before a resume."""
-    rows = pd.read_parquet(record.dir / "evals.parquet")
+    rows = pd.read_parquet(record.dir / "evals.parquet", columns=["step", "correct"])
     return [float(score) for step, score in rows.groupby("step")["correct"].mean().items() if step]
 
 

@@ -51,12 +51,15 @@ def curve(root: Path, run) -> list[dict]:
 
 
 def check_same(left: Path, right: Path, run) -> None:
-    """Asserts that every metric of every step and every evaluated sample are equal bit for bit."""
+    """Asserts that every metric of every step, every evaluated sample and every training sample
+    that is kept are equal bit for bit."""
     assert json.loads((left / run.run_id / "result.json").read_text())["status"] == "finished"
     assert len(curve(left, run)) == 12
     assert curve(left, run) == curve(right, run)
     samples = [pd.read_parquet(root / run.run_id / "evals.parquet") for root in (left, right)]
     pd.testing.assert_frame_equal(*samples)
+    ours, theirs = ((root / run.run_id / "rollouts.jsonl").read_bytes() for root in (left, right))
+    assert ours == theirs and ours.count(b"\n") == 12 * 4
 
 
 def status(root: Path, run) -> str:

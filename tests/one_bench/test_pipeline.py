@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -222,6 +223,7 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "evals.parquet",
         "metrics.jsonl",
         "result.json",
+        "rollouts.jsonl",
         "run.yaml",
         "tb",
     ]
@@ -279,6 +281,7 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
     assert all(line["sync_gap_nats"] < 0.01 for line in lines)
     assert result.tokens_total == lines[-1]["tokens_total"] > lines[0]["tokens_total"] > 0
     check_evaluations(directory, result)
+    check_training_samples(directory, bench.train_items)
     check_record(directory, run)
     check_tensorboard(directory)
     card = (directory / "adapter" / "README.md").read_text()
@@ -287,7 +290,7 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
 
 def check_evaluations(directory, result):
     rows = pd.read_parquet(directory / "evals.parquet")
-    names = ["step", "item_id", "source", "sample", "correct", "verdict", "boxed", "response_tokens"]
+    names = ["step", "item_id", "source", "sample", "correct", "verdict", "boxed", "response_tokens", "response"]
     assert list(rows.columns) == names
     assert (rows["correct"] == (rows["verdict"] == "correct")).all()
     assert rows.groupby("step").size().to_dict() == {0: 252 * 16, 2: 252 * 8, 3: 252 * 8}
@@ -296,6 +299,25 @@ def check_evaluations(directory, result):
     assert result.final_score == pytest.approx(scores[3])
     assert result.best_score == pytest.approx(max(scores[2], scores[3]))
     assert result.gain == pytest.approx(scores[3] - scores[0])
+    kept = rows[rows["response"].notna()]
+    assert kept.groupby("step").size().to_dict() == {0: 252, 3: 252} and set(kept["sample"]) == {0}
+    assert ((kept["response"] != "") == (kept["response_tokens"] > 1)).all()
+    assert kept["response"].str.contains("boxed").mean() > 0.5
+
+
+def check_training_samples(directory, items):
+    """Four prompts a step. Their texts give the verdict, and their reward is the shaped one."""
+    from rankrl.reward.grade import Grader
+
+    lines = [json.loads(line) for line in (directory / "rollouts.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1] * 4 + [2] * 4 + [3] * 4
+    asked = {item.item_id: (item.source, item.prompt, item.answer) for item in items}
+    assert all((line["source"], line["prompt"], line["gold"]) == asked[line["item_id"]] for line in lines)
+    with closing(Grader()) as grader:
+        verdicts = grader.grade([line["response"] for line in lines], [line["gold"] for line in lines])
+    assert [verdict.outcome for verdict in verdicts] == [line["verdict"] for line in lines]
+    assert all((line["reward"] > 0.5) == (line["verdict"] == "correct") for line in lines)
+    assert all(np.isfinite(line["advantage"]) for line in lines) and len({line["advantage"] for line in lines}) > 1
 
 
 def check_record(directory, run):
