@@ -245,9 +245,12 @@ def _next(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from rankrl.adapter.export import export
     from rankrl.report.model_card import card
+    from rankrl.report.read import divergence
 
     run = Path(args.run_dir)
     to = export(run, Path(args.to), partial(card, run))
+    if note := divergence(run):
+        print(f"note: {note}", file=sys.stderr)
     print(f"exported to {to}: PEFT and vLLM load it; peft/ holds the unpadded original")
     return 0
 
@@ -341,7 +344,7 @@ def parser() -> argparse.ArgumentParser:
     after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")
     after.add_argument("--json", action="store_true", help="print JSON")
     exported = command("export", _export, "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
-    exported.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
+    exported.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished or diverged run")
     exported.add_argument("--to", metavar="DIR", required=True, help="new directory")
     built = command("data", _data, "build the training and evaluation mixture of a scale", recipe=False)
     built.add_argument("overrides", nargs="+", metavar="SCALE", help="scale name or file, and scale.KEY=VALUE")

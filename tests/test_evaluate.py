@@ -142,6 +142,14 @@ def test_a_run_that_has_not_finished_is_refused(capsys, tmp_path):
     assert "run.yaml is missing or damaged" in refused(capsys, bare, "nano")
 
 
+def test_a_diverged_run_that_kept_its_adapter_is_measured_and_named(capsys, tmp_path):
+    run = write_run(tmp_path / "r2-b16-s0", status="diverged")
+    (run / "adapter" / "diagnostics.json").write_text('{"steps": 5}')
+    assert find_subject(str(run), load_scale("nano")).adapter == run / "adapter"
+    said = "note: r2-b16-s0 diverged; its adapter is that after step 5, before the divergence\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_run_of_another_base_is_refused(capsys, tmp_path):
     run = write_run(tmp_path / "r2-b16-s0")
     said = refused(capsys, run, "qwen3-8b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -158,6 +159,21 @@ def test_stock_vllm_gives_the_trainers_logits(trained, exported, tmp_path):
         ours = torch.log_softmax(logits(model, ids + answer), -1)[len(ids) - 1 : -1]
         assert answer == ours.argmax(-1).tolist()
         assert np.allclose(logprobs, ours.max(-1).values, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_export_of_a_diverged_run_says_what_it_is(trained, tmp_path):
+    run = tmp_path / "demo" / trained[0].name
+    shutil.copytree(trained[0], run)
+    result = json.loads((run / "result.json").read_text()) | {"status": "diverged", "error": "Diverged: step 7: x"}
+    (run / "result.json").write_text(json.dumps(result | dict.fromkeys(("final_score", "best_score", "gain"))))
+    (run / "adapter" / "diagnostics.json").write_text('{"steps": 6}')
+    done = rankrl("export", str(run), "--to", str(tmp_path / "served"))
+    assert done.returncode == 0, done.stderr
+    assert "diverged; its adapter is that after step 6, before the divergence" in done.stderr
+    card = (tmp_path / "served" / "README.md").read_text()
+    assert "**The run diverged**: Diverged: step 7: x. These are its weights after step 6, before the" in card
+    assert "the base has 0.2500. Of the 1 seeds of its cell, 1 diverged." in card and "| lr | 0.000866025 | " in card
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from rankrl.recipe.require import require
 
 
 def export(run: Path, to: Path, card: Callable[[int], str]) -> Path:
-    """Writes a copy for serving of a finished run's adapter to `to`, and returns `to`.
+    """Writes a copy for serving of a run's adapter to `to`, and returns `to`.
 
     The copy is complete or absent; `to`/peft holds the original. `card` returns the text of the
     model card, given the rank of the copy. Raises ValueError, one line, for a run without an
@@ -35,7 +35,7 @@ def export(run: Path, to: Path, card: Callable[[int], str]) -> Path:
         (source / "adapter_config.json").is_file(),
         "RUN_DIR",
         str(run),
-        "the directory of a finished run",
+        "the directory of a finished run, or of a diverged one with an adapter",
         f"no {source}",
     )
     require(not to.exists() or not any(to.iterdir()), "--to", str(to), "a new or empty directory")

@@ -18,7 +18,7 @@ from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
-from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler
+from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler, weight_max
 
 
 class ValueHead(nn.Linear):
@@ -99,6 +99,11 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
     def activate(self, name: str) -> Any:
         setattr(self.critic, self.critic.value_head_prefix, self.runs[name].extra["head"])
         return super().activate(name)
+
+    def fit(self) -> dict[str, Any]:
+        """Upstream's update, and the largest weight after it."""
+        run = self.runs[self.host.model.active_adapter]
+        return {**super().fit(), "critic_weight_max": weight_max(run)}
 
     def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
         return {**super().parameters_of(run), "head": run.extra["head"].weight}

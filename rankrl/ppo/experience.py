@@ -41,6 +41,10 @@ class Logprobs(NamedTuple):
         """
         return float((self.trainer - self.base).mean())
 
+    def distance(self) -> float:
+        """The root mean square of the log-ratio of trainer and base, in nats per token."""
+        return float(np.sqrt(((self.trainer - self.base) ** 2).mean()))
+
     def kl_step(self) -> float:
         """The k3 estimate of the KL of the last update, in nats per token."""
         return k3(self.trainer[: len(self.previous)], self.previous)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +29,7 @@ from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.serving import Payload, pack, peft_names
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
-from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler
+from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler, weight_max
 from rankrl.recipe.init_section import FROM_WEIGHTS, Init
 
 
@@ -165,10 +166,20 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             self._load(run, now)
 
     def fit(self, kl_ctl: float = 0) -> dict[str, Any]:
-        """Upstream's update; the adapter before it is kept for `forward_previous`."""
+        """Upstream's update, and the largest weight after it.
+
+        The adapter before it is kept for `forward_previous` and `step_back`.
+        """
         run = self.runs[self.host.model.active_adapter]
         run.extra["previous"] = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
-        return super().fit(kl_ctl)
+        return {**super().fit(kl_ctl), "actor_weight_max": weight_max(run)}
+
+    def step_back(self) -> bool:
+        """Loads the adapter before its last update. Returns whether its weights are finite."""
+        run = self.runs[self.host.model.active_adapter]
+        if previous := run.extra.get("previous"):  # absent while only the critic has learned
+            self._load(run, previous)
+        return math.isfinite(weight_max(run))
 
     def forget_rollout(self) -> None:
         """Drops the rollout of a step in which only the critic learns.

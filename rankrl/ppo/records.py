@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from torch.utils._pytree import tree_leaves
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -44,6 +45,9 @@ TABS = {
     "sync": ("sync_bytes", "sync_gap_nats"),
     "time": ("rollout_s", "experience_s", "update_s", "sync_s", "step_s"),
 }
+STATE, BEFORE = "state.pt", "before.pt"
+"""The checkpoint, and the one before it as long as no step has shown that the new one is sound."""
+ERROR = "error.txt"
 OUTCOMES = ("hparam/final_score", "hparam/gain", "hparam/best_score", "hparam/tokens_total")
 
 
@@ -78,7 +82,8 @@ class Record:
 
     def start(self, resolved: dict[str, Any], resumed_step: int) -> None:
         """Opens the record at a PPO step. Drops later lines and events, from before a crash."""
-        (self.dir / "result.json").unlink(missing_ok=True)  # of a failed attempt
+        for name in ("result.json", ERROR):  # of a failed attempt
+            (self.dir / name).unlink(missing_ok=True)
         with whole_file(self.dir / "run.yaml") as part:
             part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         self._keep_until(resumed_step, "metrics.jsonl")
@@ -170,16 +175,44 @@ class Record:
             self.board.add_scalar(f"adapter/{name}", value, step)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint; the old one stays if the process is killed during the write."""
+        """Replaces the checkpoint; the old one stays if the process is killed during the write.
+
+        It is set aside until `prove_checkpoint`: the new one may be of a policy that has diverged.
+        """
         self.checkpoint_dir.mkdir(exist_ok=True)
         content = io.BytesIO()  # written to a file, torch would hide that the disk is full
         torch.save(state, content)
-        with whole_file(self.checkpoint_dir / "state.pt") as part:
+        with whole_file(self.checkpoint_dir / STATE) as part:
             part.write_bytes(content.getbuffer())
-        with whole_file(self.checkpoint_dir / "step") as part:
-            part.write_text(f"{state['step']}\n")
+            if (self.checkpoint_dir / STATE).exists():
+                (self.checkpoint_dir / STATE).replace(self.checkpoint_dir / BEFORE)
+        self._write_step(state["step"])
         if self.board is not None:
             self.board.flush()
+
+    def _write_step(self, step: int) -> None:
+        with whole_file(self.checkpoint_dir / "step") as part:
+            part.write_text(f"{step}\n")
+
+    def prove_checkpoint(self) -> None:
+        """Drops the checkpoint before the last one. Called after every step that stayed finite."""
+        (self.checkpoint_dir / BEFORE).unlink(missing_ok=True)
+
+    def keep_checkpoint_until(self, step: int) -> bool:
+        """Keeps the last finite checkpoint up to PPO step `step`, and no later one.
+
+        Returns whether there is one.
+        """
+        for name in (STATE, BEFORE):
+            state = read_state(self.checkpoint_dir / name)
+            if state and state["step"] <= step and all_finite(state):
+                (self.checkpoint_dir / name).replace(self.checkpoint_dir / STATE)
+                for other in set(self.checkpoint_dir.iterdir()) - {self.checkpoint_dir / STATE}:
+                    other.unlink()
+                self._write_step(state["step"])
+                return True
+        shutil.rmtree(self.checkpoint_dir, ignore_errors=True)
+        return False
 
     def saved_step(self) -> int:
         """PPO step of the checkpoint; 0 if there is none.
@@ -197,9 +230,9 @@ class Record:
 
         An unreadable checkpoint is renamed to *.corrupt, and the run starts from step 0.
         """
-        path = self.checkpoint_dir / "state.pt"
-        if not path.exists():
-            return None
+        path = self.checkpoint_dir / STATE
+        if not path.exists():  # killed between two names, if the one before is there
+            return read_state(self.checkpoint_dir / BEFORE)
         try:
             return torch.load(path, weights_only=True)
         except Exception as error:
@@ -213,14 +246,23 @@ class Record:
             return None
 
     def finish(self, result: Result) -> None:
-        """Writes result.json, last and atomically. Deletes the checkpoint unless the run failed."""
+        """Writes result.json, last and atomically. Deletes the checkpoint of a finished run.
+
+        A failed run goes on from its checkpoint; that of a diverged run is kept for whoever studies
+        it.
+        """
         if result.status != "failed":
             self._outcome(result)
         self.close()
         with whole_file(self.dir / "result.json") as part:
             part.write_text(result.as_json())
-        if result.status != "failed":
+        if result.status == "finished":
             shutil.rmtree(self.checkpoint_dir, ignore_errors=True)
+
+    def error(self, text: str) -> None:
+        """Writes error.txt: what is known of how a run failed or diverged."""
+        with whole_file(self.dir / ERROR) as part:
+            part.write_text(text, errors="replace")
 
     def close(self) -> None:
         """Flushes and closes the TensorBoard event file."""
@@ -234,6 +276,20 @@ class Record:
             self.board.add_scalar(name, getattr(result, name.partition("/")[2]) or 0.0, result.steps)
         assert self.board.file_writer is not None
         self.board.file_writer.add_summary(self._hparams_end)
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """The state in a checkpoint file; None if there is none that can be read."""
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception:  # absent, or damaged in whatever way
+        return None
+
+
+def all_finite(state: Any) -> bool:
+    """Whether a tree of tensors and other values holds no NaN and no infinity in a tensor."""
+    leaves = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    return all(bool(leaf.isfinite().all()) for leaf in leaves)
 
 
 def scalars_until(files: list[Path], step: int) -> Iterator[Any]:

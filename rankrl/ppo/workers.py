@@ -148,6 +148,11 @@ class RunHost:
             run.extra["previous"] = state["previous"]
 
 
+def weight_max(run: RunState) -> float:
+    """The largest absolute weight that a run trains here; NaN or infinity if one of them is."""
+    return torch.nn.utils.get_total_norm(run.optimizer.parameters, float("inf")).item()
+
+
 def scheduler(optimizer: AdapterOptimizer, cfg: SimpleNamespace, steps: int) -> Any:
     """The learning-rate schedule that upstream builds from the same arguments.
 

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from rankrl.recipe.rank_table import serving_rank
-from rankrl.report.read import read_result, read_sweep
+from rankrl.report.read import finite_steps, read_result, read_sweep
 from rankrl.report.statistics.cells import summarise
 from rankrl.report.statistics.intervals import t_interval
 
@@ -21,16 +21,7 @@ CARD = """---
 {params:,} trained parameters, {share:.3%} of the base; PPO with verifiable rewards, {steps} steps of {batch_size} prompts
 (run `{run_id}` of the sweep `{sweep}`, {tokens_total:,} tokens).
 
-| held-out score | value |
-| --- | --- |
-| this run | {final_score:.4f} {score_ci95} |
-| the base | {base_score:.4f} |
-| gain | {gain:+.4f} |
-| gain, mean of the {n_seeds} seeds of its cell | {mean_gain:+.4f} {gain_ci95} |
-| seeds that ended below the base | {negative_runs} of {n_seeds}, risk below {risk:.2f} |
-
-Intervals are 95 %: of the run by evaluation item, of the cell by seed (Student t), of the risk Clopper-Pearson. One seed says
-little: read it with the others.
+{outcome}
 
 | knob | value | formula |
 | --- | --- | --- |
@@ -40,6 +31,18 @@ Load it with `PeftModel.from_pretrained(base, "DIR")`, or `vllm serve BASE --ena
 --lora-modules rankrl=DIR`. Every module's scale is folded into its B and ranks are padded to {rank_served}; `peft/` holds the
 unpadded original.
 """
+FINISHED = """| held-out score | value |
+| --- | --- |
+| this run | {final_score:.4f} {score_ci95} |
+| the base | {base_score:.4f} |
+| gain | {gain:+.4f} |
+| gain, mean of the {n_seeds} seeds of its cell | {mean_gain:+.4f} {gain_ci95} |
+| seeds that ended below the base | {negative_runs} of {n_seeds}, risk below {risk:.2f} |
+
+Intervals are 95 %: of the run by evaluation item, of the cell by seed (Student t), of the risk Clopper-Pearson. One seed says
+little: read it with the others."""
+DIVERGED = """**The run diverged**: {error}. These are its weights after step {finite_steps}, before the divergence.
+They have no held-out score; the base has {base_score:.4f}. Of the {n_seeds} seeds of its cell, {diverged_runs} diverged."""
 
 
 def card(run: Path, rank_served: int) -> str:
@@ -70,12 +73,19 @@ def card(run: Path, rank_served: int) -> str:
         base=base,
         params=result["trainable_params"],
         share=result["trainable_params"] / result["base_params"],
-        score_ci95=_interval(t_interval(last.groupby("item_id")["correct"].mean().tolist())),
-        risk=seeds["risk_ci95"][1],
+        outcome=_outcome(run, facts, last.groupby("item_id")["correct"].mean().tolist()),
         serving_rank=serving_rank(rank_served),
         rank_served=rank_served,
-        **{**facts, "gain_ci95": _interval(seeds["gain_ci95"])},
+        **facts,
     )
+
+
+def _outcome(run: Path, facts: dict[str, Any], item_scores: list[float]) -> str:
+    """The scores of a finished run, with intervals; of a diverged run, what its weights are."""
+    if facts["status"] != "finished":
+        return DIVERGED.format(finite_steps=finite_steps(run), **facts)
+    intervals = {"score_ci95": _interval(t_interval(item_scores)), "gain_ci95": _interval(facts["gain_ci95"])}
+    return FINISHED.format(risk=facts["risk_ci95"][1], **{**facts, **intervals})
 
 
 def _interval(interval: list[float] | None) -> str:

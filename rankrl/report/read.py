@@ -311,6 +311,24 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     return result.row() if result else None
 
 
+def finite_steps(run: Path) -> int | None:
+    """PPO steps that the adapter of a diverged run is from; None for other runs or without one."""
+    result = read_result(run)
+    try:
+        steps = read_json(run / "adapter" / "diagnostics.json")["steps"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return steps if result and result["status"] == "diverged" and type(steps) is int else None
+
+
+def divergence(run: Path) -> str:
+    """What the adapter of a diverged run is, in words; "" for other runs."""
+    steps = finite_steps(run)
+    if steps is None:
+        return ""
+    return f"{run.name} diverged; its adapter is that after step {steps}, before the divergence"
+
+
 def refused(directory: Path) -> str:
     """Why the report refuses a run directory's result.json; "" if it does not or there is none."""
     path = directory / "result.json"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -27,6 +29,7 @@ from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
 from rankrl.report.result import Result
 from rankrl.sweep.base_score import base_samples, cache_file
+from rankrl.sweep.error_text import error_text
 from rankrl.sweep.measuring import cached_start
 from rankrl.sweep.owner import owned
 from rankrl.sweep.progress import say
@@ -171,19 +174,19 @@ class Bench:
                 supplies = self._supplies()
                 services = supplies.services
                 return train(run, record, supplies, began_s)
-            except Stopped:
+            except (Stopped, ClusterLost):
                 raise
             except Exception as error:
                 if self._closed:
                     raise
                 failure = self._failure(record, error, began_s)
                 if not services.died_of(error):
-                    return recorded(record, failure)
+                    return recorded(record, failure, error)
                 services.mark_broken()
                 reached = record.saved_step()
                 left, saved = (attempts if reached > saved else left) - 1, reached
                 if not left and alone:
-                    return recorded(record, failure)
+                    return recorded(record, failure, error)
                 record.close()
                 if not left:
                     raise Suspect(run.run_id) from error
@@ -206,13 +209,22 @@ class Bench:
         return result_of(record, status, self._base, began_s, last["step"], last["tokens_total"], [], message)
 
 
-def recorded(record: Record, failure: Result) -> Result:
-    """Writes the result of a failed run and returns it.
+def recorded(record: Record, failure: Result, error: Exception) -> Result:
+    """Writes error.txt and the result of a run that ended with `error`, and returns the result.
 
-    If the disk is still full, nothing is written, and the next sweep tries the run again.
+    If the disk is still full, no result is written, and the next sweep tries the run again.
     """
-    try:
+    with told(f"{failure.run_id}: its error.txt"):
+        record.error(error_text(failure, error))
+    with told(f"{failure.run_id}: its result"):
         record.finish(failure)
-    except OSError as error:
-        say(f"{record.run.run_id}: its result could not be written: {error}")
     return failure
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Context in which an error of the disk is printed and goes no further."""
+    try:
+        yield
+    except OSError as error:
+        say(f"{what} could not be written: {error}")

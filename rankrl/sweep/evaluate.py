@@ -23,7 +23,7 @@ from rankrl.recipe.architecture import EMBEDDED
 from rankrl.recipe.rank_table import serving_rank
 from rankrl.recipe.require import require
 from rankrl.recipe.scale import Model, Scale
-from rankrl.report.read import read_result
+from rankrl.report.read import divergence, read_result
 from rankrl.report.resolved import data_revision, newer, resolved_sections, section, versions
 from rankrl.report.statistics.passk import pass_rows, pass_table
 from rankrl.reward.grade import GRADER
@@ -83,7 +83,8 @@ def find_subject(word: str, scale: Scale) -> Subject:
 def _of_run(run: Path, scale: Scale) -> Subject:
     result = read_result(run)
     status = result.get("status") if isinstance(result, dict) else None
-    require(status == "finished", "RUN_DIR", str(run), "a finished run", f"it is {status or 'not finished'}")
+    measurable = status == "finished" or divergence(run)
+    require(bool(measurable), "RUN_DIR", str(run), "a finished run", f"it is {status or 'not finished'}")
     sections = resolved_sections(run / "run.yaml")
     unreadable = newer(sections)
     require(not unreadable, "RUN_DIR", str(run), "a run that this rankrl reads", unreadable)
@@ -95,7 +96,7 @@ def _of_run(run: Path, scale: Scale) -> Subject:
     same = _same(was.path, scale.model.path) and was.revision == scale.model.revision
     trained_on = f"{was.path}" + (f" at {was.revision}" if was.revision else "")
     require(same, "SCALE", scale.name, f"a scale whose base is {trained_on}", f"{run} was trained on it")
-    for line in differences(made_at, scale):
+    for line in filter(None, [divergence(run), *differences(made_at, scale)]):
         print(f"note: {line}", file=sys.stderr)
     return _of_adapter(run / "adapter", scale, "RUN_DIR")
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from rankrl.report.result import Result
+
+SAID: deque[str] = deque(maxlen=40)
+"""The last lines that this process has printed, for error.txt."""
 
 
 def say(text: str) -> None:
     """Prints one line with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    SAID.append(f"{time.strftime('%H:%M:%S')} {text}")
+    print(SAID[-1], flush=True)
 
 
 def progress(result: Result, done: int, total: int, eta_s: float) -> str:

@@ -22,7 +22,7 @@ from rankrl.adapter.save import save_adapter
 from rankrl.adapter.start import Start
 from rankrl.data.items import Item, revision
 from rankrl.ppo.examples import keeps_examples
-from rankrl.ppo.loop import RunTrainer
+from rankrl.ppo.loop import Diverged, RunTrainer
 from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Sample, score
 from rankrl.ppo.services import Services
@@ -65,7 +65,7 @@ def stop_asked() -> bool:
 def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> Result:
     """Trains `run` from its start or its checkpoint. Writes its result and returns it.
 
-    Raises Stopped if the run was asked to stop.
+    Raises Stopped if the run was asked to stop, and Diverged, with its last finite state saved.
     """
     state = record.load_checkpoint()
     first = state["step"] if state else 0
@@ -76,7 +76,10 @@ def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> Resul
         for step in range(first, run.recipe.steps):
             take_step(run, record, trainer, step)
         scores = recorded_scores(record)
-        write_adapter(run, record, trainer, score(supplies.base), scores[-1])
+        write_adapter(run, record, trainer, run.recipe.steps, of_finished(score(supplies.base), scores[-1]))
+    except Diverged as error:
+        keep_last_finite(run, record, trainer, supplies, error)
+        raise
     finally:
         release(trainer, sys.exc_info()[1])
     steps, tokens_total = run.recipe.steps, trainer.tokens_total
@@ -100,7 +103,7 @@ def begin(run: Run, record: Record, trainer: RunTrainer, supplies: Supplies, sta
     if state:
         trainer.restore(state)
         say(f"{run.run_id}: resumed at step {state['step']}")
-    else:
+    if not state or not state["step"]:
         record.evaluation(0, supplies.base, score(supplies.base))
 
 
@@ -147,6 +150,7 @@ def take_step(run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
     asked to stop and is saved.
     """
     record.step(trainer.step(step))
+    record.prove_checkpoint()
     done, recipe = step + 1, run.recipe
     if keeps_examples(done, recipe.steps):
         record.examples(trainer.examples)
@@ -154,7 +158,7 @@ def take_step(run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
     evaluate = last or (recipe.eval_every > 0 and done % recipe.eval_every == 0)
     checkpoint = done % recipe.checkpoint_every == 0
     if evaluate:
-        samples = trainer.evaluate(run.scale.sampling.eval_samples)
+        samples = trainer.evaluate(done, run.scale.sampling.eval_samples)
         record.evaluation(done, samples, score(samples))
     if evaluate or checkpoint:
         record.adapter(done, scalars(trainer.update_sizes()))
@@ -183,10 +187,51 @@ def recorded_scores(record: Record) -> list[float]:
     return [float(score) for step, score in rows.groupby("step")["correct"].mean().items() if step]
 
 
-def write_adapter(run: Run, record: Record, trainer: RunTrainer, start: float, final: float) -> None:
+def keep_last_finite(run: Run, record: Record, trainer: RunTrainer, supplies: Supplies, error: Diverged) -> None:
+    """Saves the adapter and the checkpoint of a diverged run as they last were with all finite.
+
+    The adapter is that before its last update. The checkpoint is the last one until then; if there
+    is none, the run's start is saved. What cannot be saved is noted on `error`: the run has
+    diverged all the same.
+    """
+    try:
+        kept, finite = record.keep_checkpoint_until(error.finite_steps), trainer.step_back()
+        if finite:
+            facts = of_diverged(run, score(supplies.base), error)
+            write_adapter(run, record, trainer, error.finite_steps, facts)
+        if not kept:
+            trainer.detach()
+            record.save_checkpoint(start_state(run, trainer, supplies))
+    except Exception as other:
+        error.add_note(f"Its last finite state could not be kept: {type(other).__name__}: {other}")
+        if supplies.services.died_of(other):
+            supplies.services.mark_broken()
+
+
+def start_state(run: Run, trainer: RunTrainer, supplies: Supplies) -> dict[str, Any]:
+    """The state that `run`, which is detached, had before its first step."""
+    fresh = RunTrainer(run, supplies.services, supplies.prompter, supplies.train_items, supplies.eval_items)
+    fresh.attach(trainer.table, trainer.start)
+    try:
+        return fresh.state(0)
+    finally:
+        fresh.detach()
+
+
+def of_finished(start: float, final: float) -> dict[str, Any]:
+    """What a finished run's model card says of the scores of the base and of the adapter."""
+    return {"start": start, "final": final, "gain": final - start}
+
+
+def of_diverged(run: Run, start: float, error: Diverged) -> dict[str, Any]:
+    """What a diverged run's model card says of its end. `start` is the score of the base."""
+    return {"start": start, "error": str(error), "planned_steps": run.recipe.steps}
+
+
+def write_adapter(run: Run, record: Record, trainer: RunTrainer, steps: int, outcome: dict[str, Any]) -> None:
     """Writes the directory `adapter`: weights, model card, allocation and diagnostics.
 
-    `start` and `final` are the scores of the base and of the trained adapter.
+    `steps` is the number of PPO steps that the weights are from; `outcome` says how the run ended.
     """
     config, tensors = trainer.peft_files()
     spent = allocation_document(run.recipe.allocation, run.rank, trainer.services.policy_shapes, trainer.table)
@@ -194,14 +239,13 @@ def write_adapter(run: Run, record: Record, trainer: RunTrainer, start: float, f
         "rank": span(spent),
         "run_id": run.run_id,
         "sweep": run.sweep,
-        "steps": run.recipe.steps,
+        "steps": steps,
         "params": record.trainable_params,
         "share": record.trainable_params / run.scale.model.base_params,
-        "final": final,
-        "start": start,
-        "gain": final - start,
+        **outcome,
     }
-    more = {"allocation.json": as_json(spent), "diagnostics.json": json.dumps(diagnostics(run, trainer), indent=1)}
+    found = {"steps": steps, **diagnostics(run, trainer)}
+    more = {"allocation.json": as_json(spent), "diagnostics.json": json.dumps(found, indent=1)}
     save_adapter(record.dir / "adapter", config, tensors, run.scale.model.path, facts, more)
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import ray
+import torch
 from conftest import runs_of
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.pipeline
 
@@ -110,17 +112,61 @@ def full_disk(bench):
         subprocess.run(["umount", str(directory)], check=True)
 
 
+def explode(trainer) -> None:
+    """Multiplies the policy's learning rate by 1e30."""
+    state = trainer.state(0)
+    for worker in state["policy"]:
+        worker["scheduler"]["base_lrs"] = [1e30 * lr for lr in worker["scheduler"]["base_lrs"]]
+        for group in worker["optimizer"]["adam"]["param_groups"]:
+            group["lr"] *= 1e30
+    tokens_total = trainer.tokens_total
+    trainer.restore(state)
+    trainer.tokens_total = tokens_total
+
+
+def left_behind(run: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file under a run directory."""
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return {str(path.relative_to(run)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def check_last_finite(run: Path, adapter_step: int, checkpoint_step: int, error: str) -> None:
+    """Asserts what a diverged run leaves: all of it finite, and from before the divergence."""
+    from rankrl.ppo.records import all_finite
+
+    state = torch.load(run / "checkpoint" / "state.pt", weights_only=True)
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert all_finite(state) and all_finite(tensors)
+    assert {path.name for path in (run / "checkpoint").iterdir()} == {"state.pt", "step"}
+    assert state["step"] == int((run / "checkpoint" / "step").read_text()) == checkpoint_step
+    assert json.loads((run / "adapter" / "diagnostics.json").read_text())["steps"] == adapter_step
+    card = (run / "adapter" / "README.md").read_text()
+    assert f"**The run diverged**: {error}. These are its weights after step {adapter_step} of 12" in card
+    moved = any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+    assert moved == (adapter_step > 0) and max(tensor.abs().max() for tensor in tensors.values()) < 10
+    told = (run / "error.txt").read_text()
+    assert f"{run.name} diverged after step " in told and f": Diverged: {error}\n" in told
+    assert "Traceback (most recent call last)" in told and "in train" in told and len(told) < 100_000
+
+
 def test_a_stopped_a_diverged_and_a_full_run_end_alone(bench, alone, monkeypatch, full_disk, capsys):
     stopped, full, _ = OTHERS[:3]
     diverging = runs_of("demo", "ranks=[1]", "seeds=[4]", "rules.lr=1e25", *SHORT)[0]
+    later = runs_of("demo", "ranks=[2]", "seeds=[5]", SHORT[0], "checkpoint_every=3", SHORT[2])[0]
     root = bench.directory / "broken" / "demo"
     full_disk(root / full.run_id)
-    meddle(monkeypatch, 5, {stopped.run_id: lambda trainer: (root / stopped.run_id / "STOP").touch()})
-    train(bench, "broken", [stopped, diverging, full, *WATCHED], 6)
+    stop = {stopped.run_id: lambda trainer: (root / stopped.run_id / "STOP").touch()}
+    meddle(monkeypatch, 5, {**stop, later.run_id: explode})
+    train(bench, "broken", [stopped, diverging, later, full, *WATCHED], 7)
     for run in WATCHED:
         check_same(root, alone, run)
     assert len(curve(root, stopped)) == 6 and not (root / stopped.run_id / "result.json").exists()
-    assert status(root, diverging) == "diverged"
+    assert status(root, diverging) == status(root, later) == "diverged"
+    check_last_finite(root / diverging.run_id, 0, 0, "step 2: a log-probability is not finite")
+    check_last_finite(root / later.run_id, 5, 3, "step 6: policy_loss is nan")
+    before = [left_behind(root / run.run_id) for run in (diverging, later)]
+    train(bench, "broken", [diverging, later], 2)
+    assert [left_behind(root / run.run_id) for run in (diverging, later)] == before
     assert f"{full.run_id} failed: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
 
 
