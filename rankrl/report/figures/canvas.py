@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
-from rankrl.report.figures.labels import place_names, thin_ticks
+from rankrl.report.figures.labels import fit_title, place_names, thin_ticks
 
 INK = "#23282d"
 COLOURS = ["#1F86C9", "#D55E00", "#009E73", "#CC79A7", "#B37A00", "#56B4E9", INK]
@@ -32,6 +32,8 @@ MOST_PANELS = 12
 """Most panels of a figure; the caption says what was left out."""
 HEADING = 0.4
 """Inches that title and name of the sweep take."""
+LINE = 0.35
+"""Inches of a legend of one line."""
 LONGEST_NAME = 60
 MAX_DOTS = 1500
 """Most dots in a panel, which limits the size of the SVG; a larger sweep is thinned evenly."""
@@ -145,7 +147,8 @@ def rank_colours(ranks: Iterable[int]) -> dict[int, str]:
 def legend_below(canvas: Canvas, *axes: Any, columns: int = 3, title: str = "") -> None:
     """Puts one legend below all panels, with each label of the `axes` once.
 
-    It has at most `columns`, and fewer where these would be wider than the figure.
+    It has at most `columns`, and fewer where these would be wider than the figure, which grows by
+    what the legend is higher than a line.
     """
     handles: dict[str, Any] = {}
     for part in axes:
@@ -155,9 +158,17 @@ def legend_below(canvas: Canvas, *axes: Any, columns: int = 3, title: str = "") 
     renderer = FigureCanvasAgg(canvas).get_renderer()
     for n in range(min(columns, len(handles)), 0, -1):
         legend = canvas.legend([*handles.values()], [*handles], ncols=n, **look)
-        if legend.get_window_extent(renderer).width < 0.98 * canvas.bbox.width or n == 1:
+        box = legend.get_window_extent(renderer)
+        if box.width < 0.98 * canvas.bbox.width or n == 1:
+            canvas.set_figheight(canvas.get_figheight() + max(box.height / canvas.dpi - LINE, 0.0))
             break
         legend.remove()
+
+
+def legend_right(canvas: Canvas, handles: list[Any], title: str = "") -> None:
+    """Puts a legend right of all panels, in as many columns as it needs to stay within them."""
+    columns = max(1, round(len(handles) * 0.19 / (canvas.get_figheight() - HEADING) + 0.5))
+    canvas.legend(handles=handles, loc="outside right upper", ncols=columns, title=title, title_fontsize=8.5)
 
 
 def heading(canvas: Canvas, title: str, sweep: str) -> None:
@@ -174,6 +185,7 @@ def lay_out(canvas: Canvas) -> None:
         layout.execute(canvas)
     canvas.set_layout_engine("none")  # once, not once per file
     for axes in canvas.axes:
+        fit_title(axes, renderer)
         thin_ticks(axes, renderer)
         place_names(axes, renderer)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 NAME = "name"
 """Label of the annotations that `place_names` places."""
 PLACES = ((-3, 6, "right", "bottom"), (3, 6, "left", "bottom"), (5, -6, "left", "top"), (-5, -6, "right", "top"))
 """Places beside a point, the best one first: (x and y offset in points, alignments)."""
+SMALLEST = 4.0
+"""Smallest size of a title, in points."""
 GAP, DOT = 2.0, 5.0
 """Free pixels between two labels, and half the width that a dot takes."""
 
@@ -19,11 +21,25 @@ GAP, DOT = 2.0, 5.0
 def thin_ticks(axes: Any, renderer: Any) -> None:
     """Hides every second tick label of an axis, or more, until none overlaps another one."""
     for axis in (axes.xaxis, axes.yaxis):
-        labels = [label for label in axis.get_ticklabels() if label.get_visible() and label.get_text()]
+        labels = [label for label in tick_labels(axis) if label.get_visible() and label.get_text()]
         boxes = [label.get_window_extent(renderer) for label in labels]
         step = next((n for n in range(1, len(labels)) if not _clash(boxes[::n])), 1)
         for i, label in enumerate(labels):
             label.set_visible(i % step == 0)
+
+
+def fit_title(axes: Any, renderer: Any) -> None:
+    """Makes the title of a panel small enough for its width: names of arms may be long."""
+    title = next((text for text in axes.findobj(Text) if text.get_text() == axes.get_title(loc="left") != ""), None)
+    if title is not None and (wide := title.get_window_extent(renderer).width) > axes.bbox.width:
+        title.set_fontsize(max(title.get_fontsize() * axes.bbox.width / wide, SMALLEST))
+
+
+def tick_labels(axis: Any) -> list[Any]:
+    """The labels of the ticks that lie within the axis."""
+    axis.get_ticklabels()  # brings the ticks up to date
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
 
 
 def _clash(boxes: list[Bbox]) -> bool:

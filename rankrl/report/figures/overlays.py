@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from rankrl.report.curves import Curve, aligned, points
-from rankrl.report.figures.canvas import MOST_PANELS, Canvas, n_text, outer, panels, rank_colours, thinned
+from rankrl.report.figures.canvas import MOST_PANELS, Canvas, legend_right, n_text, outer, panels, rank_colours, thinned
 from rankrl.report.figures.series import Row
 
 Curves = dict[str, Curve]
@@ -103,4 +103,4 @@ def _overlay(axes: Any, curves: Curves, runs: list[Row], name: str, colours: dic
 
 def _rank_legend(canvas: Canvas, colours: dict[int, str]) -> None:
     handles = [Line2D([], [], color=colour, lw=1.6, label=f"rank {rank}") for rank, colour in colours.items()]
-    canvas.legend(handles=handles[::-1], loc="outside right upper")
+    legend_right(canvas, handles[::-1])

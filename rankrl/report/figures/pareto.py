@@ -8,7 +8,17 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from rankrl.report.figures.canvas import COLOURS, INK, MARKERS, Canvas, n_text, panels, rank_colours, zero_line
+from rankrl.report.figures.canvas import (
+    COLOURS,
+    INK,
+    MARKERS,
+    Canvas,
+    legend_right,
+    n_text,
+    panels,
+    rank_colours,
+    zero_line,
+)
 from rankrl.report.figures.labels import name_point
 from rankrl.report.figures.series import GAIN, Row, fit, known, window
 
@@ -108,7 +118,7 @@ def _legend(canvas: Canvas, colours: dict[int, str], kinds: Kinds, below: bool, 
     handles.append(Line2D([], [], color=COLOURS[1], lw=1.6, label="front"))
     if below:
         handles.append(Line2D([], [], ls="", marker=7, color=INK, label="below the axis"))
-    canvas.legend(handles=handles, loc="outside right upper", title=n, title_fontsize=8.5)
+    legend_right(canvas, handles, n)
 
 
 def dot(label: str, colour: str, marker: str) -> Line2D:

@@ -19,6 +19,7 @@ from rankrl.report.figures.canvas import (
     MOST_PANELS,
     Canvas,
     legend_below,
+    legend_right,
     log2_axis,
     n_text,
     outer,
@@ -118,7 +119,7 @@ def kl_and_gain(curves: Curves, results: list[Row]) -> Canvas | None:
     counts = Counter(run["rank"] for run in runs)
     handles = [dot(f"rank {rank} (n = {counts[rank]})", colour, MARKERS[0]) for rank, colour in colours.items()]
     handles += [dot(arm, "none", MARKERS[i]) for i, arm in enumerate(arms) if arm]
-    canvas.legend(handles=handles + axes.get_legend_handles_labels()[0], loc="outside right upper")
+    legend_right(canvas, handles + axes.get_legend_handles_labels()[0])
     return canvas
 
 
