@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from rankrl.report.curves import aligned, band, points
 from rankrl.report.figures import bands, families
-from rankrl.report.figures.canvas import MAX_DOTS, look, n_text, rank_colours, save, thinned
+from rankrl.report.figures.canvas import MAX_DOTS, heading, look, n_text, rank_colours, save, thinned
 from rankrl.report.figures.draw import draw, few_arms, knobs_of
 from rankrl.report.read import SweepRecords, read_sweep
 from rankrl.report.summary import sweep_summary
@@ -42,14 +42,15 @@ LABELS = {
         "training tokens per run (million)",
     ],
     "mean_and_best": ["batch 16, n = 3 runs per rank", "best by luck alone, 95 % range", "best run"],
-    "efficiency_by_rank": ["runs (n = 18)", "gain per million tokens"],
+    "efficiency_by_rank": ["batch 16, n = 3 seeds per rank", "all seeds, 95 % interval", "gain per million tokens"],
     "pareto": ["n = 3 runs per cell", "training tokens per run (million)", "rank 32", "batch 16", "front"],
+    "distributions": ["n = 3 per rank", "batch 32", "gain over the base", "median", "middle half"],
     "heat_maps": ["mean gain (n = 3 runs per cell)", "runs with gain &lt; 0 (n = 3 runs per cell)", "0/3", "LoRA rank"],
-    "distributions": ["n = 3 per rank", "batch 32", "gain over the base"],
     "budget": ["measured (n = 3 ranks)", "seed-runs within the budget", "mean gain: 95 % half-width"],
     "footprint": ["n = 3 ranks", "trainable parameters", "share of the base (%)", "size (MB)"],
     "learning_curves": ["rank 8, n = 6 runs", "PPO step", "training accuracy"],
     "kl_and_gain": ["rank 1 (n = 6)", "KL to the base at the end (nats per token; n = 18 runs)"],
+    "policy_by_step": ["n = 6 runs per rank", "clipped share", "entropy", "(nats per token)", "PPO step"],
     "knobs_by_rank": ["all runs (n = 3 ranks)", "learning rate", "max gradient norm", "warm-up (share of steps)"],
 }
 
@@ -112,10 +113,15 @@ def test_ink_follows_light_and_dark(drawn):
 def test_bytes_are_the_same_each_time(drawn, sweep, summary, tmp_path):
     again = {}
     with look():
-        for name, canvas in (
-            ("gain_by_rank", families.gain_by_rank(sweep.results, summary["ranks"])),
-            ("batch_families", families.batch_families(sweep.results, summary["batches"])),
+        for name, title, canvas in (
+            ("gain_by_rank", "Gain by rank", families.gain_by_rank(sweep.results, summary["ranks"])),
+            (
+                "batch_families",
+                "Gain and tokens by batch size",
+                families.batch_families(sweep.results, summary["batches"]),
+            ),
         ):
+            heading(canvas, title, sweep.name)
             again[name] = save(canvas, tmp_path, name)
     for figure in drawn:
         if figure.name in again:
@@ -163,7 +169,7 @@ def test_many_arms_are_lines_of_their_own(tmp_path):
         svg = save(best, tmp_path, "rank_bands").read_text()
         rows = [{"arm": arm, **difference, **ends} for arm in names[1:]]
         against = save(families.difference_by_arm(rows), tmp_path, "difference_by_arm").read_text()
-    for label in [*names, "rank 4: mean, 95 % interval (n = 6 runs per arm)", "not distinguishable from the best"]:
+    for label in [*names, "rank 4: mean, 95 % interval (n = 6 runs per arm)", "not shown to be below another one"]:
         assert f">{label}</text>" in svg
     for label in [
         *names[1:],
@@ -191,7 +197,8 @@ def test_of_very_many_arms_the_ends_are_drawn(tmp_path):
 
 def test_a_large_sweep_is_thinned_and_counted(tmp_path):
     results = [
-        {"arm": "", "rank": 2 ** (i % 9), "gain": 0.1, "tokens_total": 1e6, "base_score": 0.2} for i in range(10_000)
+        {"arm": "", "rank": 2 ** (i % 9), "status": "finished", "gain": 0.1, "tokens_total": 1e6, "base_score": 0.2}
+        for i in range(10_000)
     ]
     rows = [
         {

@@ -15,7 +15,7 @@ from rankrl.report.figures.canvas import (
     shifts,
     zero_line,
 )
-from rankrl.report.figures.series import Row, lengths, lines, reliability, signal, style
+from rankrl.report.figures.series import Row, bars, fit, known, lines, reliability, signal, style, window
 
 BANDS = (("low ranks", 1, 4), ("middle", 5, 32), ("high", 33, 10**6))
 Best = set[tuple[str, int]]
@@ -28,6 +28,7 @@ def rank_bands(families: list[Row], best: Best) -> Canvas | None:
     More than FEW_ARMS arms would hide each other, so the figure is then by arm. None with one rank
     and few arms.
     """
+    families = known(families)
     ranks, arms = sorted({row["rank"] for row in families}), sorted({row["arm"] for row in families})
     if len(arms) > FEW_ARMS:
         return _arm_bands(families, best, arms, ranks)
@@ -35,22 +36,26 @@ def rank_bands(families: list[Row], best: Best) -> Canvas | None:
         return None
     canvas, grid = panels(2, 6.6, 2.5, columns=1, sharex=True)
     above, below = grid.flat
+    span = _span(families)
     for axes in (above, below):
         _shade(axes, ranks, named=axes is above)
-    lines(above, families, "rank", signal)
-    lines(below, families, "rank", reliability)
+    lines(above, families, "rank", signal, span)
+    lines(below, families, "rank", reliability, (0.0, 1.0))
     beside = dict(zip(arms, shifts(len(arms)), strict=True))
-    _ring(
-        above,
-        [(row["rank"] * beside[row["arm"]], row["mean_gain"]) for row in families if (row["arm"], row["rank"]) in best],
-    )
+    ours = [row for row in families if (row["arm"], row["rank"]) in best]
+    _ring(above, [(row["rank"] * beside[row["arm"]], row["mean_gain"]) for row in ours])
     zero_line(above)
+    fit(above, span)
     above.set_ylabel("signal: mean gain\n(fraction correct)")
     below.set_ylabel("reliability: share\nof runs with gain ≥ 0")
     below.set_ylim(-0.03, 1.06)
     log2_axis(below, ranks)
     legend_below(canvas, above)
     return canvas
+
+
+def _span(families: list[Row]) -> tuple[float, float]:
+    return window([row["mean_gain"] for row in families], [row["blocked_ci95"] for row in families])
 
 
 def _shade(axes: Any, ranks: list[int], named: bool) -> None:
@@ -72,32 +77,25 @@ def _shade(axes: Any, ranks: list[int], named: bool) -> None:
 def _ring(axes: Any, places: list[tuple[float, float]]) -> None:
     if places:
         ring = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.1}
-        axes.scatter(*zip(*places, strict=True), s=130, label="not distinguishable from the best", **ring)
+        axes.scatter(*zip(*places, strict=True), s=130, label="not shown to be below another one", **ring)
 
 
 def _arm_bands(families: list[Row], best: Best, arms: list[str], ranks: list[int]) -> Canvas:
     """Figure by arm: one row per arm, signal left, reliability right, one colour per rank."""
     canvas, grid = panels(2, 4.4, 0.36 * len(arms) + 0.6, sharey=True)
     left, right = grid.flat
-    rings = []
+    span, rings = _span(families), []
     for i, rank in enumerate(ranks):
         rows = [row for row in families if row["rank"] == rank]
         y = [len(arms) - arms.index(row["arm"]) + 0.6 * (0.5 - (i + 0.5) / len(ranks)) for row in rows]
         label = f"rank {rank}: mean, 95 % interval ({n_text((row['n_seeds'] for row in rows), 'runs per arm')})"
-        for axes, read in ((left, signal), (right, reliability)):
-            points = [read(row) for row in rows]
-            axes.errorbar(
-                [value for value, _ in points],
-                y,
-                xerr=lengths(points),
-                ms=5,
-                capsize=2.5,
-                label=label,
-                **style(i) | {"ls": ""},
-            )
+        look = {"ms": 5, "capsize": 2.5, "label": label, **style(i), "ls": ""}
+        for axes, read, room in ((left, signal, span), (right, reliability, (0.0, 1.0))):
+            bars(axes, y, [read(row) for row in rows], room, flat=True, **look)
         rings += [(row["mean_gain"], at) for row, at in zip(rows, y, strict=True) if (row["arm"], rank) in best]
     _ring(left, rings)
     left.axvline(0, color=INK, lw=0.8, ls="--", alpha=0.5, zorder=0)
+    left.set_xlim(span[0] - 0.06 * (span[1] - span[0]), span[1] + 0.06 * (span[1] - span[0]))
     left.set_yticks(range(len(arms), 0, -1), arms)
     left.set_xlabel("signal: mean gain (fraction correct)")
     right.set_xlabel("reliability: share of runs with gain ≥ 0")

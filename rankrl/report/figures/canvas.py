@@ -14,7 +14,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+
+from rankrl.report.figures.labels import fit_title, place_names, thin_ticks
 
 INK = "#23282d"
 COLOURS = ["#1F86C9", "#D55E00", "#009E73", "#CC79A7", "#B37A00", "#56B4E9", INK]
@@ -25,10 +28,18 @@ MARKERS = "osD^vP*"
 LINES = ["-", "--", "-.", ":"]
 FEW_ARMS = 3
 """Most arms that fit in one panel with a dot for every run."""
+MOST_PANELS = 12
+"""Most panels of a figure; the caption says what was left out."""
+HEADING = 0.4
+"""Inches that title and name of the sweep take."""
+LINE = 0.35
+"""Inches of a legend of one line."""
+LONGEST_NAME = 60
 MAX_DOTS = 1500
 """Most dots in a panel, which limits the size of the SVG; a larger sweep is thinned evenly."""
 LOOK = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may have a $
     "svg.hashsalt": "rankrl",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -69,7 +80,7 @@ def panels(n: int, width: float, height: float, columns: int = 3, **shared: Any)
     """
     columns = min(n, columns)
     lines = -(-n // columns)
-    canvas = Canvas(figsize=(width * columns, height * lines + 0.5))
+    canvas = Canvas(figsize=(width * columns, height * lines + HEADING + 0.5))
     grid = canvas.subplots(lines, columns, squeeze=False, **shared)
     for axes in grid.flat[n:]:
         axes.set_visible(False)
@@ -122,31 +133,67 @@ def thinned(rows: list[Any], most: int = MAX_DOTS) -> list[Any]:
 
 
 def rank_colours(ranks: Iterable[int]) -> dict[int, str]:
-    """A colour (hex) for each rank, from dark to light in viridis.
+    """A colour (hex) for each rank, from dark to light in viridis, evenly in log2 of the rank.
 
     The ends of viridis are left out: they cannot be seen on a dark or white background.
     """
     ordered = sorted(set(ranks))
-    places = np.linspace(0.12, 0.92, len(ordered)) if len(ordered) > 1 else [0.4]
+    octaves = np.log2(ordered) - np.log2(ordered[0])
+    places = 0.12 + 0.8 * octaves / octaves[-1] if len(ordered) > 1 else [0.4]
     viridis = matplotlib.colormaps["viridis"]
     return {rank: matplotlib.colors.to_hex(viridis(place)) for rank, place in zip(ordered, places, strict=True)}
 
 
-def legend_below(canvas: Canvas, axes: Any, columns: int = 3, title: str = "") -> None:
-    """Puts the legend of `axes` below all panels."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        columns = min(columns, len(handles))
-        canvas.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize=8.5)
+def legend_below(canvas: Canvas, *axes: Any, columns: int = 3, title: str = "") -> None:
+    """Puts one legend below all panels, with each label of the `axes` once.
+
+    It has at most `columns`, and fewer where these would be wider than the figure, which grows by
+    what the legend is higher than a line.
+    """
+    handles: dict[str, Any] = {}
+    for part in axes:
+        for handle, label in zip(*part.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    look = {"loc": "outside lower center", "title": title, "title_fontsize": 8.5}
+    renderer = FigureCanvasAgg(canvas).get_renderer()
+    for n in range(min(columns, len(handles)), 0, -1):
+        legend = canvas.legend([*handles.values()], [*handles], ncols=n, **look)
+        box = legend.get_window_extent(renderer)
+        if box.width < 0.98 * canvas.bbox.width or n == 1:
+            canvas.set_figheight(canvas.get_figheight() + max(box.height / canvas.dpi - LINE, 0.0))
+            break
+        legend.remove()
+
+
+def legend_right(canvas: Canvas, handles: list[Any], title: str = "") -> None:
+    """Puts a legend right of all panels, in as many columns as it needs to stay within them."""
+    columns = max(1, round(len(handles) * 0.19 / (canvas.get_figheight() - HEADING) + 0.5))
+    canvas.legend(handles=handles, loc="outside right upper", ncols=columns, title=title, title_fontsize=8.5)
+
+
+def heading(canvas: Canvas, title: str, sweep: str) -> None:
+    """Writes title and sweep above all panels, since a file may be read on its own."""
+    name = sweep if len(sweep) <= LONGEST_NAME else sweep[: LONGEST_NAME - 1] + "…"
+    canvas.suptitle(f"{title}\n{name}", x=0.015, ha="left", fontsize=10.5)
+
+
+def lay_out(canvas: Canvas) -> None:
+    """Lays out a figure once and for all, then thins and places labels by their true extents."""
+    renderer = FigureCanvasAgg(canvas).get_renderer()
+    layout = canvas.get_layout_engine()
+    if layout is not None:
+        layout.execute(canvas)
+    canvas.set_layout_engine("none")  # once, not once per file
+    for axes in canvas.axes:
+        fit_title(axes, renderer)
+        thin_ticks(axes, renderer)
+        place_names(axes, renderer)
 
 
 def save(canvas: Canvas, to: Path, name: str) -> Path:
     """Writes NAME.png and NAME.svg into `to`, the same bytes each time; returns the SVG's path."""
     to.mkdir(parents=True, exist_ok=True)
-    layout = canvas.get_layout_engine()
-    if layout is not None:
-        layout.execute(canvas)
-    canvas.set_layout_engine("none")  # lay out once, not once per file
+    lay_out(canvas)
     canvas.savefig(to / f"{name}.png", dpi=150, facecolor="white", metadata={"Software": None})
     path = to / f"{name}.svg"
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

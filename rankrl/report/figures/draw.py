@@ -10,8 +10,11 @@ from typing import Any
 
 import yaml
 
-from rankrl.report.figures import bands, costs, families, grid, modules, steps
-from rankrl.report.figures.canvas import MAX_DOTS, Canvas, look, save
+from rankrl.report.curves import Curve
+from rankrl.report.figures import bands, costs, efficiency, families, grid, modules, overlays, pareto, steps
+from rankrl.report.figures.canvas import MAX_DOTS, MOST_PANELS, Canvas, heading, look, save, thinned
+from rankrl.report.figures.series import scored
+from rankrl.report.held_out import held_out
 from rankrl.report.read import SweepRecords, curve, mean_ranks
 from rankrl.report.resolved import resolved_sections
 
@@ -20,6 +23,10 @@ Drawing = tuple[str, Canvas | None, str, str, str]
 """(name, canvas, title, caption, alt); the canvas is None where the records have nothing to show.
 
 alt: the content in words, for readers who cannot see the figure."""
+Curves = dict[str, Curve]
+CUT = " An arrowhead marks an interval that goes on beyond the axis."
+LOST = "runs without a score"
+MEDIAN = "the median of a rank's runs that reached a step, and where there are several a band of their middle half"
 BLOCKED = "95 % t interval with the seed as block (runs of one seed in several cells count as one)"
 
 
@@ -36,119 +43,124 @@ class Figure:
 
 def draw(sweep: SweepRecords, summary: dict[str, Any], to: Path) -> list[Figure]:
     """Draws into `to` each figure that the records have data for; returns them in reading order."""
-    sweep, summary, note = few_arms(replace(sweep, results=sweep.counted), summary)
     with look():
         return [
-            Figure(name, save(canvas, to, name), title, caption + note, alt)
-            for name, canvas, title, caption, alt in _drawings(sweep, summary)
+            Figure(name, save(canvas, to, name), title, caption, alt)
+            for name, canvas, title, caption, alt in drawings(sweep, summary)
             if canvas is not None
         ]
 
 
-def _drawings(sweep: SweepRecords, summary: dict[str, Any]) -> Iterator[Drawing]:
-    yield from _arms(summary)
-    yield from _families(sweep.results, summary)
-    yield from _cells(sweep.results, summary)
-    yield from _costs(summary)
-    yield from _steps(sweep)
-    maps = mean_ranks(sweep)
-    yield (
-        "allocation",
-        modules.rank_maps(maps) if maps else None,
-        "Where the rank goes",
-        "Mean rank of each module where ranks are mixed, by arm and the rank whose parameters are spent.",
-        f"Grid of layers by modules with the LoRA rank in each cell, for {', '.join(maps)}.",
-    )
+def drawings(sweep: SweepRecords, summary: dict[str, Any]) -> Iterator[Drawing]:
+    """The figures, each with its title and the name of the sweep in it."""
+    curves = {run["run_id"]: steps.drawn(curve(sweep.directory / run["run_id"])) for run in sweep.results}
+    for section, most in SECTIONS:
+        few, shown, note = few_arms(sweep, summary, most)
+        for name, canvas, title, caption, alt in section(few, shown, curves):
+            if canvas is not None:
+                heading(canvas, title, sweep.name)
+            yield name, canvas, title, caption + note, alt
 
 
-def _arms(summary: dict[str, Any]) -> Iterator[Drawing]:
+def _arms(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
     rows = summary.get("comparisons", [])
     against = rows[0]["against"] if rows else ""
+    cells = {(row["rank"], row["batch_size"]) for row in rows}
     yield (
         "difference_by_arm",
         families.difference_by_arm(rows),
         f"Each arm against {against}",
         f"Gain minus the gain of arm {against} with the same seed: every pair a dot, the mean with its own 95 % interval (thick) "
-        "and with the one that allows for all rows at once (thin).",
+        f"and with the one that allows for all rows at once (thin).{left_out(len(cells), MOST_PANELS, 'cells')}",
         f"Difference in gain to arm {against}. " + listed(rows, "mean_difference"),
     )
 
 
-def _families(results: list[Row], summary: dict[str, Any]) -> Iterator[Drawing]:
-    ranks, batches = summary["ranks"], summary["batches"]
+def _families(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
+    results, ranks, batches = sweep.results, summary["ranks"], summary["batches"]
     best = {(row["arm"], row["rank"]) for row in (summary.get("best_set") or {}).get("members", [])}
-    dots = f"every run a dot{thinning(len(results))}"
+    dots = f"every run with a score a dot{thinning(len(results))}{lost(results)}"
     yield (
         "rank_bands",
         bands.rank_bands(ranks, best),
         "Signal and reliability by rank",
         f"Mean gain, {BLOCKED}, and the share of runs without a loss (1 - negative-gain risk) with its exact interval. "
-        "Ringed: not shown to be below another one.",
+        f"Ringed: not shown to be below another one.{CUT}",
         f"Mean gain by rank. {listed(ranks, 'mean_gain')} Share of runs with negative gain. {listed(ranks, 'negative_gain_risk')}",
     )
     yield (
         "gain_by_rank",
         families.gain_by_rank(results, ranks),
         "Gain by rank",
-        f"Gain over the base against rank, all batch sizes together: {dots}; mean, {BLOCKED}.",
-        f"Mean gain by rank. {listed(ranks, 'mean_gain')}",
+        f"Gain over the base against rank, all batch sizes together: {dots}; mean, {BLOCKED}.{CUT}",
+        f"Mean gain by rank. {listed(ranks, 'mean_gain')}{_lost_alt(results)}",
     )
     yield (
         "batch_families",
         families.batch_families(results, batches),
         "Gain and tokens by batch size",
-        f"Left, gain by batch size, all ranks together: {dots}, mean, {BLOCKED}. Right, the training tokens (prompt and "
+        f"Left, gain by batch size, all ranks together: {dots}, mean, {BLOCKED}.{CUT} Right, the training tokens (prompt and "
         "generated) of a run. A larger batch sees more prompts and more tokens in as many steps: the two are not told apart.",
         f"Mean gain by batch size. {listed(batches, 'mean_gain')} Tokens per run. {listed(batches, 'mean_tokens')}",
     )
     yield (
         "mean_and_best",
-        families.mean_and_best(summary["cells"], ranks),
+        families.mean_and_best(results, summary["cells"], ranks),
         "Mean against best run",
-        "The gap between the mean and the best run. The best of n exceeds the mean by luck alone: the grey bar is where it falls "
-        "in 95 % of normal samples of that size and spread.",
+        f"The gap between the mean and the best run; {dots}. The best of n exceeds the mean by luck alone: the grey bar is where "
+        "it falls in 95 % of normal samples with the n, mean and sd of these runs (none below three runs). "
+        f"{_unequal(summary['cells'])}The best run costs the tokens of all n, and is chosen and scored on the same items.",
         f"Best gain by rank. {listed(ranks, 'best_gain')} Mean gain. {listed(ranks, 'mean_gain')}",
     )
     yield (
         "efficiency_by_rank",
-        families.efficiency_by_rank(results, ranks),
+        efficiency.efficiency_by_rank(results),
         "Token efficiency by rank",
-        f"Gain per million training tokens against rank: {dots}; the mean gain over the mean tokens, and the mean gain's "
-        f"{BLOCKED} over the same tokens.",
-        f"Gain per million tokens by rank. {listed(ranks, 'token_efficiency')}",
+        f"Gain per million training tokens. Small dots: each seed's gain over its tokens{lost(results)}. Large: summed gain over "
+        f"summed tokens of all seeds, with the 95 % t interval of that ratio, the seed as block.{CUT}",
+        f"Gain per million tokens by rank. {efficiency.in_words(results)}",
     )
 
 
-def _cells(results: list[Row], summary: dict[str, Any]) -> Iterator[Drawing]:
+def _cells(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
     table, points = summary["cells"], summary.get("pareto_points", [])
     front = [row for row in points if row["on_front"]]
     yield (
         "pareto",
-        grid.pareto(points, table),
+        pareto.pareto(points, table),
         "Gain against tokens: the Pareto front",
-        "A cell is a dot; the line is the best mean gain at each token cost. Right, the same for the lower end of the cell's 95 % "
-        "interval, for who would rather not gamble. The front is chosen from the data that it shows: see the table for how often "
-        "a cell belongs to it under resampled seeds.",
+        "A cell is a dot; the line is the best mean gain at each token cost, its cells named where there is room. Right, the same "
+        "for the lower end of the cell's 95 % interval, for who would rather not gamble. The front is chosen from the data that "
+        "it shows: see the table for how often a cell belongs to it under resampled seeds.",
         f"Cells on the front of mean gain. {listed(front, 'mean_gain')}",
     )
+    ranks, runs = {run["rank"] for run in sweep.results}, sum(map(scored, sweep.results))
+    yield (
+        "distributions",
+        grid.distributions(sweep.results),
+        "Distribution over seeds",
+        f"Gain of every run with a score, by rank and batch size{thinning(runs)}: line, the median; bar, the middle half"
+        f"{lost(sweep.results)}.{left_out(len(ranks), grid.MOST_COLUMNS, 'ranks')}",
+        f"Gains by cell. Means: {listed(table, 'mean_gain')}{_lost_alt(sweep.results)}",
+    )
+
+
+def _maps(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
+    table = summary["cells"]
+    ranks, sizes = ({row[key] for row in table} for key in ("rank", "batch_size"))
     yield (
         "heat_maps",
         grid.heat_maps(table),
         "Gain and risk over rank and batch size",
-        "Mean gain of each cell, and its runs with a negative gain (failed and diverged runs count as such) out of all.",
+        "Left, the mean gain of each cell: white is no gain, blue above the base, red below it, up to the same size. Right, its "
+        "runs with a negative gain out of all, coloured from no run to all of them; a diverged run counts as negative, a failed "
+        f"one is missing.{left_out(len(ranks), grid.MOST_COLUMNS, 'ranks')}"
+        f"{left_out(len(sizes), grid.MOST_COLUMNS, 'batch sizes')}",
         f"Mean gain by cell. {listed(table, 'mean_gain')} Share of runs with negative gain. {listed(table, 'negative_gain_risk')}",
     )
-    yield (
-        "distributions",
-        grid.distributions(results),
-        "Distribution over seeds",
-        f"Gain of every run by rank and batch size{thinning(len(results))}: line, the median; bar, the middle half. A failed run "
-        "without a score counts as the loss of the whole base score.",
-        f"Gains by cell. Means: {listed(table, 'mean_gain')}",
-    )
 
 
-def _costs(summary: dict[str, Any]) -> Iterator[Drawing]:
+def _costs(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
     budget = [row for row in summary.get("budget", []) if row.get("model") == "measured"]
     yield (
         "budget",
@@ -169,23 +181,49 @@ def _costs(summary: dict[str, Any]) -> Iterator[Drawing]:
     )
 
 
-def _steps(sweep: SweepRecords) -> Iterator[Drawing]:
-    curves = {run["run_id"]: steps.drawn(curve(sweep.directory / run["run_id"])) for run in sweep.results}
-    many = f" (at most {steps.MOST_LINES} in a panel and colour)" if len(curves) > steps.MOST_LINES else ""
+def _steps(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
+    counted, ranks = sweep.counted, {run["rank"] for run in sweep.counted}
+    held = {run["run_id"]: held_out(sweep.directory / run["run_id"]) for run in counted}
+    few = left_out(len(ranks), overlays.MOST_RANKS, "ranks")
+    yield (
+        "held_out_by_step",
+        overlays.held_out_by_step(held, counted),
+        "Held-out score by PPO step",
+        f"Evaluations in between (`eval_every`), from the base at step 0 on: {MEDIAN}.{few}",
+        f"Held-out score over PPO steps by rank, at the last one: {overlays.last_values(held, counted, 'held_out')}",
+    )
+    many = f" (at most {steps.MOST_LINES} in a panel and colour)" if len(counted) > steps.MOST_LINES else ""
     yield (
         "learning_curves",
-        steps.learning_curves(curves, sweep.results),
+        steps.learning_curves({run["run_id"]: curves[run["run_id"]] for run in counted}, counted),
         "Learning curves",
-        f"Training accuracy over PPO steps: every run a thin line{many}, the mean of the runs that reached a step a thick one.",
+        f"Training accuracy over PPO steps: every run a thin line{many}, the mean of the runs that reached a step a thick one."
+        f"{left_out(len(ranks), MOST_PANELS, 'ranks')}",
         "Training accuracy over PPO steps, a panel for each rank or arm.",
     )
     yield (
         "kl_and_gain",
         steps.kl_and_gain(curves, sweep.results),
         "KL to the base against gain",
-        f"Mean KL to the base over the last tenth of a run's steps, against the run's gain{thinning(len(curves))}.",
+        f"Mean KL to the base over the last tenth of a run's steps, against the run's gain{thinning(len(curves))}"
+        f"{lost(sweep.results)}.",
         "Gain against KL to the base at the end of training, every run a dot coloured by rank.",
     )
+
+
+def _policy(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
+    ranks = {run["rank"] for run in sweep.counted}
+    yield (
+        "policy_by_step",
+        overlays.policy_by_step(curves, sweep.counted),
+        "KL, entropy and clipping by PPO step",
+        f"KL to the base, entropy, and the share of tokens whose ratio was clipped, all batch sizes together: {MEDIAN}."
+        f"{left_out(len(ranks), overlays.MOST_RANKS, 'ranks')}",
+        f"KL to the base over PPO steps by rank, at the last one: {overlays.last_values(curves, sweep.counted, 'kl_ref')}",
+    )
+
+
+def _settings(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
     yield (
         "knobs_by_rank",
         steps.knobs_by_rank(knobs_of(sweep)),
@@ -193,6 +231,38 @@ def _steps(sweep: SweepRecords) -> Iterator[Drawing]:
         "What the rules made of the rank, as written in run.yaml; `rankrl explain` gives formulas and sources.",
         "Hyperparameters against LoRA rank, a panel each.",
     )
+    maps = mean_ranks(sweep)
+    shown = thinned(list(maps), MOST_PANELS)
+    yield (
+        "allocation",
+        modules.rank_maps({name: maps[name] for name in shown}) if maps else None,
+        "Where the rank goes",
+        "Mean rank of each module where ranks are mixed, by arm and the rank whose parameters are spent."
+        f"{left_out(len(maps), MOST_PANELS, 'maps')}",
+        f"Grid of layers by modules with the LoRA rank in each cell, for {', '.join(shown)}.",
+    )
+
+
+def lost(results: list[Row]) -> str:
+    """Note in a caption on the runs without a score; empty if all have one."""
+    return f" ({LOST} are marked at the lower edge)" if not all(map(scored, results)) else ""
+
+
+def _lost_alt(results: list[Row]) -> str:
+    n = sum(not scored(run) for run in results)
+    return f" Without a score: {n} of {len(results)} runs." if n else ""
+
+
+def _unequal(rows: list[Row]) -> str:
+    """Warning for a caption where cells have different numbers of runs."""
+    counts = {row["n_seeds"] for row in rows}
+    warning = f"Cells have {min(counts)} to {max(counts)} runs: compare a best run with its own bar only. "
+    return warning if len(counts) > 1 else ""
+
+
+def left_out(n: int, most: int, what: str) -> str:
+    """Note in a caption that a figure shows fewer than all `n`; empty if it shows all."""
+    return f" Shown: {most} of {n} {what}, evenly chosen; the tables have all." if n > most else ""
 
 
 def thinning(n: int) -> str:
@@ -215,26 +285,28 @@ def _name(row: Row) -> str:
 MOST_ARMS = 12
 
 
-def few_arms(sweep: SweepRecords, summary: dict[str, Any]) -> tuple[SweepRecords, dict[str, Any], str]:
-    """Records and summary of at most MOST_ARMS arms, and a note on that for captions.
+def few_arms(
+    sweep: SweepRecords, summary: dict[str, Any], most: int = MOST_ARMS
+) -> tuple[SweepRecords, dict[str, Any], str]:
+    """Records and summary of at most `most` arms, and a note on that for captions.
 
     Kept are the reference arm, then the arms of highest and lowest mean gain in turn. The tables
     of the page keep all arms. The note is empty where no arm is left out.
     """
     arms = {row["arm"]: row["mean_gain"] for row in summary.get("arms", [])}
-    if len(arms) <= MOST_ARMS:
+    if len(arms) <= most:
         return sweep, summary, ""
     against = sorted({row["against"] for row in summary.get("comparisons", [])})
     ordered = sorted(arms, key=lambda arm: (arms[arm], arm))
     ends = [arm for pair in zip(reversed(ordered), ordered, strict=True) for arm in pair]
-    kept = set(list(dict.fromkeys([*against, *ends]))[:MOST_ARMS])
+    kept = set(list(dict.fromkeys([*against, *ends]))[:most])
     rows = {
-        key: [row for row in value if "arm" not in row or row["arm"] in kept]
+        key: [row for row in value if not isinstance(row, dict) or "arm" not in row or row["arm"] in kept]
         for key, value in summary.items()
         if isinstance(value, list)  # lists of rows or of sentences
     }
     results = [result for result in sweep.results if result["arm"] in kept]
-    note = f" Shown: {MOST_ARMS} of {len(arms)} arms, the highest and lowest mean gains; the tables have all."
+    note = f" Shown: {most} of {len(arms)} arms, the highest and lowest mean gains; the tables have all."
     return replace(sweep, results=results), summary | rows, note
 
 
@@ -259,3 +331,16 @@ def _derived(path: Path) -> dict[str, float]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
         return {}
     return {name: value for name, value in values.items() if isfinite(value)}
+
+
+SECTIONS = (
+    (_arms, MOST_ARMS),
+    (_families, MOST_ARMS),
+    (_cells, MOST_ARMS),
+    (_maps, grid.MOST_MAPS),
+    (_costs, MOST_ARMS),
+    (_steps, MOST_ARMS),
+    (_policy, overlays.MOST_ARMS),
+    (_settings, MOST_ARMS),
+)
+"""Functions that yield drawings, in reading order, and the most arms that theirs have room for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from rankrl.report.figures.canvas import (
     INK,
     LINES,
     MARKERS,
+    MOST_PANELS,
     Canvas,
     legend_below,
+    legend_right,
     log2_axis,
     n_text,
     outer,
@@ -25,11 +28,10 @@ from rankrl.report.figures.canvas import (
     thinned,
     zero_line,
 )  # fmt: skip
-from rankrl.report.figures.series import GAIN, Row, style
-from rankrl.report.statistics.cells import outcome_gain
+from rankrl.report.figures.overlays import POLICY, Curves
+from rankrl.report.figures.pareto import dot
+from rankrl.report.figures.series import GAIN, Row, fates, fit, gain, mark, scored, style, window
 
-Curves = dict[str, Curve]
-"""run_id -> curve."""
 MOST_LINES = 40
 """Most thin lines of one colour in a panel."""
 KNOBS = {
@@ -46,17 +48,19 @@ KNOBS = {
 
 def drawn(curve: Curve) -> Curve:
     """The curve with only what figures need: whole curves of 10,000 runs would fill the memory."""
-    return [{key: line[key] for key in ("step", "accuracy", "kl_ref") if key in line} for line in curve]
+    return [{key: line[key] for key in ("step", "accuracy", *POLICY) if key in line} for line in curve]
 
 
 def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
     """Figure: training accuracy against PPO step; runs as thin lines, their mean as a thick one.
 
-    One panel per rank and one colour per arm; the other way round with more than FEW_ARMS arms.
-    None if no curve has an accuracy.
+    One panel per rank and one colour per arm; the other way round with more than FEW_ARMS arms. At
+    most MOST_PANELS ranks. None if no curve has an accuracy.
     """
     if not any(points(curve, "accuracy") for curve in curves.values()):
         return None
+    ranks = thinned(sorted({run["rank"] for run in results}), MOST_PANELS)
+    results = [run for run in results if run["rank"] in ranks]
     panel, colour = ("rank", "arm") if len({run["arm"] for run in results}) <= FEW_ARMS else ("arm", "rank")
     values, series = (sorted({run[key] for run in results}) for key in (panel, colour))
     canvas, grid = panels(len(values), 2.7, 2.1, columns=3, sharex=True, sharey=True)
@@ -69,7 +73,7 @@ def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
         n = n_text((len(runs) for runs in groups if runs), "runs")
         axes.set_title(f"rank {value}, {n}" if panel == "rank" else f"{value}, {n}", fontsize=9)
     outer(grid, len(values), "PPO step", "training accuracy\n(fraction correct)")
-    legend_below(canvas, max(grid.flat, key=lambda axes: len(axes.get_legend_handles_labels()[0])), columns=4)
+    legend_below(canvas, *grid.flat, columns=4)
     return canvas
 
 
@@ -92,37 +96,30 @@ def last_kl(curve: Curve) -> float | None:
 
 def kl_and_gain(curves: Curves, results: list[Row]) -> Canvas | None:
     """Figure: gain against the final KL to the base, one dot per run; None with fewer than two."""
-    ends = [(run, kl) for run in results if (kl := last_kl(curves.get(run["run_id"], []))) is not None]
-    if len(ends) < 2:
+    ends = {run["run_id"]: kl for run in results if (kl := last_kl(curves.get(run["run_id"], []))) is not None}
+    runs = [run for run in results if run["run_id"] in ends]
+    gains = [gain(run) for run in runs if scored(run)]
+    if len(gains) < 2:
         return None
-    n, ends = len(ends), thinned(ends)
     canvas, grid = panels(1, 6.6, 3.8)
     (axes,) = grid.flat
-    colours, arms = rank_colours(run["rank"] for run, _ in ends), sorted({run["arm"] for run, _ in ends})
+    names, colours, arms = fates(runs), rank_colours(run["rank"] for run in runs), sorted({run["arm"] for run in runs})
     arms = arms if len(arms) <= len(MARKERS) else []  # no markers for more
-    for j, (rank, colour) in enumerate(colours.items()):
-        for i, arm in enumerate(arms or [""]):
-            ours = [(run, kl) for run, kl in ends if run["rank"] == rank and arm in ("", run["arm"])]
-            if ours:
-                name = f"rank {rank}{', ' if arm else ''}{arm} (n = {len(ours)})"
-                look = {
-                    "color": colour,
-                    "marker": MARKERS[(i if len(arms) > 1 else j) % 7],
-                    "edgecolors": INK,
-                    "label": name,
-                }
-                axes.scatter(
-                    [kl for _, kl in ours],
-                    [outcome_gain(run) for run, _ in ours],
-                    s=26,
-                    linewidths=0.4,
-                    alpha=0.85,
-                    **look,
-                )
+    for i, arm in enumerate(arms or [None]):
+        ours = thinned([run for run in runs if scored(run) and arm in (None, run["arm"])])
+        axes.scatter(
+            [ends[run["run_id"]] for run in ours], [*map(gain, ours)], c=[colours[run["rank"]] for run in ours],
+            marker=MARKERS[i], edgecolors=INK, s=26, linewidths=0.4, alpha=0.85,
+        )  # fmt: skip
+    mark(axes, runs, lambda run: ends[run["run_id"]], gain, names)
     zero_line(axes)
-    axes.set_xlabel(f"KL to the base at the end (nats per token; n = {n} runs)")
+    fit(axes, window(gains, []), bool(names))
+    axes.set_xlabel(f"KL to the base at the end (nats per token; n = {len(runs)} runs)")
     axes.set_ylabel(GAIN)
-    canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    counts = Counter(run["rank"] for run in runs)
+    handles = [dot(f"rank {rank} (n = {counts[rank]})", colour, MARKERS[0]) for rank, colour in colours.items()]
+    handles += [dot(arm, "none", MARKERS[i]) for i, arm in enumerate(arms) if arm]
+    legend_right(canvas, handles + axes.get_legend_handles_labels()[0])
     return canvas
 
 
