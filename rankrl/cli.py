@@ -17,6 +17,7 @@ from rankrl.recipe.allocation import Importance
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, idle_allocations, plan
 from rankrl.recipe.require import require
+from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,7 @@ def _warn(said: list[str]) -> None:
 def _print_rows(rows: list[dict]) -> None:
     """Prints rows as aligned columns. Without rich, which takes 12 s for 10,000 rows."""
     cells = [
-        [f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()]
+        [f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else visible(v) for v in row.values()]
         for row in rows
     ]
     shown = [i for i, name in enumerate(rows[0]) if name != "arm" or any(row["arm"] for row in rows)]
@@ -200,29 +201,31 @@ def _print_status(name: str, entries: list) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from rankrl.report.build import build, print_table
+    from rankrl.report.build import build_all, print_table
     from rankrl.report.statistics.limits import Limits
 
-    for summary in build(Path(args.dir), Limits(args.margin, args.reference, args.risk), args.tables_only):
+    limits = Limits(args.margin, args.reference, args.risk)
+    reports, refused = build_all(Path(args.dir), limits, args.tables_only)
+    for summary in reports:
         print_table(summary)
-    return 0
+    return int(bool(refused))
 
 
 def _next(args: argparse.Namespace) -> int:
-    from rankrl.report.read import find_sweeps
+    from rankrl.report.read import read_sweeps
     from rankrl.report.statistics.sequential import propose_more
 
-    sweeps = find_sweeps(Path(args.dir))
+    sweeps, refused = read_sweeps(Path(args.dir))
     found = {sweep.name: propose_more(sweep.counted, args.budget, sweep.confirming) for sweep in sweeps}
     if args.json:
         print(json.dumps(found))
-        return 0
+        return int(bool(refused))
     for name, said in found.items():
         print(f"{name}: {'stop: ' if said['stop'] else ''}{said['why']}")
         rows = [row | {"seeds": " ".join(map(str, row["seeds"]))} for row in said["cells"]]
         if rows:
             _print_rows(rows)
-    return 0
+    return int(bool(refused))
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -341,12 +344,12 @@ def main(words: list[str] | None = None) -> int:
         return args.run(args)
     except ValueError as error:
         told = getattr(error, "cause", error)  # the error of a remote worker, without its traceback
-        print(f"rankrl: {' '.join(str(told).split())}", file=sys.stderr)
+        print(f"rankrl: {visible(' '.join(str(told).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 141
     except OSError as error:  # a full disk, a directory without permission
-        print(f"rankrl: {error}", file=sys.stderr)
+        print(f"rankrl: {visible(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -28,6 +28,7 @@ FEW_ARMS = 3
 MAX_DOTS = 1500
 """Most dots in a panel, which limits the size of the SVG; a larger sweep is thinned evenly."""
 LOOK = {
+    "text.parse_math": False,  # a $ in an arm's name is a $
     "svg.fonttype": "none",
     "svg.hashsalt": "rankrl",
     "font.family": "sans-serif",

@@ -8,12 +8,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rankrl.report.figures import bands, costs, families, grid, modules, steps
 from rankrl.report.figures.canvas import MAX_DOTS, Canvas, look, save
 from rankrl.report.read import SweepRecords, curve, mean_ranks
-from rankrl.report.resolved import resolved_sections
+from rankrl.report.resolved import resolved_sections, section
 
 Row = dict[str, Any]
 Drawing = tuple[str, Canvas | None, str, str, str]
@@ -36,13 +34,22 @@ class Figure:
 
 def draw(sweep: SweepRecords, summary: dict[str, Any], to: Path) -> list[Figure]:
     """Draws into `to` each figure that the records have data for; returns them in reading order."""
-    sweep, summary, note = few_arms(replace(sweep, results=sweep.counted), summary)
+    sweep = replace(sweep, results=_legible(sweep.counted))
+    sweep, summary, note = few_arms(sweep, _legible(summary))
     with look():
         return [
             Figure(name, save(canvas, to, name), title, caption + note, alt)
             for name, canvas, title, caption, alt in _drawings(sweep, summary)
             if canvas is not None
         ]
+
+
+def _legible(tree: Any) -> Any:
+    """`tree` with a hair space before names of arms that begin with _: legends leave those out."""
+    if isinstance(tree, dict):
+        named = {key: f"\u200a{tree[key]}" for key in ("arm", "against") if str(tree.get(key, "")).startswith("_")}
+        return {key: _legible(value) for key, value in tree.items()} | named
+    return [_legible(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _drawings(sweep: SweepRecords, summary: dict[str, Any]) -> Iterator[Drawing]:
@@ -249,13 +256,10 @@ def knobs_of(sweep: SweepRecords) -> dict[tuple[str, int], dict[str, float]]:
 
 
 def _derived(path: Path) -> dict[str, float]:
-    """Knob -> value from section `derived` of a run.yaml; empty if it is damaged.
-
-    Read with the pure Python loader, since libyaml's crashes on deep nesting.
-    """
+    """Knob -> value from section `derived` of a run.yaml; empty if it is damaged."""
     try:
-        knobs = yaml.load(resolved_sections(path).get("derived", "{}"), Loader=yaml.SafeLoader)
+        knobs = section("derived", resolved_sections(path).get("derived", "{}")).tree
         values = {name: float(knob["value"]) for name, knob in knobs.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return {}
     return {name: value for name, value in values.items() if isfinite(value)}
