@@ -185,7 +185,7 @@ def _status(args: argparse.Namespace) -> int:
 def _print_status(name: str, entries: list) -> None:
     from rankrl.report.ledger import counts
 
-    print(f"{name}: {len(entries)} runs, " + ", ".join(f"{n} {state}" for state, n in counts(entries).items()))
+    print(f"{visible(name)}: {len(entries)} runs, " + ", ".join(f"{n} {state}" for state, n in counts(entries).items()))
     shown = [
         {
             "run": entry.run_id,
@@ -221,7 +221,7 @@ def _next(args: argparse.Namespace) -> int:
         print(json.dumps(found))
         return int(bool(refused))
     for name, said in found.items():
-        print(f"{name}: {'stop: ' if said['stop'] else ''}{said['why']}")
+        print(f"{visible(name)}: {'stop: ' if said['stop'] else ''}{said['why']}")
         rows = [row | {"seeds": " ".join(map(str, row["seeds"]))} for row in said["cells"]]
         if rows:
             _print_rows(rows)

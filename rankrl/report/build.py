@@ -123,7 +123,7 @@ def print_table(report: dict[str, Any]) -> None:
     if len(report["problems"]) > MOST_PROBLEMS:
         print(f"... and {len(report['problems']) - MOST_PROBLEMS} more such lines in the page")
     if report["page"]:
-        print(f"page: {report['page']}")
+        print(f"page: {visible(report['page'])}")
 
 
 def _interval(ends: list[float] | None) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.run_id import parse_run_id
-from rankrl.report.metric_lines import metric_line
+from rankrl.report.metric_lines import metric_line, number
 from rankrl.report.planned import checked_plan
 from rankrl.report.regular_file import content, missing, opened
 from rankrl.report.resolved import compared_sections, difference, kind, newer, short, usual_kind
@@ -294,10 +294,11 @@ def curves(directory: Path) -> list[dict[str, Any]]:
     return list(takewhile(bool, map(metric_line, texts)))
 
 
-def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
+def curve(directory: Path, points: int = 64, steps: int | None = None) -> list[dict[str, Any]]:
     """At most `points` evenly spaced lines of a run's metrics.jsonl, with the first and the last.
 
-    Only these lines are parsed, since a sweep has millions. Broken ones are left out.
+    Only these lines are parsed, since a sweep has millions. Left out are broken ones and, if the
+    run's PPO `steps` are given, those of a later step.
     """
     try:
         texts = content(directory / "metrics.jsonl").split(b"\n")
@@ -305,7 +306,8 @@ def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
         return []
     last = len(texts) - 1 - (not texts[-1])
     wanted = range(last + 1) if last < points else sorted({round(i * last / (points - 1)) for i in range(points)})
-    return [line for i in wanted if (line := metric_line(texts[i])) and "step" in line]
+    found = [line for i in wanted if (line := metric_line(texts[i])) and "step" in line]
+    return found if steps is None else [line for line in found if number(line["step"]) and line["step"] <= steps]
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:

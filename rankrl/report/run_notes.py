@@ -124,7 +124,7 @@ def strays(directory: Path, runs: Iterable[str]) -> list[str]:
     """A note on what lies in a sweep's directory and belongs to no run."""
     ours = KNOWN | set(runs)
     found = sorted(path.name for path in directory.iterdir() if path.name not in ours and path.name[0] != ".")
-    return [f"{len(found)} entries here belong to no run: {_some(map(short, found))}"] if found else []
+    return [f"{_entries(len(found))} to no run: {_some(map(short, found))}"] if found else []
 
 
 def _some(names: Iterable[str]) -> str:
@@ -132,3 +132,7 @@ def _some(names: Iterable[str]) -> str:
     every = list(names)
     more = [f"and {len(every) - MOST_NAMED} more"] if len(every) > MOST_NAMED else []
     return ", ".join([*every[:MOST_NAMED], *more])
+
+
+def _entries(n: int) -> str:
+    return "1 entry here belongs" if n == 1 else f"{n} entries here belong"

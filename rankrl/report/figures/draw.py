@@ -177,7 +177,9 @@ def _costs(summary: dict[str, Any]) -> Iterator[Drawing]:
 
 
 def _steps(sweep: SweepRecords) -> Iterator[Drawing]:
-    curves = {run["run_id"]: steps.drawn(curve(sweep.directory / run["run_id"])) for run in sweep.results}
+    curves = {
+        run["run_id"]: steps.drawn(curve(sweep.directory / run["run_id"], steps=run["steps"])) for run in sweep.results
+    }
     many = f" (at most {steps.MOST_LINES} in a panel and colour)" if len(curves) > steps.MOST_LINES else ""
     yield (
         "learning_curves",
@@ -236,7 +238,7 @@ def few_arms(sweep: SweepRecords, summary: dict[str, Any]) -> tuple[SweepRecords
     ends = [arm for pair in zip(reversed(ordered), ordered, strict=True) for arm in pair]
     kept = set(list(dict.fromkeys([*against, *ends]))[:MOST_ARMS])
     rows = {
-        key: [row for row in value if "arm" not in row or row["arm"] in kept]
+        key: [row for row in value if not isinstance(row, dict) or row.get("arm") in {None, *kept}]
         for key, value in summary.items()
         if isinstance(value, list)  # lists of rows or of sentences
     }
