@@ -169,7 +169,6 @@ def pipes(root):
 
 
 def pipe_of_slurm(root):
-    (root / "slurm").mkdir()
     os.mkfifo(root / "slurm" / "1.tasks")
 
 

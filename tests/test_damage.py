@@ -32,6 +32,9 @@ BOOKKEEPING = {"problems", "answer", "words", "n_unfinished", "n_planned", "page
 def healthy(tmp_path_factory):
     runs = grid("small", "demo", "ranks=[1,8]", "seeds=[0,1,2]", f"steps={STEPS}")
     root = tmp_path_factory.mktemp("healthy") / "small"
+    for name in ("adapter", "slurm"):
+        (root / name).mkdir(parents=True)
+    (root / ".sweep.lock").touch()
     return write_all(root, runs, drawn(runs, {"": 0.2}, 0.02), items=10)
 
 

@@ -92,9 +92,8 @@ def read_sweeps(directory: Path) -> tuple[list[SweepRecords], list[str]]:
             f"DIR: got {str(directory)!r}, allowed: a directory with a result.json at least that has a score"
             f"{_first([problem for record in records for problem in record.problems])}"
         )
-    scored = {record.name for record in told}
-    unscored = {r.name: f"no run of it has a score{_first(r.problems)}" for r in records if r.name not in scored}
-    for name, why in (unscored | refused).items():
+    unscored = [record for record in records if record not in told]
+    for name, why in ({r.name: f"no run of it has a score{_first(r.problems)}" for r in unscored} | refused).items():
         print(visible(f"rankrl: {name}: left out, {why}"), file=sys.stderr)
     return told, list(refused)
 
@@ -156,8 +155,7 @@ def read_sweep(directory: Path) -> SweepRecords:
         last = last_line(directory / name / "metrics.jsonl").get("step")
         notes = run_notes(directory / name, result, resolved[name], damage[name], planned, last)
         problems[name] = [*problems.get(name, []), *notes]
-    rows = [_with_base(result, results) for result in results.values()]
-    rows.sort(key=lambda r: (r["arm"], r["rank"], r["batch_size"], r["seed"]))
+    rows = sorted((_with_base(result, results) for result in results.values()), key=_grid_point)
     unfinished = [name for name, (_, problem) in read.items() if problem == PARTIAL]
     unreadable = [name for name, (result, _) in read.items() if result is None and name not in unfinished]
     confirming, of_confirm = _confirming(directory)
@@ -174,6 +172,10 @@ def read_sweep(directory: Path) -> SweepRecords:
         len(planned) or None,
         confirming,
     )
+
+
+def _grid_point(result: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(result[key] for key in ("arm", "rank", "batch_size", "seed"))
 
 
 def _confirming(directory: Path) -> tuple[list[int], list[str]]:

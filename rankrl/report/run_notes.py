@@ -15,7 +15,7 @@ from rankrl.report.planned import PLAN
 from rankrl.report.resolved import short, versions_note
 
 FILES = ("run.yaml", "metrics.jsonl", "evals.parquet", "result.json")
-KNOWN = {PLAN, "confirm.json", "report", "_aggregate", "slurm"}
+KNOWN = {PLAN, "confirm.json", "report", "_aggregate", "slurm", "adapter"}
 """What a sweep's directory holds besides its runs; names with a dot in front are rankrl's, too."""
 CLOCKS_APART_S = 300
 """Clocks of two machines may differ by this much."""
