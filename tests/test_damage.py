@@ -28,6 +28,14 @@ BOOKKEEPING = {"problems", "answer", "words", "n_unfinished", "n_planned", "page
 """Parts of a summary that say which runs there are, besides the numbers of those that count."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Leaves out the table of the shipped scales, which no sweep changes: most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rankrl.report.summary.LARGE_SCALES", ())
+        yield
+
+
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
     runs = grid("small", "demo", "ranks=[1,8]", "seeds=[0,1,2]", f"steps={STEPS}")
