@@ -18,6 +18,7 @@ from rankrl.recipe.allocation import Importance
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, idle_allocations, plan
 from rankrl.recipe.require import require
+from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +60,7 @@ def _warn(said: list[str]) -> None:
 def _print_rows(rows: list[dict]) -> None:
     """Prints rows as aligned columns. Without rich, which takes 12 s for 10,000 rows."""
     cells = [
-        [f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()]
+        [f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else visible(v) for v in row.values()]
         for row in rows
     ]
     shown = [i for i, name in enumerate(rows[0]) if name != "arm" or any(row["arm"] for row in rows)]
@@ -185,7 +186,7 @@ def _status(args: argparse.Namespace) -> int:
 def _print_status(name: str, entries: list) -> None:
     from rankrl.report.ledger import counts
 
-    print(f"{name}: {len(entries)} runs, " + ", ".join(f"{n} {state}" for state, n in counts(entries).items()))
+    print(f"{visible(name)}: {len(entries)} runs, " + ", ".join(f"{n} {state}" for state, n in counts(entries).items()))
     shown = [
         {
             "run": entry.run_id,
@@ -201,12 +202,14 @@ def _print_status(name: str, entries: list) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from rankrl.report.build import build, print_table
+    from rankrl.report.build import build_all, print_table
     from rankrl.report.statistics.limits import Limits
 
-    for summary in build(Path(args.dir), Limits(args.margin, args.reference, args.risk), args.tables_only):
+    limits = Limits(args.margin, args.reference, args.risk)
+    reports, refused = build_all(Path(args.dir), limits, args.tables_only)
+    for summary in reports:
         print_table(summary)
-    return 0
+    return int(bool(refused))
 
 
 def _samples(args: argparse.Namespace) -> int:
@@ -226,20 +229,20 @@ def _samples(args: argparse.Namespace) -> int:
 
 
 def _next(args: argparse.Namespace) -> int:
-    from rankrl.report.read import find_sweeps
+    from rankrl.report.read import read_sweeps
     from rankrl.report.statistics.sequential import propose_more
 
-    sweeps = find_sweeps(Path(args.dir))
+    sweeps, refused = read_sweeps(Path(args.dir))
     found = {sweep.name: propose_more(sweep.counted, args.budget, sweep.confirming) for sweep in sweeps}
     if args.json:
         print(json.dumps(found))
-        return 0
+        return int(bool(refused))
     for name, said in found.items():
-        print(f"{name}: {'stop: ' if said['stop'] else ''}{said['why']}")
+        print(f"{visible(name)}: {'stop: ' if said['stop'] else ''}{said['why']}")
         rows = [row | {"seeds": " ".join(map(str, row["seeds"]))} for row in said["cells"]]
         if rows:
             _print_rows(rows)
-    return 0
+    return int(bool(refused))
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -370,12 +373,12 @@ def main(words: list[str] | None = None) -> int:
         return args.run(args)
     except ValueError as error:
         told = getattr(error, "cause", error)  # the error of a remote worker, without its traceback
-        print(f"rankrl: {' '.join(str(told).split())}", file=sys.stderr)
+        print(f"rankrl: {visible(' '.join(str(told).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 141
     except OSError as error:  # a full disk, a directory without permission
-        print(f"rankrl: {error}", file=sys.stderr)
+        print(f"rankrl: {visible(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

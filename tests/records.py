@@ -144,16 +144,21 @@ def metric_lines(run: Run, grown: Grown) -> bytes:
 
 
 def evaluations(run: Run, grown: Grown, items: int, samples: int = 4) -> pd.DataFrame:
-    """Samples of the base and of the last step. An item is equally hard in all runs."""
+    """Samples of the base and of the last step, as many correct as the score says.
+
+    An item is equally hard in all runs.
+    """
     ease = np.random.default_rng(7).beta(1.2, 2.4, items)
     tables = []
     for step, shift, seed in ((0, 0.0, 5), (run.recipe.steps, grown.gain, [run.seed, run.rank, run.batch_size])):
         chance = np.clip(ease + BASE_SCORE - ease.mean() + shift, 0, 1)
-        correct = np.random.default_rng(seed).random((items, samples)) < chance[:, None]
+        luck = (np.random.default_rng(seed).random((items, samples)) - chance[:, None]).ravel()
+        correct = np.zeros(items * samples, dtype=bool)
+        correct[np.argsort(luck)[: round((BASE_SCORE + shift) * items * samples)]] = True
         names = [f"{'sums' if i % 2 else 'chains'}-{i}" for i in range(items)]
         table = pd.DataFrame({"step": step, "item_id": np.repeat(names, samples)})
         table["source"] = table["item_id"].str.partition("-")[0]
-        table["sample"], table["correct"] = np.tile(np.arange(samples), items), correct.ravel()
+        table["sample"], table["correct"] = np.tile(np.arange(samples), items), correct
         table["verdict"] = np.where(table["correct"], "correct", "wrong")
         table["response"] = ("\\boxed{" + table["item_id"] + "}").where(table["sample"] == 0)
         tables.append(table.assign(boxed=True, response_tokens=500))

@@ -13,7 +13,8 @@ from test_stats import plain
 
 from rankrl.cli import main
 from rankrl.report.ledger import ledger, write_plan
-from rankrl.report.read import read_plan, read_sweep
+from rankrl.report.planned import read_plan
+from rankrl.report.read import read_sweep
 from rankrl.report.statistics.sequential import below, deal, half_sequence, ocba, propose, propose_more
 from rankrl.report.summary import sweep_summary
 from rankrl.sweep import local

@@ -10,16 +10,20 @@ from conftest import rankrl
 from records import drawn, grid, write_all
 
 from rankrl.cli import main
-from rankrl.report.model_text import shortened, storable, visible
+from rankrl.report.model_text import shortened, storable
 from rankrl.report.samples import Moved, Side, evaluated_steps, moved_items, movement, read_evaluations
 from rankrl.report.showing import VERDICTS
+from rankrl.report.visible import visible
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\r\x9b31m \ud800\u202e\U000e0041 [bold]x[/bold] :smile:"
 SHOWN = r"\x1b]0;title\x07\x1b[2J\r\x9b31m \ud800\u202e\U000e0041 [bold]x[/bold] :smile:"
 
 
 def test_text_of_a_model_commands_no_terminal():
-    assert visible(ESCAPES) == SHOWN and visible("a\n\tb \u00e9 \u4e2d \U0001f600") == "a\n\tb \u00e9 \u4e2d \U0001f600"
+    assert (
+        visible(ESCAPES, "\n\t") == SHOWN
+        and visible("a\n\tb \u00e9 \u4e2d \U0001f600", "\n\t") == "a\n\tb \u00e9 \u4e2d \U0001f600"
+    )
     assert storable("a\ud800b\x00") == "a\\ud800b\x00"
     assert shortened("0123456789", 10) == "0123456789"
     assert shortened("0123456789", 5) == "012\n[... 5 characters left out ...]\n89"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-PATTERN = re.compile(r"(?:(?P<arm>[^.].*)-)?r(?P<rank>\d+)-b(?P<batch_size>\d+)-s(?P<seed>\d+)")
+PATTERN = re.compile(r"(?:(?P<arm>[^.].*)-)?r(?P<rank>\d+)-b(?P<batch_size>\d+)-s(?P<seed>\d+)", re.DOTALL)
 
 
 def run_id(arm: str, rank: int, batch_size: int, seed: int) -> str:

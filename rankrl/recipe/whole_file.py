@@ -24,7 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     such as a full disk, it is removed and `path` stays as it was. Each writer has a temporary file
     of its own: if two write at once, on one machine or two, the last to end wins.
     """
-    path = path.resolve()  # through a link: what it names is replaced, not the link
+    path = Path(os.path.realpath(path))  # through a link: what it names is replaced, not the link
     part = path.with_name(f".{path.name[:LONGEST_NAME]}.{uuid4().hex}.part")
     _remove_forgotten(path)
     try:

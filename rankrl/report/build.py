@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pandas as pd
 from rankrl.recipe.whole_file import whole_file
 from rankrl.report.ledger import ledger
 from rankrl.report.page.html import page
-from rankrl.report.read import SweepRecords, find_sweeps
+from rankrl.report.read import SweepRecords, read_sweeps
 from rankrl.report.statistics.limits import DEFAULT, Limits
 from rankrl.report.summary import sweep_summary
 from rankrl.report.tensorboard import aggregate
+from rankrl.report.visible import csv_cell, visible
 
 MOST_PROBLEMS = 8
 
@@ -24,20 +26,50 @@ def build(directory: Path, limits: Limits = DEFAULT, tables_only: bool = False) 
     """Writes the report of every sweep at or below `directory`; returns their summaries.
 
     Each summary also has `sweep` (its name) and `page` (the path of the page). `tables_only` leaves
-    out figures, page ("") and TensorBoard. Raises ValueError if there is nothing to report.
+    out figures, page ("") and TensorBoard. Sweeps that have no report are named on stderr. Raises
+    ValueError if there is nothing to report.
     """
+    return build_all(directory, limits, tables_only)[0]
+
+
+def build_all(
+    directory: Path, limits: Limits = DEFAULT, tables_only: bool = False
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What `build` returns, and the names of the sweeps that are refused or not written."""
+    sweeps, refused = read_sweeps(directory)
     reports = []
-    for sweep in find_sweeps(directory):
-        to = sweep.directory / "report"
-        to.mkdir(exist_ok=True)
-        statistics = sweep_summary(sweep, limits)
-        with whole_file(to / "summary.json") as part:
-            part.write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
-        with whole_file(to / "runs.csv") as part:
-            pd.DataFrame(sweep.results).to_csv(part, index=False)
-        drawn = "" if tables_only else _draw(sweep, statistics, to)
-        reports.append(statistics | {"sweep": sweep.name, "page": drawn})
-    return reports
+    for sweep in sweeps:
+        try:
+            reports.append(_build(_shown(sweep), limits, tables_only))
+        except OSError as error:
+            if len(sweeps) == 1:
+                raise
+            refused.append(sweep.name)
+            print(visible(f"rankrl: {sweep.name}: no whole report: {error}"), file=sys.stderr)
+    return reports, refused
+
+
+def _build(sweep: SweepRecords, limits: Limits, tables_only: bool) -> dict[str, Any]:
+    to = sweep.directory / "report"
+    to.mkdir(exist_ok=True)
+    statistics = sweep_summary(sweep, limits)
+    with whole_file(to / "summary.json") as part:
+        part.write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
+    rows = [{k: csv_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in sweep.results]
+    with whole_file(to / "runs.csv") as part:
+        pd.DataFrame(rows).to_csv(part, index=False)
+    drawn = "" if tables_only else _draw(sweep, statistics, to)
+    return statistics | {"sweep": sweep.name, "page": drawn}
+
+
+def _shown(sweep: SweepRecords) -> SweepRecords:
+    """The sweep with all text that a reader sees made visible. Run ids are also names of files."""
+    return replace(
+        sweep,
+        name=visible(sweep.name),
+        results=[row | {"arm": visible(row["arm"]), "error": visible(row["error"])} for row in sweep.results],
+        problems=[{key: visible(text) for key, text in row.items()} for row in sweep.problems],
+    )
 
 
 def _draw(sweep: SweepRecords, statistics: dict[str, Any], to: Path) -> str:
@@ -91,7 +123,7 @@ def print_table(report: dict[str, Any]) -> None:
     if len(report["problems"]) > MOST_PROBLEMS:
         print(f"... and {len(report['problems']) - MOST_PROBLEMS} more such lines in the page")
     if report["page"]:
-        print(f"page: {report['page']}")
+        print(f"page: {visible(report['page'])}")
 
 
 def _interval(ends: list[float] | None) -> str:
@@ -104,7 +136,8 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
 
     table = Table(title=title, title_justify="left", box=None)
     for column in rows[0]:
-        table.add_column(column, justify="left" if column == "arm" else "right")
+        table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)  # names are no markup

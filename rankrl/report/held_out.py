@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from rankrl.report.curves import Curve
+from rankrl.report.eval_rows import MOST_ROWS
+from rankrl.report.regular_file import opened
 from rankrl.report.resolved import resolved_sections
-from rankrl.report.statistics.evaluation import MOST_ROWS
 
 EVERY = re.compile(r"(?m)^\s+eval_every: *[1-9]")
 
@@ -29,7 +30,7 @@ def scores_by_step(path: Path) -> Curve:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as handle, pq.ParquetFile(handle) as file:
             table = file.read(columns=["step", "correct"]) if file.metadata.num_rows <= MOST_ROWS else None
         if table is None:
             return []

@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.plan import Run
 from rankrl.recipe.whole_file import whole_file
-from rankrl.report.read import PLAN, last_line, read_plan, read_result, refused
+from rankrl.report.metric_lines import number
+from rankrl.report.planned import PLAN, read_plan
+from rankrl.report.read import last_line, read_result, refused
+from rankrl.report.regular_file import content, missing
 
 TASKS = "slurm"
 STALE_S = 60
@@ -87,12 +89,11 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str]
     if result and result["status"] != "failed":
         return Entry(run_id, result["status"], result.get("steps", 0), steps, attempts, None, result.get("error", ""))
     last = last_line(directory / "metrics.jsonl")
-    step = _number(last.get("step")) or 0
+    step = last["step"] if number(last.get("step")) else 0
     owner = living_owner(root / f".{run_id}.lock", live)
     if owner:
         where = owner["host"] + (f", job {owner['job']}" if owner["job"] else "")
-        step_s = _number(last.get("step_s"))
-        left_s = None if step_s is None else (steps - step) * step_s
+        left_s = (steps - step) * last["step_s"] if number(last.get("step_s")) else None
         return Entry(run_id, "running", step, steps, attempts, left_s, where)
     if task:
         before = f"; failed before: {result.get('error', '')}" if result else ""
@@ -101,15 +102,10 @@ def _entry(root: Path, run_id: str, steps: int, task: str | None, live: set[str]
         return Entry(run_id, "failed", step, steps, attempts, None, result.get("error", ""))
     wrong = refused(directory)
     if attempts or wrong:
-        saved = (directory / "checkpoint" / "state.pt").exists()
+        saved = not missing(directory / "checkpoint" / "state.pt")
         goes_on = "resumes at its checkpoint" if saved else "starts again"
         return Entry(run_id, "stopped", step, steps, attempts, None, f"{goes_on}: {wrong}" if wrong else goes_on)
     return Entry(run_id, "planned", 0, steps, 0, None, "")
-
-
-def _number(value: Any) -> Any:
-    """The value if it is a finite number, else None: a damaged line may hold anything."""
-    return value if type(value) in (int, float) and isfinite(value) else None
 
 
 def living_owner(path: Path, live: set[str] | None = None) -> dict[str, Any] | None:
@@ -119,7 +115,7 @@ def living_owner(path: Path, live: set[str] | None = None) -> dict[str, Any] | N
     was not asked.
     """
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(content(path))
         ours = path.stat().st_uid == os.getuid() and "_" in (owner["job"] or "")
         if live is not None and ours and owner["job"] not in live:  # a killed process has not freed its lock
             return None
@@ -128,7 +124,7 @@ def living_owner(path: Path, live: set[str] | None = None) -> dict[str, Any] | N
         # after a reboot, another process may have this number
         command = Path(f"/proc/{owner['pid']}/cmdline").read_bytes()
         return owner if b"rankrl" in command or owner["pid"] == os.getpid() else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -142,7 +138,7 @@ def attempts_file(run: Path) -> Path:
 
 def _count_lines(path: Path) -> int:
     try:
-        return path.read_bytes().count(b"\n")
+        return content(path).count(b"\n")
     except OSError:
         return 0
 
@@ -150,8 +146,15 @@ def _count_lines(path: Path) -> int:
 def waiting_in_slurm(root: Path, live: set[str]) -> dict[str, str]:
     """run_id -> its queued or running Slurm task, over all arrays submitted for the sweep."""
     files = (root / TASKS).glob("*.tasks")
-    tasks = {f"{file.stem}_{i}": line for file in files for i, line in enumerate(file.read_text().splitlines())}
+    tasks = {f"{file.stem}_{i}": line for file in files for i, line in enumerate(_lines(file))}
     return {run_id: task for task, line in tasks.items() if task in live for run_id in line.split(",")}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return content(path).decode(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def live_tasks() -> set[str] | None:

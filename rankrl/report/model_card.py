@@ -11,15 +11,17 @@ from huggingface_hub import ModelCardData
 
 from rankrl.recipe.rank_table import serving_rank
 from rankrl.report.read import finite_steps, read_result, read_sweep
+from rankrl.report.resolved import TreeLoader
 from rankrl.report.statistics.cells import summarise
 from rankrl.report.statistics.intervals import t_interval
+from rankrl.report.visible import markdown
 
 CARD = """---
 {data}
 ---
 # LoRA adapter of rank {rank} for {base}
 {params:,} trained parameters, {share:.3%} of the base; PPO with verifiable rewards, {steps} steps of {batch_size} prompts
-(run `{run_id}` of the sweep `{sweep}`, {tokens_total:,} tokens).
+(run {run_id} of the sweep {sweep}, {tokens_total:,} tokens).
 
 {outcome}
 
@@ -53,7 +55,7 @@ def card(run: Path, rank_served: int) -> str:
     """
     result = read_result(run)
     try:
-        resolved = yaml.safe_load((run / "run.yaml").read_text())
+        resolved = yaml.load((run / "run.yaml").read_text(), Loader=TreeLoader)
         rows = pd.read_parquet(run / "evals.parquet", columns=["step", "item_id", "correct"])
         assert result is not None
         cell = [
@@ -62,7 +64,8 @@ def card(run: Path, rank_served: int) -> str:
         seeds = summarise(cell)
         last = rows[rows["step"] == rows["step"].max()]
         base = resolved["scale"]["model"]["path"]
-        facts = {**result, **seeds, "sweep": resolved["sweep"], "knobs": _knobs(resolved["derived"])}
+        names = {"run_id": markdown(result["run_id"]), "sweep": markdown(resolved["sweep"])}
+        facts = {**result, **seeds, **names, "knobs": _knobs(resolved["derived"])}
     except (OSError, KeyError, TypeError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(
             f"RUN_DIR: the records in {run} are damaged or missing ({type(error).__name__}: {error})"
@@ -93,4 +96,6 @@ def _interval(interval: list[float] | None) -> str:
 
 
 def _knobs(derived: dict[str, dict[str, Any]]) -> str:
-    return "\n".join(f"| {name} | {knob['value']:.6g} | {knob['formula']} |" for name, knob in derived.items())
+    return "\n".join(
+        f"| {markdown(name)} | {knob['value']:.6g} | {markdown(knob['formula'])} |" for name, knob in derived.items()
+    )

@@ -7,19 +7,27 @@ items or graders is refused, since its cells would not be comparable.
 
 from __future__ import annotations
 
-import json
+import os
+import stat
 import sys
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.run_id import parse_run_id
-from rankrl.report.resolved import compared_sections, difference, kind, newer, usual_kind, versions_note
+from rankrl.report.metric_lines import metric_line, number
+from rankrl.report.planned import checked_plan
+from rankrl.report.regular_file import content, missing, opened
+from rankrl.report.resolved import compared_sections, difference, kind, newer, short, usual_kind
 from rankrl.report.result import Result, from_content
+from rankrl.report.run_notes import KNOWN, run_notes, strays, sweep_notes
 from rankrl.report.valid import read_json, result_problem
+from rankrl.report.visible import visible
 
-PLAN, CONFIRM = "plan.json", "confirm.json"
+CONFIRM = "confirm.json"
 TAIL_BYTES = 8192
+PARTIAL = "partial: begun, and no result.json yet"
 
 
 @dataclass(frozen=True)
@@ -54,27 +62,57 @@ class SweepRecords:
 
 
 def find_sweeps(directory: Path) -> list[SweepRecords]:
-    """Records of the sweep in `directory`, or of each sweep below it that has measured a score.
+    """Records of the sweep in `directory`, or of each sweep below it that can be reported.
 
-    Sweeps without a score are named on stderr. Raises ValueError if no sweep has one, or if a sweep
-    mixes runs that are not alike.
+    The others are named on stderr. Raises ValueError if there is no sweep that can be reported.
+    """
+    return read_sweeps(directory)[0]
+
+
+def read_sweeps(directory: Path) -> tuple[list[SweepRecords], list[str]]:
+    """(records of the sweeps at or below `directory`, names of those that are refused).
+
+    Sweeps that are refused (they mix runs that are not alike, or cannot be read) or have no score
+    are named on stderr. Raises ValueError, with the reason, if no other one is left.
     """
     if not directory.is_dir():
         raise ValueError(f"DIR: got {str(directory)!r}, allowed: an existing runs directory")
-    sweeps = [directory] if _runs(directory) else sorted(p for p in directory.iterdir() if p.is_dir() and _runs(p))
-    records = [read_sweep(path) for path in sweeps]
+    paths, refused = _sweeps(directory)
+    records = []
+    for path in paths:
+        try:
+            records.append(read_sweep(path))
+        except (ValueError, OSError) as error:
+            refused[path.name] = str(error)
     told = [record for record in records if any(result["base_score"] is not None for result in record.counted)]
+    if not told and refused:
+        raise ValueError(next(iter(refused.values())))
     if not told:
         raise ValueError(
             f"DIR: got {str(directory)!r}, allowed: a directory with a result.json at least that has a score"
             f"{_first([problem for record in records for problem in record.problems])}"
         )
-    names = {record.name for record in told}
-    for record in records:
-        if record.name not in names:
-            why = _first(record.problems)
-            print(f"rankrl: {record.name}: left out, no run of it has a score{why}", file=sys.stderr)
-    return told
+    unscored = [record for record in records if record not in told]
+    for name, why in ({r.name: f"no run of it has a score{_first(r.problems)}" for r in unscored} | refused).items():
+        print(visible(f"rankrl: {name}: left out, {why}"), file=sys.stderr)
+    return told, list(refused)
+
+
+def _sweeps(directory: Path) -> tuple[list[Path], dict[str, str]]:
+    """(directories of the sweeps at or just below `directory`, name -> why it is left out)."""
+    if _runs(directory):
+        return [directory], {}
+    found: dict[Path, Path] = {}
+    refused = {}
+    for path in sorted(filter(os.path.isdir, directory.iterdir()), key=lambda path: (path.is_symlink(), path)):
+        try:
+            runs = _runs(path)
+        except OSError as error:
+            refused[path.name] = f"not readable ({error.strerror or error})"
+            continue
+        if runs and found.setdefault(path.resolve(), path) != path:
+            print(visible(f"rankrl: {path.name}: left out, a link to {path.resolve().name}"), file=sys.stderr)
+    return sorted(found.values()), refused
 
 
 def _first(problems: list[dict[str, str]], most: int = 3) -> str:
@@ -84,29 +122,45 @@ def _first(problems: list[dict[str, str]], most: int = 3) -> str:
 
 
 def _runs(directory: Path) -> list[Path]:
-    """Run directories of a sweep, sorted. They have a run.yaml, a result.json or a run's name."""
-    told = {path.parent for name in ("run.yaml", "result.json") for path in directory.glob(f"*/{name}")}
-    return sorted(told | {path for path in directory.glob("*r*-b*-s*") if parse_run_id(path.name) and path.is_dir()})
+    """Run directories of a sweep, sorted: what has a run's name, a run.yaml or a result.json.
+
+    Raises OSError if `directory` cannot be read.
+    """
+    return sorted(path for path in directory.iterdir() if parse_run_id(path.name) or _has_record(path))
+
+
+def _has_record(path: Path) -> bool:
+    return path.name not in KNOWN and any(os.path.lexists(path / name) for name in ("run.yaml", "result.json"))
 
 
 def read_sweep(directory: Path) -> SweepRecords:
-    """The records of the sweep in `directory`. Raises ValueError if its runs are not alike."""
-    read = {run.name: _read_run(run) for run in _runs(directory)}
-    planned = read_plan(directory)
+    """The records of the sweep in `directory`.
+
+    Raises ValueError if its runs are not alike, and OSError if it cannot be read.
+    """
+    runs = [run.name for run in _runs(directory)]
+    read = {name: _read_run(directory / name, runs) for name in runs}
+    planned, of_plan = checked_plan(directory)
     problems = {name: [problem] for name, (_, problem) in read.items() if problem}
     for name in planned.keys() - read.keys():
         problems[name] = ["missing: planned, and nothing of it is here"]
     results = {name: result for name, (result, _) in read.items() if result}
-    resolved = {name: compared_sections(directory / name) for name in results}
+    resolved, damage = {}, {}
+    for name in results:
+        resolved[name], damage[name] = compared_sections(directory / name)
     for name, problem in _foreign(directory, results, resolved, set(planned)).items():
         del results[name]
         problems[name] = [problem]
     for name, result in results.items():
-        problems[name] = [*problems.get(name, []), *_notes(directory / name, result, resolved[name], planned)]
-    rows = [_with_base(result, results) for result in results.values()]
-    rows.sort(key=lambda r: (r["arm"], r["rank"], r["batch_size"], r["seed"]))
-    unfinished = [name for name in read if not (directory / name / "result.json").exists()]
+        last = last_line(directory / name / "metrics.jsonl").get("step")
+        notes = run_notes(directory / name, result, resolved[name], damage[name], planned, last)
+        problems[name] = [*problems.get(name, []), *notes]
+    rows = sorted((_with_base(result, results) for result in results.values()), key=_grid_point)
+    unfinished = [name for name, (_, problem) in read.items() if problem == PARTIAL]
     unreadable = [name for name, (result, _) in read.items() if result is None and name not in unfinished]
+    confirming, of_confirm = _confirming(directory)
+    of_all = [*sweep_notes(rows, [resolved[name] for name in results]), *of_plan, *of_confirm]
+    of_all += strays(directory, runs)
     named = [{"run": name, "problem": problem} for name in sorted(problems) for problem in problems[name]]
     return SweepRecords(
         directory.name,
@@ -114,19 +168,26 @@ def read_sweep(directory: Path) -> SweepRecords:
         rows,
         unreadable,
         unfinished,
-        _of_all(rows, [resolved[name] for name in results]) + named,
+        [{"run": "", "problem": problem} for problem in of_all] + named,
         len(planned) or None,
-        _confirming(directory),
+        confirming,
     )
 
 
-def _confirming(directory: Path) -> list[int]:
-    """The seeds in confirm.json, which a sweep in stages writes; [] if there is no such file."""
+def _grid_point(result: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(result[key] for key in ("arm", "rank", "batch_size", "seed"))
+
+
+def _confirming(directory: Path) -> tuple[list[int], list[str]]:
+    """(seeds in confirm.json, which a sweep in stages writes, problems); [] if there is no file."""
+    if missing(directory / CONFIRM):
+        return [], []
     try:
         seeds = read_json(directory / CONFIRM)
-    except ValueError:
-        return []
-    return [seed for seed in seeds if type(seed) is int] if isinstance(seeds, list) else []
+    except ValueError as error:
+        return [], [f"{CONFIRM}: {error}; no result is given apart"]
+    fine = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    return (seeds, []) if fine else ([], [f"{CONFIRM}: {short(seeds)}, no seeds; no result is given apart"])
 
 
 def _with_base(result: dict[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -136,17 +197,26 @@ def _with_base(result: dict[str, Any], results: dict[str, dict[str, Any]]) -> di
     return result | {"base_score": max((r["base_score"] for r in results.values() if r["base_score"]), default=None)}
 
 
-def _read_run(run: Path) -> tuple[dict[str, Any] | None, str]:
-    """(result, "") of a run directory, or (None, problem) if it has no result that counts."""
-    path = run / "result.json"
-    if not path.exists():
-        return None, "partial: begun, and no result.json yet"
-    result, wrong = _read(path)
+def _read_run(run: Path, names: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """(result, "") of a run directory, or (None, problem) if it has no result that counts.
+
+    `names`: the run directories of the sweep.
+    """
+    try:
+        if not stat.S_ISDIR(run.stat().st_mode):
+            return None, "no directory, and it has a run's name"
+    except OSError as error:
+        return None, f"not readable ({error.strerror or error})"
+    if run.is_symlink() and run.parent.resolve().is_relative_to(run.resolve()):
+        return None, "a link that leads back to the sweep"
+    if missing(run / "result.json"):
+        return None, PARTIAL
+    result, wrong = _read(run / "result.json")
     if result is None:
         return None, wrong
     if result.run_id != run.name:
-        copied = (run.parent / result.run_id / "result.json").exists()
-        return None, f"{'duplicate' if copied else 'foreign'}: its result.json is that of {result.run_id}"
+        kind = "duplicate" if result.run_id in names else "foreign"
+        return None, f"{kind}: its result.json is that of {result.run_id}"
     return result.row(), ""
 
 
@@ -186,70 +256,16 @@ def _foreign(
     return foreign
 
 
-def _notes(run: Path, result: dict[str, Any], sections: dict[str, str], planned: dict[str, int]) -> list[str]:
-    """Problems of a run that counts."""
-    notes = []
-    if result["status"] != "finished":
-        counts = "missing from the statistics" if result["status"] == "failed" else "counted as negative"
-        notes.append(f"{result['status']}, {counts}: {result['error'] or 'no error recorded'}")
-    if planned and run.name not in planned:
-        notes.append("not in plan.json; counted")
-    if "scale" not in sections:
-        notes.append("run.yaml is missing or no resolved run: whether it belongs here is not known; counted")
-    elif "data_revision" not in sections or "versions" not in sections:
-        notes.append("run.yaml records no data or grader: whether they are those of the others is not known; counted")
-    said = {key: sections[key].strip().strip("'") for key in ("rank", "batch_size", "seed") if key in sections}
-    wrong = [f"{key}={text[:20]}" for key, text in said.items() if text != str(result[key])]
-    if wrong:
-        notes.append(f"run.yaml says {', '.join(wrong)}; counted as its result says")
-    last = last_line(run / "metrics.jsonl").get("step")
-    if last != result["steps"] and result["status"] == "finished":
-        notes.append(f"metrics.jsonl ends at step {last or 'none'} of {result['steps']}: its curves are incomplete")
-    return notes
-
-
-def _of_all(results: list[dict[str, Any]], resolved: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Problems of the whole sweep, as {run: "", problem}."""
-    said = []
-    bases = [result["base_score"] for result in results if result["base_score"] is not None]
-    if bases and max(bases) - min(bases) > 1e-9:
-        said.append(
-            f"base scores from {min(bases):.4f} to {max(bases):.4f}: gains are over different measurements of the base"
-        )
-    if note := versions_note(resolved):
-        said.append(f"made by different versions: {note}")
-    return [{"run": "", "problem": problem} for problem in said]
-
-
-def read_plan(root: Path) -> dict[str, int]:
-    """Run id -> planned PPO steps, from plan.json; {} if there is no readable plan."""
-    try:
-        plan = json.loads((root / PLAN).read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    fine = isinstance(plan, dict) and all(type(steps) is int for steps in plan.values())
-    return plan if fine else {}
-
-
 def last_line(path: Path) -> dict[str, Any]:
     """The last complete line of a JSONL file, which is read from its end; {} if there is none."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
         return {}
-    return next(filter(None, map(_line, reversed(lines))), {})
-
-
-def _line(text: bytes) -> dict[str, Any]:
-    """A line of JSONL as a dict; {} if it is not a JSON object."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return line if isinstance(line, dict) else {}
+    return next(filter(None, map(metric_line, reversed(lines))), {})
 
 
 def mean_ranks(sweep: SweepRecords) -> dict[str, dict[str, float]]:
@@ -261,8 +277,8 @@ def mean_ranks(sweep: SweepRecords) -> dict[str, dict[str, float]]:
     for result in sweep.results:
         path = sweep.directory / result["run_id"] / "adapter" / "allocation.json"
         try:
-            ranks = {row["module"]: float(row["rank"]) for row in json.loads(path.read_text())["modules"]}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            ranks = {row["module"]: float(row["rank"]) for row in read_json(path)["modules"]}
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         if len(set(ranks.values())) > 1:
             arm = f"{result['arm']}, " if result["arm"] else ""
@@ -280,26 +296,24 @@ def curves(directory: Path) -> list[dict[str, Any]]:
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file before the first broken one; none if there is no such file."""
-    lines = []
-    for text in path.read_bytes().splitlines() if path.exists() else []:
-        if not (line := _line(text)):
-            break
-        lines.append(line)
-    return lines
+    texts = content(path).splitlines() if path.exists() else []
+    return list(takewhile(bool, map(metric_line, texts)))
 
 
-def curve(directory: Path, points: int = 64) -> list[dict[str, Any]]:
+def curve(directory: Path, points: int = 64, steps: int | None = None) -> list[dict[str, Any]]:
     """At most `points` evenly spaced lines of a run's metrics.jsonl, with the first and the last.
 
-    Only these lines are parsed, since a sweep has millions. Broken ones are left out.
+    Only these lines are parsed, since a sweep has millions. Left out are broken ones and, if the
+    run's PPO `steps` are given, those of a later step.
     """
     try:
-        texts = (directory / "metrics.jsonl").read_bytes().split(b"\n")
+        texts = content(directory / "metrics.jsonl").split(b"\n")
     except OSError:
         return []
     last = len(texts) - 1 - (not texts[-1])
     wanted = range(last + 1) if last < points else sorted({round(i * last / (points - 1)) for i in range(points)})
-    return [line for i in wanted if (line := _line(texts[i])) and "step" in line]
+    found = [line for i in wanted if (line := metric_line(texts[i])) and "step" in line]
+    return found if steps is None else [line for line in found if number(line["step"]) and line["step"] <= steps]
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
@@ -332,4 +346,4 @@ def divergence(run: Path) -> str:
 def refused(directory: Path) -> str:
     """Why the report refuses a run directory's result.json; "" if it does not or there is none."""
     path = directory / "result.json"
-    return _read(path)[1] if path.exists() else ""
+    return "" if missing(path) else _read(path)[1]

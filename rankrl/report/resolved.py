@@ -19,11 +19,21 @@ from typing import Any
 import yaml
 
 from rankrl.recipe.history import FORMAT, SECTIONS, completed, first_difference, unknown
+from rankrl.report.regular_file import content, missing
+from rankrl.report.visible import visible
 
 LARGEST_FILE_BYTES = 1 << 20
 """Largest run.yaml or result.json that is read. Real ones have a few thousand bytes."""
 SHARED = ("sweep", "scale")
 BY_ARM = ("steps", "recipe", "rules")
+TYPES: dict[str, type] = {
+    "format": int,
+    "sweep": str,
+    "steps": int,
+    **dict.fromkeys(("scale", "recipe", "rules"), dict),
+    **dict.fromkeys(("data_revision", "versions"), object),
+}
+"""Section of run.yaml -> its type."""
 KEPT = {"format", *SHARED, *BY_ARM, "data_revision", "versions", "rank", "batch_size", "seed"}
 """Keys of run.yaml that are compared with other runs; the others are not kept in memory."""
 OTHERS = {"run_id", "arm", "trainable_params", "derived", "openrlhf"}
@@ -55,33 +65,78 @@ class Section:
     """The value as JSON. Values that mean the same have the same notation."""
     unknown: tuple[tuple[str, Any], ...] = ()
     """(dotted key, value) of each key that the schema does not know."""
+    damage: str = ""
+    """Why the text is no plain YAML; "" if it is."""
 
 
 def resolved_sections(path: Path) -> dict[str, str]:
     """Top-level key -> text of its value, of the run.yaml at `path`; {} if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_FILE_BYTES else ""
+        return _split(content(path, LARGEST_FILE_BYTES).decode())
     except (OSError, UnicodeDecodeError):
         return {}
+
+
+def _split(text: str) -> dict[str, str]:
+    return {key: sys.intern(value.rstrip("\n")) for key, value in _parts(text)}
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
     parts = (part.partition(":") for part in re.split(r"(?m)^(?=[A-Za-z])", text))
-    return {key: sys.intern(value.rstrip("\n")) for key, colon, value in parts if colon}
+    return [(key, value) for key, colon, value in parts if colon]
 
 
-def compared_sections(run: Path) -> dict[str, str]:
-    """Key -> text of the sections of a run directory's run.yaml that are compared with others."""
-    return {key: text for key, text in resolved_sections(run / "run.yaml").items() if key not in OTHERS}
+def compared_sections(run: Path) -> tuple[dict[str, str], str]:
+    """(key -> text of the sections of a run's run.yaml that are compared with others, problem).
+
+    A damaged file has no sections, and problem says why; "" if there is none. The last section of a
+    file that ends before its versions is left out: the file may be cut off there.
+    """
+    try:
+        text = content(run / "run.yaml", LARGEST_FILE_BYTES).decode()
+    except UnicodeDecodeError:
+        return {}, "no UTF-8 text"
+    except OSError as error:
+        return {}, "" if missing(run / "run.yaml") else f"not readable ({error.strerror or error})"
+    sections, times = _split(text), Counter(key for key, _ in _parts(text))
+    if "versions" not in sections:
+        sections = dict(list(sections.items())[:-1])
+    found = {key: part for key, part in sections.items() if key not in OTHERS}
+    said = [f"{short(key)} stands in it {n} times" for key, n in times.items() if n > 1]
+    said += filter(None, (_damage(key, found[key]) for key in TYPES if key in found))
+    return ({}, said[0]) if said else (found, "")
+
+
+def _damage(key: str, text: str) -> str:
+    """Why a section cannot be what rankrl wrote under this key; "" if it can."""
+    parsed = section(key, text)
+    if parsed.damage:
+        return f"{key} is {parsed.damage}"
+    fine = isinstance(parsed.tree, TYPES[key]) and type(parsed.tree) is not bool
+    return "" if fine and (key != "format" or parsed.tree > 0) else f"{key} is {short(parsed.tree)}"
 
 
 @lru_cache(maxsize=4096)
 def section(key: str, text: str) -> Section:
     """A section, parsed from its text. It stays a text if it is not YAML or too long to be real."""
     try:
-        tree = yaml.load(text, Loader=TreeLoader) if len(text) < LONGEST_SECTION else text.strip()
+        if len(text) >= LONGEST_SECTION:
+            raise ValueError(f"longer than {LONGEST_SECTION} characters")
+        tree = yaml.load(text, Loader=TreeLoader)
         beyond = unknown(key, tree) if key in SECTIONS else []
         whole = completed(key, tree) if key in SECTIONS else tree
         return Section(whole, json.dumps(_plain_numbers(whole), default=str), tuple(beyond))
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError):
-        return Section(text.strip(), json.dumps(text.strip()))
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        damage = f"no plain YAML ({_why(error)})"
+        return Section(text.strip(), json.dumps(text.strip()), damage=damage)
+
+
+def _why(error: Exception) -> str:
+    """The reason for which YAML was refused, in a few words."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    said = getattr(error, "problem", None) or str(error)
+    return " ".join(visible(said).split())[:LONGEST]
 
 
 def _plain_numbers(tree: Any) -> Any:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rankrl.recipe.require import require
 from rankrl.recipe.run_id import parse_run_id
-from rankrl.report.model_text import shortened, visible
+from rankrl.report.eval_rows import MOST_ROWS
+from rankrl.report.model_text import shortened
 from rankrl.report.read import json_lines
-from rankrl.report.statistics.evaluation import MOST_ROWS
+from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
     import pandas as pd

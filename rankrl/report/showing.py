@@ -11,8 +11,8 @@ from typing import Any
 from rich.text import Text
 
 from rankrl.recipe.require import require
-from rankrl.report.model_text import visible
 from rankrl.report.samples import Moved, evaluated_steps, listed, moved_items, read_evaluations, read_training
+from rankrl.report.visible import visible
 
 VERDICTS = ("correct", "wrong", "unparsable", "timeout")
 WHOLE = 10**9
@@ -152,7 +152,7 @@ def _block(words: list[str], verdict: str, parts: list[tuple[str, str | None]]) 
     block = Text.assemble((visible("  ".join(words)), "bold"))
     if verdict:
         block.append(f"  {visible(verdict)}", "bold green" if verdict == "correct" else "bold red")
-    known = [(visible(label), visible(text)) for label, text in parts if text is not None]
+    known = [(visible(label), visible(text, "\n\t")) for label, text in parts if text is not None]
     indent = max((len(label) for label, _ in known), default=0) + 2
     for label, text in known:
         block.append(f"\n{label:<{indent}}", "cyan").append(text.rstrip("\n").replace("\n", "\n" + " " * indent))

@@ -46,7 +46,7 @@ def aggregate(sweep: SweepRecords) -> Path | None:
 def _bands(sweep: SweepRecords) -> Iterator[tuple[tuple[str, str], Band]]:
     """((cell, curve), band) for each cell with at least two runs."""
     for (arm, rank, batch_size), runs in by_key(sweep.counted, ("arm", "rank", "batch_size")).items():
-        curves = [curve(sweep.directory / run["run_id"]) for run in runs] if len(runs) > 1 else []
+        curves = [curve(sweep.directory / run["run_id"], steps=run["steps"]) for run in runs] if len(runs) > 1 else []
         for name in CURVES:
             steps, values = aligned(curves, name)
             ends, shown = band(values)

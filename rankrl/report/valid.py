@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+from collections import Counter
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from rankrl.recipe.run_id import run_id
+from rankrl.report.regular_file import content
 from rankrl.report.resolved import LARGEST_FILE_BYTES, short
 from rankrl.report.result import KEYS, Result
 
@@ -16,28 +19,44 @@ TYPES = get_type_hints(Result)
 TEXTS = tuple(key for key in KEYS if TYPES[key] is str)
 COUNTS = tuple(key for key in KEYS if TYPES[key] is int)
 FRACTIONS = tuple(key for key in KEYS if TYPES[key] == float | None)
+MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 LONGEST_S = 1e10
 """Longest believable duration of a run in seconds: three centuries."""
 
 
-def read_json(path: Path) -> Any:
-    """The content of a small JSON file.
+def read_json(path: Path, most_bytes: int = LARGEST_FILE_BYTES) -> Any:
+    """The content of a JSON file.
 
-    Raises ValueError, with the reason, if it cannot be read, is larger than LARGEST_FILE_BYTES, is
-    not JSON, or contains NaN or Infinity.
+    Raises ValueError, with the reason, if it cannot be read, is larger than `most_bytes`, is not
+    JSON, has a key twice, or contains NaN or Infinity.
     """
     try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise ValueError(f"larger than {LARGEST_FILE_BYTES} bytes")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        text = content(path, most_bytes)
+        return json.loads(_decoded(text), parse_constant=_refuse, object_pairs_hook=_once)
     except UnicodeDecodeError as error:
         raise ValueError("no text") from error
     except json.JSONDecodeError as error:
-        raise ValueError("cut off or no JSON") from error
+        raise ValueError("cut off or no JSON" if text.strip() else "empty") from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except OSError as error:
-        raise ValueError(f"not readable ({error.strerror})") from error
+        raise ValueError(f"not readable ({error.strerror or error})") from error
+
+
+def _decoded(text: bytes) -> str:
+    """The text of a JSON file. rankrl writes UTF-8 without a mark; an editor may have saved it."""
+    for mark, name in MARKS.items():
+        if text.startswith(mark):
+            raise ValueError(f"{name} with a byte order mark, allowed: UTF-8 without one")
+    return text.decode()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        doubled = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"{short(doubled)} stands in it twice")
+    return found
 
 
 def _refuse(name: str) -> None:
@@ -52,7 +71,7 @@ def result_problem(result: Any) -> str:
     if missing:
         return f"lacks {', '.join(missing)}"
     for key in TEXTS:
-        if not isinstance(result[key], str):
+        if not isinstance(result[key], str) or not encodable(result[key]):
             return f"{key} is {short(result[key])}, no text"
     if result["status"] not in STATUSES:
         return f"status is {short(result['status'])}, none of {', '.join(STATUSES)}"
@@ -87,4 +106,9 @@ def _contradiction(result: dict[str, Any]) -> str:
 
 
 def _real(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e300 and isfinite(value)
+
+
+def encodable(text: str) -> bool:
+    """Whether `text` has no half of a surrogate pair, which no file or page can hold."""
+    return not any("\ud800" <= mark <= "\udfff" for mark in text)

@@ -21,7 +21,8 @@ from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
 from rankrl.recipe.plan import Run
 from rankrl.recipe.scale import Execution
 from rankrl.report.ledger import ENDED, write_plan
-from rankrl.report.read import read_plan, read_result
+from rankrl.report.planned import read_plan
+from rankrl.report.read import read_result
 from rankrl.report.resolved import versions_apart
 from rankrl.sweep.identity import check_identity
 from rankrl.sweep.measure_alike import check_measure, recorded_runs

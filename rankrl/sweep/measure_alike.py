@@ -7,7 +7,7 @@ from pathlib import Path
 from rankrl.data.items import Item, revision
 from rankrl.recipe.history import first_difference, plain
 from rankrl.recipe.scale import Data
-from rankrl.report.read import read_plan
+from rankrl.report.planned import read_plan
 from rankrl.report.resolved import OTHERS, data_revision, newer, resolved_sections, section, versions
 from rankrl.reward.grade import GRADER
 from rankrl.sweep.identity import apart

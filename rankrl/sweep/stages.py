@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rankrl.recipe.plan import Run
 from rankrl.recipe.whole_file import whole_file
-from rankrl.report.read import CONFIRM, read_plan, read_sweep
+from rankrl.report.planned import read_plan
+from rankrl.report.read import CONFIRM, read_sweep
 
 
 def staged(runs: list[Run]) -> bool:

@@ -38,8 +38,8 @@ LONGEST_NAME = 60
 MAX_DOTS = 1500
 """Most dots in a panel, which limits the size of the SVG; a larger sweep is thinned evenly."""
 LOOK = {
+    "text.parse_math": False,  # a $ in an arm's name is a $
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a name may have a $
     "svg.hashsalt": "rankrl",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],

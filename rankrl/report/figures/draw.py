@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from rankrl.report.curves import Curve
 from rankrl.report.figures import bands, costs, efficiency, families, grid, modules, overlays, pareto, steps
@@ -16,7 +14,7 @@ from rankrl.report.figures.canvas import MAX_DOTS, MOST_PANELS, Canvas, heading,
 from rankrl.report.figures.series import scored
 from rankrl.report.held_out import held_out
 from rankrl.report.read import SweepRecords, curve, mean_ranks
-from rankrl.report.resolved import resolved_sections
+from rankrl.report.resolved import resolved_sections, section
 
 Row = dict[str, Any]
 Drawing = tuple[str, Canvas | None, str, str, str]
@@ -43,6 +41,7 @@ class Figure:
 
 def draw(sweep: SweepRecords, summary: dict[str, Any], to: Path) -> list[Figure]:
     """Draws into `to` each figure that the records have data for; returns them in reading order."""
+    sweep, summary = replace(sweep, results=_legible(sweep.results)), _legible(summary)
     with look():
         return [
             Figure(name, save(canvas, to, name), title, caption, alt)
@@ -51,12 +50,22 @@ def draw(sweep: SweepRecords, summary: dict[str, Any], to: Path) -> list[Figure]
         ]
 
 
+def _legible(tree: Any) -> Any:
+    """`tree` with a hair space before names of arms that begin with _: legends leave those out."""
+    if isinstance(tree, dict):
+        named = {key: f"\u200a{tree[key]}" for key in ("arm", "against") if str(tree.get(key, "")).startswith("_")}
+        return {key: _legible(value) for key, value in tree.items()} | named
+    return [_legible(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def drawings(sweep: SweepRecords, summary: dict[str, Any]) -> Iterator[Drawing]:
     """The figures, each with its title and the name of the sweep in it."""
-    curves = {run["run_id"]: steps.drawn(curve(sweep.directory / run["run_id"])) for run in sweep.results}
-    for section, most in SECTIONS:
+    curves = {
+        run["run_id"]: steps.drawn(curve(sweep.directory / run["run_id"], steps=run["steps"])) for run in sweep.results
+    }
+    for part, most in SECTIONS:
         few, shown, note = few_arms(sweep, summary, most)
-        for name, canvas, title, caption, alt in section(few, shown, curves):
+        for name, canvas, title, caption, alt in part(few, shown, curves):
             if canvas is not None:
                 heading(canvas, title, sweep.name)
             yield name, canvas, title, caption + note, alt
@@ -293,7 +302,7 @@ def few_arms(
     Kept are the reference arm, then the arms of highest and lowest mean gain in turn. The tables
     of the page keep all arms. The note is empty where no arm is left out.
     """
-    arms = {row["arm"]: row["mean_gain"] for row in summary.get("arms", [])}
+    arms = {row["arm"]: -inf if row["mean_gain"] is None else row["mean_gain"] for row in summary.get("arms", [])}
     if len(arms) <= most:
         return sweep, summary, ""
     against = sorted({row["against"] for row in summary.get("comparisons", [])})
@@ -301,7 +310,7 @@ def few_arms(
     ends = [arm for pair in zip(reversed(ordered), ordered, strict=True) for arm in pair]
     kept = set(list(dict.fromkeys([*against, *ends]))[:most])
     rows = {
-        key: [row for row in value if not isinstance(row, dict) or "arm" not in row or row["arm"] in kept]
+        key: [row for row in value if not isinstance(row, dict) or row.get("arm") in {None, *kept}]
         for key, value in summary.items()
         if isinstance(value, list)  # lists of rows or of sentences
     }
@@ -321,14 +330,11 @@ def knobs_of(sweep: SweepRecords) -> dict[tuple[str, int], dict[str, float]]:
 
 
 def _derived(path: Path) -> dict[str, float]:
-    """Knob -> value from section `derived` of a run.yaml; empty if it is damaged.
-
-    Read with the pure Python loader, since libyaml's crashes on deep nesting.
-    """
+    """Knob -> value from section `derived` of a run.yaml; empty if it is damaged."""
     try:
-        knobs = yaml.load(resolved_sections(path).get("derived", "{}"), Loader=yaml.SafeLoader)
+        knobs = section("derived", resolved_sections(path).get("derived", "{}")).tree
         values = {name: float(knob["value"]) for name, knob in knobs.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return {}
     return {name: value for name, value in values.items() if isfinite(value)}
 

@@ -21,6 +21,7 @@ from rankrl.report.page.data import curve_scripts
 from rankrl.report.page.sections import NOTES, section
 from rankrl.report.page.table import table
 from rankrl.report.read import SweepRecords
+from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
     from rankrl.report.figures.draw import Figure
@@ -163,7 +164,7 @@ def _figure(figure: Figure) -> str:
 
 def _runs(sweep: SweepRecords) -> str:
     board = (
-        f"<p>Curves of all runs in TensorBoard: <code>tensorboard --logdir {escape(str(sweep.directory))}</code>, "
+        f"<p>Curves of all runs in TensorBoard: <code>tensorboard --logdir {escape(visible(str(sweep.directory)))}</code>, "
         f'then <a href="{BOARD}">{BOARD.removeprefix("http://")}</a>.</p>'
         '<noscript><p>Sorting, filtering and curves need JavaScript. All runs: <a href="runs.csv">runs.csv</a>.</p></noscript>'
     )
@@ -209,5 +210,5 @@ def _files(sweep: SweepRecords) -> str:
         '<p>Tables: <a href="runs.csv">runs.csv</a>, <a href="summary.json">summary.json</a>. '
         'Figures: <a href="figures/">figures/</a>, '
         "each as SVG and PNG. Each run's directory holds run.yaml, metrics.jsonl, evals.parquet, result.json, adapter/ and tb/, "
-        f'such as <a href="../{quote(first)}/">{escape(first)}/</a>.</p>',
+        f'such as <a href="../{quote(first)}/">{escape(visible(first))}/</a>.</p>',
     )

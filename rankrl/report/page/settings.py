@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rankrl.recipe.history import SECTIONS
+from rankrl.report.regular_file import content
 from rankrl.report.resolved import LARGEST_FILE_BYTES, resolved_sections, section
 
 MOST_LEAVES, DEEPEST = 2000, 16
@@ -23,6 +24,17 @@ SHORT = reprlib.Repr()
 SHORT.maxlist, SHORT.maxlevel = 20, 4
 
 
+class NoMergeLoader(yaml.SafeLoader):
+    """A safe YAML loader that refuses merge keys: merges of merges would take it for ever.
+
+    It is the loader in Python, since the one in C crashes the process on deeply nested files.
+    """
+
+    def flatten_mapping(self, node: Any) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("a merge key")
+
+
 def resolved(run: Path) -> dict[str, Any]:
     """A run.yaml, read by a safe loader, with defaults for the keys that it lacks.
 
@@ -30,8 +42,7 @@ def resolved(run: Path) -> dict[str, Any]:
     """
     path = run / "run.yaml"
     try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_FILE_BYTES else ""
-        tree = yaml.safe_load(text)  # not the loader in C, which crashes on deep nesting
+        tree = yaml.load(content(path, LARGEST_FILE_BYTES).decode(), Loader=NoMergeLoader)
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     texts = {name: part for name, part in resolved_sections(path).items() if name in SECTIONS}

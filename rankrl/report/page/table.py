@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rankrl.report.page.columns import Column
+from rankrl.report.visible import visible
 
 Row = dict[str, Any]
 VISIBLE_ROWS = 100
@@ -22,7 +23,7 @@ def used(rows: list[Row], columns: dict[str, Column]) -> dict[str, Column]:
 
 def texts(row: Row, columns: dict[str, Column]) -> list[str]:
     """The cells of a row as text; a missing value is a dash."""
-    return [NONE if row.get(key) in (None, "") else column.text(row[key]) for key, column in columns.items()]
+    return [NONE if row.get(key) in (None, "") else visible(column.text(row[key])) for key, column in columns.items()]
 
 
 def table(
@@ -74,12 +75,13 @@ def _head(key: str, column: Column, link: bool) -> str:
 def _cells(row: Row, columns: dict[str, Column], link: str) -> list[str]:
     cells = zip(texts(row, columns), columns.items(), strict=True)
     return [
-        f"<td{_class(column)}>{_linked(text) if key == link else escape(text)}</td>" for text, (key, column) in cells
+        f"<td{_class(column)}>{_linked(row[key], text) if key == link else escape(text)}</td>"
+        for text, (key, column) in cells
     ]
 
 
-def _linked(run: str) -> str:
-    return f'<a href="../{quote(run, safe="")}/">{escape(run)}</a>'
+def _linked(run: str, text: str) -> str:
+    return f'<a href="../{quote(run, safe="")}/">{escape(text)}</a>'
 
 
 def data(name: str, content: Any) -> str:

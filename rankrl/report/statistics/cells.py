@@ -32,10 +32,6 @@ def with_gain(results: list[Result]) -> list[Result]:
     return [result for result in results if result["gain"] is not None]
 
 
-def outcome_gain(result: Result) -> float:
-    return result["gain"] if result["gain"] is not None else -(result["base_score"] or 0.0)
-
-
 def negative(result: Result) -> bool:
     """Whether a run counts as negative: it diverged, or has a gain below 0."""
     return result["status"] != "finished" or result["gain"] is None or result["gain"] < 0

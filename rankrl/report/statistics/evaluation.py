@@ -7,18 +7,21 @@ Axes: R runs, I items, W resamples.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rankrl.report.eval_rows import Shares, shares
 from rankrl.report.statistics.cells import CELL, Result, by_key
 from rankrl.report.statistics.intervals import t_interval
+from rankrl.report.visible import visible
 
 RESAMPLES = 400
-MOST_ROWS = 5_000_000
-COLUMNS = ["step", "item_id", "source", "correct"]
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError)
+"""Errors of reading a parquet file; pyarrow's own ones are subclasses of these."""
 
 
 @dataclass(frozen=True)
@@ -41,65 +44,45 @@ class Answers:
 def read_answers(directory: Path, results: list[Result]) -> tuple[Answers | None, list[dict[str, str]]]:
     """Reads the samples of the finished runs. Returns (answers, problems).
 
-    Problems, [{run, problem}], name the runs whose samples are missing, damaged, or of other items
-    than those of the first run. If no run has samples, answers are None, and one problem with run
-    "" stands for all.
+    Problems, [{run, problem}], name the runs whose samples are missing, damaged, contradict their
+    result, or are of other items than those of most runs. If no run has samples, answers are None;
+    if all lack them for one reason, one problem with run "" stands for all.
     """
-    problems, kept, finals = [], [], []
-    first: tuple[np.ndarray, ...] | None = None
-    for result in (r for r in results if r["status"] == "finished"):
+    found, wrong = _read_all(directory, [result for result in results if result["status"] == "finished"])
+    usual = Counter(shares.items_key for _, shares in found).most_common(1)
+    kept = [(result, shares) for result, shares in found if shares.items_key == usual[0][0]]
+    wrong |= {
+        result["run_id"]: "evaluated on other items, or with other numbers of samples, than most runs"
+        for result, shares in found
+        if shares.items_key != usual[0][0]
+    }
+    if not kept and len(set(wrong.values())) == 1:
+        return None, [{"run": "", "problem": _problem(next(iter(wrong.values())), "of no run: ")}]
+    problems = [{"run": run, "problem": _problem(why)} for run, why in sorted(wrong.items())]
+    if not kept:
+        return None, problems
+    first = kept[0][1]
+    finals_RI = np.array([shares.final_I for _, shares in kept])
+    names, sizes = list(first.items), (first.samples, first.base_samples)
+    return Answers([result for result, _ in kept], names, first.sources, finals_RI, first.base_I, *sizes), problems
+
+
+def _problem(why: str, of: str = "") -> str:
+    return f"{of}evals.parquet: {why}; its gain counts all the same"
+
+
+def _read_all(directory: Path, results: list[Result]) -> tuple[list[tuple[Result, Shares]], dict[str, str]]:
+    """The samples of each run that has them; run id -> reason for the others."""
+    found, wrong = [], {}
+    for result in results:
         try:
-            shares = _shares(directory / result["run_id"] / "evals.parquet", result["steps"])
-            if first is not None and not np.array_equal(shares[0], first[0]):
-                raise ValueError("evaluated on other items than the first run")
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            NotImplementedError,
-        ) as error:  # pyarrow's own errors are subclasses of these
-            said = " ".join(str(error).split())[:120]
-            problems.append(
-                {"run": result["run_id"], "problem": f"evals.parquet: {said}; its gain counts all the same"}
-            )
-            continue
-        first = first or shares
-        kept.append(result)
-        finals.append(shares[2])
-    if first is None:  # one line stands for all runs
-        return None, [{"run": "", "problem": f"of no run: {row['problem']}"} for row in problems[:1]]
-    names, sources, _, base, samples, base_samples = first
-    return Answers(kept, list(names), sources, np.array(finals), base, int(samples), int(base_samples)), problems
-
-
-def _shares(path: Path, steps: int) -> tuple[Any, ...]:
-    """Shares of correct samples by item in one evals.parquet.
-
-    Returns (sorted item ids, their sources, shares at step `steps`, shares at step 0, and the
-    fewest samples of an item at step `steps` and at step 0). Raises ValueError for unusable data.
-    """
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        raise ValueError("missing")
-    with pq.ParquetFile(path) as file:
-        if file.metadata.num_rows > MOST_ROWS:
-            raise ValueError(f"more than {MOST_ROWS} rows")
-        table = file.read(columns=COLUMNS)
-    step, correct = table["step"].to_numpy(), table["correct"].to_numpy().astype(float)
-    coded = table["item_id"].combine_chunks().dictionary_encode()
-    names, code = np.array(coded.dictionary.to_pylist(), dtype=str), coded.indices.to_numpy()
-    if not len(names) or not set(np.unique(correct)) <= {0.0, 1.0}:
-        raise ValueError("no samples, or correct is neither true nor false")
-    order = np.argsort(names)
-    counts = {at: np.bincount(code[step == at], minlength=len(names))[order] for at in (0, steps)}
-    sums = {at: np.bincount(code[step == at], correct[step == at], len(names))[order] for at in (0, steps)}
-    if min(counts[0].min(), counts[steps].min()) == 0:
-        raise ValueError(f"an item lacks samples at step 0 or {steps}")
-    sources = np.array(table["source"].to_pylist(), dtype=str)[np.unique(code, return_index=True)[1]][order]
-    shares = {at: sums[at] / counts[at] for at in (0, steps)}
-    return names[order], sources, shares[steps], shares[0], counts[steps].min(), counts[0].min()
+            found.append((result, shares(directory / result["run_id"] / "evals.parquet", result)))
+        except FileNotFoundError:
+            wrong[result["run_id"]] = "missing"
+        except UNREADABLE as error:
+            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            wrong[result["run_id"]] = " ".join(visible(said).split())[:120]
+    return found, wrong
 
 
 def evaluation(answers: Answers) -> dict[str, Any]:
