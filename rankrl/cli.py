@@ -206,6 +206,11 @@ def _report(args: argparse.Namespace) -> int:
     from rankrl.report.statistics.limits import Limits
 
     limits = Limits(args.margin, args.reference, args.risk)
+    if args.against is not None:
+        from rankrl.report.against import against, print_against
+
+        print_against(against(Path(args.dir), Path(args.against), limits))
+        return 0
     reports, refused = build_all(Path(args.dir), limits, args.tables_only)
     for summary in reports:
         print_table(summary)
@@ -332,6 +337,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--margin", type=float, default=0.01, metavar="GAIN", help="loss that is none (default 0.01)")
     report.add_argument("--reference", type=int, default=32, metavar="RANK", help="rank to compare with (default 32)")
     report.add_argument("--risk", type=float, default=0.1, metavar="SHARE", help="reliable is below (default 0.1)")
+    report.add_argument(
+        "--against", metavar="DIR2", help="compare one sweep with another, run by run, and nothing else"
+    )
     report.add_argument("--tables-only", action="store_true", help="tables, claims and words, no figures and no page")
     read = command("samples", _samples, "read responses, and which items a run gained and lost", recipe=False)
     read.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run, finished or not")

@@ -101,7 +101,7 @@ def print_table(report: dict[str, Any]) -> None:
         }
         for row in report["ranks"]
     ]
-    _print(f"{report['sweep']}: gain over the base by rank", families)
+    print_rows(f"{report['sweep']}: gain over the base by rank", families)
     arms = [
         {
             "arm": row["arm"],
@@ -116,7 +116,7 @@ def print_table(report: dict[str, Any]) -> None:
         for row in report["comparisons"]
     ]
     if arms:
-        _print(f"gain minus that of arm {report['comparisons'][0]['against']}, same seed", arms)
+        print_rows(f"gain minus that of arm {report['comparisons'][0]['against']}, same seed", arms)
     print("\n".join(report["answer"]))
     for row in report["problems"][:MOST_PROBLEMS]:
         print(f"{row['run'] or 'all runs'}: {row['problem']}")
@@ -130,7 +130,8 @@ def _interval(ends: list[float] | None) -> str:
     return "[{:+.3f}, {:+.3f}]".format(*ends) if ends else "-"
 
 
-def _print(title: str, rows: list[dict[str, Any]]) -> None:
+def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """Prints a table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -122,7 +122,7 @@ def _dependable(summary: dict[str, Any], rows: dict[tuple[str, int], Row]) -> st
         )
     order = sorted(able, key=lambda subject: (subject[1], -rows[subject]["mean_gain"]))
     chosen, *more = order
-    also = f" So {'is' if len(more) == 1 else 'are'} {_list([named(rows[one]) for one in more])}." if more else ""
+    also = f" So {'is' if len(more) == 1 else 'are'} {listed([named(rows[one]) for one in more])}." if more else ""
     smaller = [subject for subject in rows if subject[1] < chosen[1]]
     not_shown = f" Of no lower rank ({_span(smaller)}) is this shown." if smaller else ""
     return (
@@ -149,7 +149,7 @@ def _below(summary: dict[str, Any]) -> str:
     if not widest:
         return "None is shown to be below another one."
     said = [f"{named(row['subject'])} below {named(row['than'])} by {-row['estimate']:.3f}" for row in widest.values()]
-    return f"Shown, for all pairs at once (95 %): {_list(said)}.{_among(summary)}"
+    return f"Shown, for all pairs at once (95 %): {listed(said)}.{_among(summary)}"
 
 
 def _among(summary: dict[str, Any]) -> str:
@@ -157,7 +157,7 @@ def _among(summary: dict[str, Any]) -> str:
     members = [named(row) for row in summary["best_set"]["members"]]
     if len(members) > MOST_NAMED:
         return ""
-    return f" So the best is {'' if len(members) == 1 else 'one of '}{_list(members)}."
+    return f" So the best is {'' if len(members) == 1 else 'one of '}{listed(members)}."
 
 
 def _gaining(summary: dict[str, Any]) -> list[str]:
@@ -234,7 +234,7 @@ def _upside(summary: dict[str, Any]) -> list[str]:
     if not cells:
         return []
     chance = 0.025 * len(cells)
-    which = f" ({_list([named(row) for row in high])})" if high else ""
+    which = f" ({listed([named(row) for row in high])})" if high else ""
     return [
         f"Best runs: in {len(high)} of {len(cells)} cells{which} the best lies further above the mean than in 97.5 % of normal "
         f"samples; chance alone gives {chance:.1f}. A gap between best and mean is no latent upside by itself."
@@ -262,7 +262,7 @@ def _open(summary: dict[str, Any]) -> list[str]:
 def _problems(summary: dict[str, Any]) -> list[str]:
     bad = sorted({row["run"] for row in summary["problems"] if row["run"]})
     planned = f" of {summary['n_planned']} planned" if summary["n_planned"] else ""
-    named_runs = f"; something is to be said of {len(bad)} ({_list(bad)})" if bad else ""
+    named_runs = f"; something is to be said of {len(bad)} ({listed(bad)})" if bad else ""
     return [f"{summary['n_runs']} runs{planned} are counted{named_runs}."]
 
 
@@ -270,7 +270,8 @@ def _seeds(more: int) -> str:
     return "1 more seed" if more == 1 else f"{more} more seeds"
 
 
-def _list(names: list[str], most: int = MOST_NAMED) -> str:
+def listed(names: list[str], most: int = MOST_NAMED) -> str:
+    """Names as one text, at most `most` of them."""
     shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
     comma = "; " if any("," in name for name in shown) else ", "
     return shown[0] if len(shown) == 1 else f"{comma.join(shown[:-1])} and {shown[-1]}"

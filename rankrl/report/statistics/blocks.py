@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -91,12 +92,8 @@ class Blocks:
     def compared(self) -> list[tuple[int, int]]:
         """Pairs of subjects (arm, rank) of one arm or of one rank that have an `error_GG`."""
         able = np.isfinite(self.error_GG) & np.isfinite(self.difference_GG)
-        return [
-            (i, j)
-            for i, (arm, rank) in enumerate(self.subjects)
-            for j, (other_arm, other_rank) in enumerate(self.subjects)
-            if i < j and able[i, j] and (arm == other_arm or rank == other_rank)
-        ]
+        pairs = combinations(enumerate(self.subjects), 2)
+        return [(i, j) for (i, a), (j, b) in pairs if able[i, j] and (a[0] == b[0] or a[1] == b[1])]
 
     def _share(self, n_B: np.ndarray) -> np.ndarray:
         """Variance of a mean over batch sizes of means of `n_B` runs, in units of a run's."""

@@ -97,7 +97,7 @@ def claim(
 
 
 def named(subject: Subject) -> dict[str, Any]:
-    return {"arm": subject[0], "rank": subject[1]}
+    return dict(zip(("arm", "rank", "sweep"), subject, strict=False))
 
 
 def of_kind(found: list[Claim], kind: str) -> list[Claim]:
