@@ -124,7 +124,7 @@ def _row(table: Blocks, g: int, family: int, lost: list[set[Subject]], limits: L
     better = {"higher": 0, "lower": 1}.get(shown)
     survivors = better is not None and (lost[better] if not table.subjects[g] else table.subjects[g] in lost[better])
     needed = (
-        seeds_for_difference(error * n**0.5, limits.margin, bonferroni(2 * family), freedom / (n - 1))
+        seeds_for_difference(error * n**0.5, limits.margin, bonferroni(2 * family), freedom / (n - 1), freedom)
         if known
         else None
     )

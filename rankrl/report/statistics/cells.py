@@ -25,6 +25,8 @@ from rankrl.report.statistics.intervals import clopper_pearson, expected_max, iq
 ADAM_BYTES = 8  # two fp32 moments per parameter
 Result = dict[str, Any]
 CELL = ("arm", "rank", "batch_size")
+BEST_OF = (2, 3, 6)
+"""Numbers of runs whose expected best is given."""
 
 
 def with_gain(results: list[Result]) -> list[Result]:
@@ -141,11 +143,10 @@ def _blocked_risk(results: list[Result]) -> dict[str, Any]:
 def grouped(results: list[Result], keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """One row of statistics per combination of values of `keys`, in ascending order."""
     groups = by_key(results, keys)
-    fewest = min(len(with_gain(runs)) for runs in groups.values())
     rows = [dict(zip(keys, values, strict=True)) | summarise(runs) for values, runs in groups.items()]
     for row, runs in zip(rows, groups.values(), strict=True):
         gains = [result["gain"] for result in with_gain(runs)]
-        row["expected_max"] = {str(k): expected_max(gains, k) for k in sorted({min(3, fewest), fewest} - {0})}
+        row["expected_max"] = {str(k): expected_max(gains, k) for k in BEST_OF if k <= len(gains)}
     within = tuple(key for key in keys if key not in ("batch_size", keys[-1]))
     for family in by_key(rows, within).values():
         _add_marginal(family)

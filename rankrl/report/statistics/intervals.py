@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from math import ceil, comb, log, sqrt
+from math import ceil, comb, inf, isfinite, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -123,17 +123,20 @@ def risk_bound(events: float, n: int, family: int = 1) -> float:
 
 
 def seeds_for_difference(
-    sd: float, difference: float, quantile: Callable[[float], float], per_seed: float = 1.0
+    sd: float, difference: float, quantile: Callable[[float], float], per_seed: float = 1.0, known: float = inf
 ) -> int:
     """Seeds that show `difference` with 80 % power, by an interval of `quantile` standard errors.
 
-    Smallest n of at least 2 at which (quantile(v) + t(.8, v)) sd / sqrt(n) is at most `difference`,
-    with v = (n - 1) per_seed degrees of freedom. `sd`: of the difference on one seed.
+    Smallest n of at least 2 at which t with v = (n - 1) per_seed degrees of freedom is below
+    difference sqrt(n) / sd - quantile(v) in 80 % of cases. `sd`: of the difference on one seed. If
+    it is an estimate with `known` degrees of freedom, this is the mean over what it may truly be:
+    a promise at the estimate itself is broken too often.
     """
+    true_U = sd * np.sqrt(known / special.chdtri(known, (np.arange(64) + 0.5) / 64)) if isfinite(known) else sd
 
     def short(n: int) -> bool:
         freedom = max(1.0, float(int((n - 1) * per_seed)))
-        return (quantile(freedom) + t_quantile(0.8, freedom)) * sd > difference * sqrt(n)
+        return bool(np.mean(special.stdtr(freedom, difference * sqrt(n) / true_U - quantile(freedom))) < 0.8 - 1e-12)
 
     low, high = 1, 2
     while short(high):

@@ -139,7 +139,7 @@ def _seeds_needed(quantile: Callable[[float], float], row: Row, margin: float) -
     error, n = row["standard_error"], row["n_blocks"]
     if error is None or n < 2:
         return None
-    return seeds_for_difference(error * n**0.5, margin, quantile, row["freedom"] / (n - 1))
+    return seeds_for_difference(error * n**0.5, margin, quantile, row["freedom"] / (n - 1), row["freedom"])
 
 
 def _with_holm(rows: list[Row]) -> list[Row]:
