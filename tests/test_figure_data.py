@@ -15,7 +15,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from rankrl.report.figures import grid, overlays, series
-from rankrl.report.figures.canvas import MOST_PANELS, lay_out, look, rank_colours
+from rankrl.report.figures.canvas import MOST_PANELS, MOST_RANKS, lay_out, look, rank_colours
 from rankrl.report.figures.draw import drawings, few_arms
 from rankrl.report.figures.efficiency import efficiency
 from rankrl.report.figures.families import gain_by_rank
@@ -269,7 +269,7 @@ def test_long_sweeps_are_cut_and_the_caption_says_so(tmp_path):
     curves = {run["run_id"]: [{"step": s, "kl_ref": 0.1 * s} for s in (1, 2, 3)] for run in results}
     with look():
         canvas = overlays.policy_by_step(curves, results)
-    assert len(canvas.axes) == 1 and len(canvas.axes[0].lines) == overlays.MOST_RANKS
+    assert len(canvas.axes) == 1 and len(canvas.axes[0].lines) == MOST_RANKS
     assert overlays.overlaid(results)[0] == 1 and overlays.overlaid(results)[-1] == 30
 
 
@@ -285,11 +285,12 @@ def test_a_sweep_of_many_arms_and_ranks_stays_legible(tmp_path):
         panels = [axes for axes in canvas.axes if axes.get_visible() and axes.get_label() != "<colorbar>"]
         assert len(panels) <= MOST_PANELS, name
         assert canvas.get_figwidth() < 20 and canvas.get_figheight() < 20, name
-        if name != "footprint":
-            assert " of 13 arms" in caption, name
+        assert (" of 13 arms" in caption) == (name != "footprint"), name
         assert overlaps(canvas) == [] and outside(canvas) == [], name
     assert "Shown: 16 of 17 ranks" in found["heat_maps"][2] and "Shown: 4 of 13 arms" in found["heat_maps"][2]
-    assert "Shown: 6 of 17 ranks" in found["policy_by_step"][2]
+    for name in ("policy_by_step", "rank_bands", "learning_curves"):
+        assert "Shown: 6 of 17 ranks" in found[name][2], name
+    assert len(found["rank_bands"][0].axes[0].containers) == 6, "rows of an arm"
     assert "Shown: 12 of 34 cells" in found["difference_by_arm"][2]
 
 
