@@ -4,6 +4,7 @@ No torch.
 """
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -361,3 +362,21 @@ def test_mean_and_best_shows_the_best_run_and_its_luck(lost):
     )
     assert "Cells have 3 to 4 runs: compare a best run with its own bar only." in caption
     assert "costs the tokens of all n" in caption
+
+
+def test_a_rank_without_any_score_has_no_mean(lost):
+    """All runs of rank 256 diverged without a score: no mean, no interval, but a risk."""
+    sweep, _ = lost
+    summary = sweep_summary(sweep)
+    none = dict.fromkeys(("mean_gain", "sd_gain", "best_gain", "gain_ci95", "blocked_ci95", "token_efficiency"))
+    for table in ("cells", "ranks", "pareto_points"):
+        summary[table] = [row | (none | {"lower_gain": None} if row["rank"] == 256 else {}) for row in summary[table]]
+    runs = [run | ({"gain": None, "status": "diverged"} if run["rank"] == 256 else {}) for run in sweep.results]
+    with look():
+        found = {name: rest for name, *rest in drawings(replace(sweep, results=runs), summary) if rest[0] is not None}
+    (axes,) = found["gain_by_rank"][0].axes
+    assert axes.containers[0].lines[0].get_xdata().tolist() == [1, 8, 32]
+    assert "diverged, without a score (n = 8)" in axes.get_legend_handles_labels()[1]
+    gains, risks = (axes.collections[0].get_array() for axes in found["heat_maps"][0].axes[:2])
+    assert gains.mask[:, 3].all() and not np.ma.getmaskarray(risks).any()
+    assert "rank 256" not in found["gain_by_rank"][3]
