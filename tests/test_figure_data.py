@@ -4,6 +4,7 @@ No torch.
 """
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from rankrl.report.figures import grid, overlays, series
-from rankrl.report.figures.canvas import MOST_PANELS, lay_out, look, rank_colours
+from rankrl.report.figures.canvas import MOST_PANELS, MOST_RANKS, lay_out, look, rank_colours
 from rankrl.report.figures.draw import drawings, few_arms
 from rankrl.report.figures.efficiency import efficiency
 from rankrl.report.figures.families import gain_by_rank
@@ -269,7 +270,7 @@ def test_long_sweeps_are_cut_and_the_caption_says_so(tmp_path):
     curves = {run["run_id"]: [{"step": s, "kl_ref": 0.1 * s} for s in (1, 2, 3)] for run in results}
     with look():
         canvas = overlays.policy_by_step(curves, results)
-    assert len(canvas.axes) == 1 and len(canvas.axes[0].lines) == overlays.MOST_RANKS
+    assert len(canvas.axes) == 1 and len(canvas.axes[0].lines) == MOST_RANKS
     assert overlays.overlaid(results)[0] == 1 and overlays.overlaid(results)[-1] == 30
 
 
@@ -285,11 +286,12 @@ def test_a_sweep_of_many_arms_and_ranks_stays_legible(tmp_path):
         panels = [axes for axes in canvas.axes if axes.get_visible() and axes.get_label() != "<colorbar>"]
         assert len(panels) <= MOST_PANELS, name
         assert canvas.get_figwidth() < 20 and canvas.get_figheight() < 20, name
-        if name != "footprint":
-            assert " of 13 arms" in caption, name
+        assert (" of 13 arms" in caption) == (name != "footprint"), name
         assert overlaps(canvas) == [] and outside(canvas) == [], name
     assert "Shown: 16 of 17 ranks" in found["heat_maps"][2] and "Shown: 4 of 13 arms" in found["heat_maps"][2]
-    assert "Shown: 6 of 17 ranks" in found["policy_by_step"][2]
+    for name in ("policy_by_step", "rank_bands", "learning_curves"):
+        assert "Shown: 6 of 17 ranks" in found[name][2], name
+    assert len(found["rank_bands"][0].axes[0].containers) == 6, "rows of an arm"
     assert "Shown: 12 of 34 cells" in found["difference_by_arm"][2]
 
 
@@ -360,3 +362,21 @@ def test_mean_and_best_shows_the_best_run_and_its_luck(lost):
     )
     assert "Cells have 3 to 4 runs: compare a best run with its own bar only." in caption
     assert "costs the tokens of all n" in caption
+
+
+def test_a_rank_without_any_score_has_no_mean(lost):
+    """All runs of rank 256 diverged without a score: no mean, no interval, but a risk."""
+    sweep, _ = lost
+    summary = sweep_summary(sweep)
+    none = dict.fromkeys(("mean_gain", "sd_gain", "best_gain", "gain_ci95", "blocked_ci95", "token_efficiency"))
+    for table in ("cells", "ranks", "pareto_points"):
+        summary[table] = [row | (none | {"lower_gain": None} if row["rank"] == 256 else {}) for row in summary[table]]
+    runs = [run | ({"gain": None, "status": "diverged"} if run["rank"] == 256 else {}) for run in sweep.results]
+    with look():
+        found = {name: rest for name, *rest in drawings(replace(sweep, results=runs), summary) if rest[0] is not None}
+    (axes,) = found["gain_by_rank"][0].axes
+    assert axes.containers[0].lines[0].get_xdata().tolist() == [1, 8, 32]
+    assert "diverged, without a score (n = 8)" in axes.get_legend_handles_labels()[1]
+    gains, risks = (axes.collections[0].get_array() for axes in found["heat_maps"][0].axes[:2])
+    assert gains.mask[:, 3].all() and not np.ma.getmaskarray(risks).any()
+    assert "rank 256" not in found["gain_by_rank"][3]

@@ -7,12 +7,14 @@ from typing import Any
 from rankrl.report.figures.canvas import (
     FEW_ARMS,
     INK,
+    MOST_RANKS,
     Canvas,
     legend_below,
     log2_axis,
     n_text,
     panels,
     shifts,
+    thinned,
     zero_line,
 )
 from rankrl.report.figures.series import Row, bars, fit, known, lines, reliability, signal, style, window
@@ -31,7 +33,7 @@ def rank_bands(families: list[Row], best: Best) -> Canvas | None:
     families = known(families)
     ranks, arms = sorted({row["rank"] for row in families}), sorted({row["arm"] for row in families})
     if len(arms) > FEW_ARMS:
-        return _arm_bands(families, best, arms, ranks)
+        return _arm_bands(families, best, arms, thinned(ranks, MOST_RANKS))
     if len(ranks) < 2:
         return None
     canvas, grid = panels(2, 6.6, 2.5, columns=1, sharex=True)

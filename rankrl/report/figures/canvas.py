@@ -30,6 +30,8 @@ FEW_ARMS = 3
 """Most arms that fit in one panel with a dot for every run."""
 MOST_PANELS = 12
 """Most panels of a figure; the caption says what was left out."""
+MOST_RANKS = 6
+"""Most ranks over each other in a panel, or in a row of an arm."""
 HEADING = 0.4
 """Inches that title and name of the sweep take."""
 LINE = 0.35

@@ -10,7 +10,17 @@ from typing import Any
 
 from rankrl.report.curves import Curve
 from rankrl.report.figures import bands, costs, efficiency, families, grid, modules, overlays, pareto, steps
-from rankrl.report.figures.canvas import MAX_DOTS, MOST_PANELS, Canvas, heading, look, save, thinned
+from rankrl.report.figures.canvas import (
+    FEW_ARMS,
+    MAX_DOTS,
+    MOST_PANELS,
+    MOST_RANKS,
+    Canvas,
+    heading,
+    look,
+    save,
+    thinned,
+)
 from rankrl.report.figures.series import scored
 from rankrl.report.held_out import held_out
 from rankrl.report.read import SweepRecords, curve, mean_ranks
@@ -94,7 +104,7 @@ def _families(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> I
         bands.rank_bands(ranks, best),
         "Signal and reliability by rank",
         f"Mean gain, {BLOCKED}, and the share of runs without a loss (1 - negative-gain risk) with its exact interval. "
-        f"Ringed: not shown to be below another one.{CUT}",
+        f"Ringed: not shown to be below another one.{CUT}{_by_arm(ranks)}",
         f"Mean gain by rank. {listed(ranks, 'mean_gain')} Share of runs with negative gain. {listed(ranks, 'negative_gain_risk')}",
     )
     yield (
@@ -180,6 +190,9 @@ def _costs(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iter
         + ".",
         f"Seed-runs by rank. {listed(budget, 'seed_runs')}",
     )
+
+
+def _footprint(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
     yield (
         "footprint",
         costs.footprint(summary["footprint"]),
@@ -193,7 +206,7 @@ def _costs(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iter
 def _steps(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
     counted, ranks = sweep.counted, {run["rank"] for run in sweep.counted}
     held = {run["run_id"]: held_out(sweep.directory / run["run_id"]) for run in counted}
-    few = left_out(len(ranks), overlays.MOST_RANKS, "ranks")
+    few = left_out(len(ranks), MOST_RANKS, "ranks")
     yield (
         "held_out_by_step",
         overlays.held_out_by_step(held, counted),
@@ -207,7 +220,7 @@ def _steps(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iter
         steps.learning_curves({run["run_id"]: curves[run["run_id"]] for run in counted}, counted),
         "Learning curves",
         f"Training accuracy over PPO steps: every run a thin line{many}, the mean of the runs that reached a step a thick one."
-        f"{left_out(len(ranks), MOST_PANELS, 'ranks')}",
+        f"{left_out(len(ranks), steps.most_ranks(counted), 'ranks')}",
         "Training accuracy over PPO steps, a panel for each rank or arm.",
     )
     yield (
@@ -227,7 +240,7 @@ def _policy(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Ite
         overlays.policy_by_step(curves, sweep.counted),
         "KL, entropy and clipping by PPO step",
         f"KL to the base, entropy, and the share of tokens whose ratio was clipped, all batch sizes together: {MEDIAN}."
-        f"{left_out(len(ranks), overlays.MOST_RANKS, 'ranks')}",
+        f"{left_out(len(ranks), MOST_RANKS, 'ranks')}",
         f"KL to the base over PPO steps by rank, at the last one: {overlays.last_values(curves, sweep.counted, 'kl_ref')}",
     )
 
@@ -260,6 +273,12 @@ def lost(results: list[Row]) -> str:
 def _lost_alt(results: list[Row]) -> str:
     n = sum(not scored(run) for run in results)
     return f" Without a score: {n} of {len(results)} runs." if n else ""
+
+
+def _by_arm(families: list[Row]) -> str:
+    """Note on ranks that are left out where each arm has a row of them."""
+    several = len({row["arm"] for row in families}) > FEW_ARMS
+    return left_out(len({row["rank"] for row in families}), MOST_RANKS, "ranks") if several else ""
 
 
 def _unequal(rows: list[Row]) -> str:
@@ -344,7 +363,8 @@ SECTIONS = (
     (_families, MOST_ARMS),
     (_cells, MOST_ARMS),
     (_maps, grid.MOST_MAPS),
-    (_costs, MOST_ARMS),
+    (_costs, 6),
+    (_footprint, 10**9),
     (_steps, MOST_ARMS),
     (_policy, overlays.MOST_ARMS),
     (_settings, MOST_ARMS),

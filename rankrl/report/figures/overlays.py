@@ -8,13 +8,21 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from rankrl.report.curves import Curve, aligned, points
-from rankrl.report.figures.canvas import MOST_PANELS, Canvas, legend_right, n_text, outer, panels, rank_colours, thinned
+from rankrl.report.figures.canvas import (
+    MOST_PANELS,
+    MOST_RANKS,
+    Canvas,
+    legend_right,
+    n_text,
+    outer,
+    panels,
+    rank_colours,
+    thinned,
+)
 from rankrl.report.figures.series import Row
 
 Curves = dict[str, Curve]
 """run_id -> curve."""
-MOST_RANKS = 6
-"""Most ranks over each other in a panel."""
 MOST_ARMS = 4
 """Most arms with a row of panels each."""
 POLICY = {

@@ -17,6 +17,7 @@ from rankrl.report.figures.canvas import (
     LINES,
     MARKERS,
     MOST_PANELS,
+    MOST_RANKS,
     Canvas,
     legend_below,
     legend_right,
@@ -55,11 +56,11 @@ def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
     """Figure: training accuracy against PPO step; runs as thin lines, their mean as a thick one.
 
     One panel per rank and one colour per arm; the other way round with more than FEW_ARMS arms. At
-    most MOST_PANELS ranks. None if no curve has an accuracy.
+    most `most_ranks`. None if no curve has an accuracy.
     """
     if not any(points(curve, "accuracy") for curve in curves.values()):
         return None
-    ranks = thinned(sorted({run["rank"] for run in results}), MOST_PANELS)
+    ranks = thinned(sorted({run["rank"] for run in results}), most_ranks(results))
     results = [run for run in results if run["rank"] in ranks]
     panel, colour = ("rank", "arm") if len({run["arm"] for run in results}) <= FEW_ARMS else ("arm", "rank")
     values, series = (sorted({run[key] for run in results}) for key in (panel, colour))
@@ -75,6 +76,11 @@ def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:
     outer(grid, len(values), "PPO step", "training accuracy\n(fraction correct)")
     legend_below(canvas, *grid.flat, columns=4)
     return canvas
+
+
+def most_ranks(rows: list[Row]) -> int:
+    """Most ranks in a figure that has a panel for each, or for each arm where there are many."""
+    return MOST_PANELS if len({row["arm"] for row in rows}) <= FEW_ARMS else MOST_RANKS
 
 
 def _curves(axes: Any, curves: list[Curve], i: int, label: str) -> None:
