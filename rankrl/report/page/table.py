@@ -45,11 +45,12 @@ class Table:
         """The table with its caption and links to its files; folded if long, "" without rows."""
         if not self.rows:
             return ""
-        head, *body = self._lines()
+        shown = self.shown
+        head, *body = self._lines(shown)
         lines = "".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
         caption, name = escape(self.caption), escape(self.name)
         files = f'<a href="tables/{name}.csv">CSV</a> <a href="tables/{name}.md">Markdown</a>'
-        rest = _rest(f"{self.name}-table", [texts(row, self.shown) for row in self.rows[VISIBLE_ROWS:]])
+        rest = _rest(f"{self.name}-table", [texts(row, shown) for row in self.rows[VISIBLE_ROWS:]])
         whole = (
             f'<div class="table" id="{name}-table"><div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
             f'<table><caption><span class="said">{caption}</span> <span class="files">{files}</span></caption>'
@@ -64,9 +65,9 @@ class Table:
         keys = {key for row in self.rows for key, value in row.items() if value not in (None, "")}
         return {key: column for key, column in self.columns.items() if key in keys}
 
-    def _lines(self) -> list[list[str]]:
+    def _lines(self, shown: dict[str, Column]) -> list[list[str]]:
         """Head and rows as lists of HTML cells, with the drawn column where there is one."""
-        shown, plots = self.shown, self.plots
+        plots = self.plots
         lines = [[_head(key, column, key == self.link) for key, column in shown.items()]]
         lines += [_cells(row, shown, self.link) for row in self.rows[:VISIBLE_ROWS]]
         if not plots or len(self.rows) > VISIBLE_ROWS:
