@@ -41,7 +41,7 @@ SKIPPED = {"svg", "script", "style", "a", "h2", "th", "td", "code", "button", "s
 def glossary() -> str:
     """Section with all words, which explained() links to."""
     rows = "".join(
-        f'<div id="word-{name}"><dt>{name.replace("_", " ")}</dt><dd>{meaning}</dd></div>'
+        f'<div id="word-{name}"><dt>{name.replace("_", "-")}</dt><dd>{meaning}</dd></div>'
         for name, (_, meaning) in WORDS.items()
     )
     return (
