@@ -294,7 +294,8 @@ def test_hostile_text_stays_in_its_cell():
     *head, row = markdown(table).splitlines()
     assert head == ["a \\| b", "", "| run | error |", "| --- | --- |"]
     assert row.startswith("| a\\|b") and row.endswith('\\| c \\| &lt;img> | x,"y" |')
-    assert list(csv.reader(csv_text(table).splitlines(keepends=True)))[1][:2] == [rows[0]["run_id"], 'x,"y"']
+    _, (run, error, _) = csv.reader(csv_text(table).splitlines(keepends=True))
+    assert run.startswith("a|b") and run.endswith("| c | <img>") and error == 'x,"y"'
 
 
 @pytest.mark.slow
