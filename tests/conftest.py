@@ -1,4 +1,4 @@
-"""Shared by all tests: recipes as files, runs from recipes, and the training stack on a CPU."""
+"""Shared by all tests: runs from recipes, the training stack on a CPU, and a browser."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from browser import Browser, browser
 
 from rankrl.recipe.load import load_experiment
 from rankrl.recipe.plan import Run, plan
@@ -42,6 +43,13 @@ def stack():
         from rankrl.ppo import cpu
 
         cpu.install()
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser that the tests of a file share."""
+    with browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
 
 
 def runs_of(recipe: str, *overrides: str) -> list[Run]:

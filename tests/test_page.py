@@ -7,23 +7,17 @@ import html
 import json
 import re
 import zlib
-from collections import namedtuple
 
 import pytest
-from browser import browser
+from pages import HOSTILE, LIVE, result, unfold, write_curves, write_page
 
 from rankrl.report.ledger import Entry
+from rankrl.report.page.answer import key_numbers
 from rankrl.report.page.columns import RUNS
 from rankrl.report.page.data import packed, quantise
-from rankrl.report.page.html import key_numbers, page
 from rankrl.report.page.settings import derived, flat, resolved, split
-from rankrl.report.page.table import data, table
-from rankrl.report.read import SweepRecords
-from rankrl.report.summary import sweep_summary
+from rankrl.report.page.table import Table, data
 
-Figure = namedtuple("Figure", "name path title caption alt")
-HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1">'
-LIVE = "#runs-table tbody tr:not(.detail)"
 CONTRASTS = """
 const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
 const over = (colour, below) => {  // a CSS colour on an opaque one, as [r, g, b]
@@ -45,41 +39,6 @@ return ratios.sort((x, y) => x[0] - y[0]);
 """
 
 
-def result(i, rank=1, gain=0.1, run_id="", **more):
-    final = None if gain is None else 0.2 + gain
-    sizes = {"tokens_total": 2_000_000 + i, "steps": 30, "wall_s": 10.0, "trainable_params": 100, "base_params": 10_000}
-    grid = {"run_id": run_id or f"r{rank}-b16-s{i}", "arm": "", "rank": rank, "batch_size": 16, "seed": i}
-    scores = {"status": "finished", "base_score": 0.2, "final_score": final, "best_score": final, "gain": gain}
-    return grid | scores | sizes | {"error": ""} | more
-
-
-def write_curves(run):
-    run.mkdir(parents=True)
-    lines = [{"step": step, "accuracy": 0.2 + step / 100, "kl_ref": step / 1e5, "lr": None} for step in range(1, 31)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def write_page(directory, results, entries=(), **more):
-    """Writes a report of these results beside the run directories. Returns the path of the page."""
-    to = directory / "report"
-    (to / "figures").mkdir(parents=True)
-    svg = to / "figures" / "gain.svg"
-    svg.write_text(
-        '<?xml version="1.0"?><svg viewBox="0 0 9 9" xmlns="http://www.w3.org/2000/svg"><path d="M0 0H9V9"/></svg>'
-    )
-    figures = [Figure("gain", svg, "Gain by rank.", f"Seeds are dots. {HOSTILE}", "Gain rises with rank")]
-    sweep = SweepRecords(directory.name, directory, results, [], [])
-    path = to / "index.html"
-    path.write_text(page(sweep, sweep_summary(sweep) | more, figures, list(entries)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
-
-
 @pytest.fixture
 def opened(window, tmp_path):
     """A page of 130 runs at two ranks. The first three runs of the lower rank have curves; one run
@@ -88,12 +47,12 @@ def opened(window, tmp_path):
     results += [result(63, 8, None, status="failed", error="no space"), result(64, 8, -0.2, HOSTILE, error=HOSTILE)]
     for i in range(3):
         write_curves(tmp_path / "demo" / f"r1-b16-s{i}")
-    path = write_page(
-        tmp_path / "demo", results, words=["Rank 8 gains.", HOSTILE], problems=[{"run": HOSTILE, "problem": "torn"}]
-    )
+    said = {"answer": ["Rank 8 gains."], "words": ["Rank 8 gains.", HOSTILE]}
+    path = write_page(tmp_path / "demo", results, problems=[{"run": HOSTILE, "problem": "torn"}], **said)
     window.size(1280, 900)
     window.dark(False)
     window.open(path)
+    unfold(window)
     yield window
     assert window.console() == []
     assert window.run("return window.hacked") is None
@@ -101,7 +60,7 @@ def opened(window, tmp_path):
 
 def test_a_table_reads_the_same_in_html_and_json():
     rows = [result(i, 1, -0.0185) for i in range(102)]
-    text = table("runs-table", rows, RUNS, "a & b", link="run_id")
+    text = Table("runs", rows, RUNS, "a & b", link="run_id").html()
     assert text.count("<tr>") == 101
     assert '<td><a href="../r1-b16-s0/">r1-b16-s0</a></td><td class="n">1</td>' in text
     (rest,) = re.findall(r'<script type="application/json" id="runs-table-rows">(.*?)</script>', text)
@@ -119,7 +78,7 @@ def test_a_table_reads_the_same_in_html_and_json():
         "30",
         "10",
     ]
-    assert "<caption>a &amp; b</caption>" in text
+    assert '<caption><span class="said">a &amp; b</span>' in text and "<summary>a &amp; b: 102 rows</summary>" in text
     assert "error" not in text  # no run has an error
 
 
@@ -127,7 +86,7 @@ def test_hostile_text_ends_no_element():
     assert "<" not in data("x", [HOSTILE]).removeprefix('<script type="application/json" id="x">').removesuffix(
         "</script>"
     )
-    row = table("t", [result(0, run_id=HOSTILE)], RUNS, HOSTILE, link="run_id")
+    row = Table("t", [result(0, run_id=HOSTILE)], RUNS, HOSTILE, link="run_id").html()
     assert "<script" not in row and "<img" not in row and html.escape(HOSTILE) in row
 
 
@@ -269,7 +228,6 @@ def test_a_phone_scrolls_tables_and_not_the_page(opened):
     opened.size(360, 740, mobile=True)
     opened.click("#runs-table tbody .open")
     opened.wait_for(".curves svg")
-    opened.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     assert opened.run("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
     wide = "return document.querySelector('#runs-table .scroll').scrollWidth > 360"
     assert opened.run(wide)
@@ -289,10 +247,10 @@ def test_it_prints_without_controls(opened):
 def test_hostile_names_stay_text(opened):
     opened.type("#runs-table input", "hacked")
     assert opened.texts(f"{LIVE} td:first-child a") == [HOSTILE]
-    assert opened.texts("#problems-table tbody td:first-child") == [HOSTILE]
+    assert opened.texts("#problems-table tbody td:last-child > details") == [f"names{HOSTILE}"]
     opened.click("#runs-table tbody .open")
     opened.wait_for(".curves p")
-    assert opened.texts(".curves p") == ["This run has left no curves."]
+    assert opened.texts(".curves p") == [f"run {HOSTILE}", f"error {HOSTILE}", "This run has left no curves."]
     assert opened.run("return document.querySelectorAll('img, main script:not([type])').length") == 0
 
 
@@ -331,6 +289,7 @@ def test_ten_thousand_runs_are_usable(window, tmp_path):
     results = [result(i, rank, 0.0001 * i) for rank in (1, 2, 4, 8) for i in range(2500)]
     write_curves(tmp_path / "many" / "r8-b16-s2499")
     window.open(write_page(tmp_path / "many", results))
+    unfold(window)
     assert len(window.texts(LIVE)) == 100
     window.click("#runs-table .more button")
     assert len(window.texts(LIVE)) == 200

@@ -214,7 +214,8 @@ def test_report_of_run_directories(tmp_path):
         " Of 5 runs 1 failed and 2 have no result: they are missing in all that follows."
     )
     page = (to / "index.html").read_text()
-    assert "<td>r1-b16-s9</td><td>partial: begun, and no result.json yet</td>" in page
+    partial = '<div>partial: begun, and no result.json yet</div></td><td class="n">1</td><td>r1-b16-s9</td>'
+    assert partial in page
     assert "5 runs planned: 2 finished, 1 failed, 2 planned." in page
     assert page.count("<td>planned</td>") == 2
     assert "&lt;b&gt;&amp;boom" in page and "<b>&boom" not in page

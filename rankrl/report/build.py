@@ -1,4 +1,4 @@
-"""Run directories -> the report: summary.json, runs.csv, figures and the page."""
+"""Run directories -> the report: summary.json, runs.csv, tables, figures and the page."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 
 from rankrl.recipe.whole_file import whole_file
-from rankrl.report.ledger import ledger
+from rankrl.report.ledger import Entry, ledger
+from rankrl.report.page.export import write_tables
 from rankrl.report.page.html import page
+from rankrl.report.page.sections import Section, sections
 from rankrl.report.read import SweepRecords, read_sweeps
 from rankrl.report.statistics.limits import DEFAULT, Limits
 from rankrl.report.summary import sweep_summary
@@ -58,7 +60,10 @@ def _build(sweep: SweepRecords, limits: Limits, tables_only: bool) -> dict[str, 
     rows = [{k: csv_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in sweep.results]
     with whole_file(to / "runs.csv") as part:
         pd.DataFrame(rows).to_csv(part, index=False)
-    drawn = "" if tables_only else _draw(sweep, statistics, to)
+    entries = ledger(sweep.directory)
+    parts = sections(sweep, statistics, entries)
+    write_tables(parts, to / "tables")
+    drawn = "" if tables_only else _draw(sweep, statistics, entries, parts, to)
     return statistics | {"sweep": sweep.name, "page": drawn}
 
 
@@ -72,13 +77,15 @@ def _shown(sweep: SweepRecords) -> SweepRecords:
     )
 
 
-def _draw(sweep: SweepRecords, statistics: dict[str, Any], to: Path) -> str:
+def _draw(
+    sweep: SweepRecords, statistics: dict[str, Any], entries: list[Entry], tables: list[Section], to: Path
+) -> str:
     """Writes figures, page and TensorBoard's margin charts. Returns the path of the page."""
     from rankrl.report.figures.draw import draw  # here: tables do not wait for matplotlib
 
     drawings = draw(sweep, statistics, to / "figures")
     with whole_file(to / "index.html") as part:
-        part.write_text(page(sweep, statistics, drawings, ledger(sweep.directory)))
+        part.write_text(page(sweep, statistics, drawings, entries, tables))
     aggregate(sweep)
     return str(to / "index.html")
 

@@ -12,9 +12,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Column:
+    """A table's column. Where a row lacks its key it shows a dash; where all do, it is left out."""
+
     title: str
     text: Callable[[Any], str]
     numeric: bool = True
+    folded: bool = False
+    """Long texts are shown on a click."""
 
 
 def signed(value: float) -> str:
@@ -70,11 +74,17 @@ STATISTICS = {
     "arm": ARM,
     "rank": RANK,
     "batch_size": BATCH,
+    "mean_gain": GAIN,
+    "negative_gain_risk": Column("risk", percent),
+    "blocked_ci95": CI,
+    "blocked_risk_ci95": Column("risk, 95 %", percents),
     "n_seeds": Column("runs", number),
     "n_blocks": Column("seeds", number),
-    "mean_gain": GAIN,
-    "blocked_ci95": CI,
+    "negative_runs": Column("negative", number),
+    "failed_runs": Column("failed", number),
+    "diverged_runs": Column("diverged", number),
     "gain_ci95": Column("interval if runs were independent", interval),
+    "risk_ci95": Column("risk if runs were independent", percents),
     "sd_gain": Column("sd", fixed),
     "iqm": Column("IQM", signed),
     "iqm_ci95": Column("IQM, bootstrap", interval),
@@ -83,13 +93,7 @@ STATISTICS = {
     "expected_max": Column("expected best", maxima),
     "upside_index": Column("upside index", two),
     "upside_null95": Column("upside by chance", lambda ends: f"[{two(ends[0])}, {two(ends[1])}]"),
-    "negative_runs": Column("negative", number),
-    "negative_gain_risk": Column("risk", percent),
-    "blocked_risk_ci95": Column("risk, 95 %", percents),
-    "risk_ci95": Column("risk if runs were independent", percents),
     "p_negative_items": Column("negative on other items", percent),
-    "failed_runs": Column("failed", number),
-    "diverged_runs": Column("diverged", number),
     "mean_final_score": Column("final score", fixed),
     "mean_tokens": Column("tokens, M", millions),
     "token_efficiency": Column("gain per M tokens", number),
@@ -133,10 +137,10 @@ PARETO = {
     "arm": ARM,
     "rank": RANK,
     "batch_size": BATCH,
-    "mean_tokens": Column("tokens, M", millions),
     "mean_gain": GAIN,
-    "lower_gain": Column("lower end, 95 %", signed),
     "risk": Column("risk", percent),
+    "lower_gain": Column("lower end, 95 %", signed),
+    "mean_tokens": Column("tokens, M", millions),
     "on_front": Column("on front", yes, False),
     "front_share": Column("on front, bootstrap", percent),
     "on_front_risk_averse": Column("on risk-averse front", yes, False),
@@ -170,7 +174,11 @@ SOURCES = {
     "gain_ci95": CI,
 }
 POWER = {"claim": Column("open claim", str, False), "seeds_more": Column("more seeds", number)}
-PROBLEMS = {"run": Column("run", str, False), "problem": Column("problem", str, False)}
+PROBLEMS = {
+    "problem": Column("problem", str, False),
+    "n_runs": Column("runs", number),
+    "runs": Column("which", str, False, folded=True),
+}
 RUNS = {
     "run_id": Column("run", str, False),
     "arm": ARM,

@@ -1,6 +1,8 @@
-// Sorts, filters and extends tables by the text that they show; draws a run's curves on demand. Text is only ever set as text.
+// Sorts, filters, extends and saves tables by the text that they show; draws a run's curves on demand; shows words and figures.
+// Text is only ever set as text.
 "use strict";
-const VISIBLE_ROWS = 100; // as in table.py
+const VISIBLE_ROWS = 100, LONG = 32; // as in table.py
+const RUNS = "runs-table";
 const $ = (id) => document.getElementById(id);
 const read = (id) => JSON.parse($(id)?.textContent ?? "null");
 
@@ -19,9 +21,12 @@ const number = (text) => {
 function builder(heads) { // a row of texts -> <tr>, as table.py writes it
   return (texts) => element("tr", {}, ...texts.map((text, i) => {
     const inner = "link" in heads[i].dataset ? element("a", { href: `../${encodeURIComponent(text)}/` }, text) : text;
-    return element("td", { className: heads[i].className }, inner);
+    const long = text.length > LONG && heads[i].className !== "n";
+    return element("td", { className: long ? "long" : heads[i].className }, long ? element("div", {}, inner) : inner);
   }));
 }
+
+const said = (cell) => (cell.querySelector("details")?.lastChild ?? cell).textContent;
 
 function term(word, heads) { // "rank>=8" or a part of any text -> a test of a row's texts
   const [, name, sign, value] = word.match(/^([^<>=]+)(<=|>=|=|<|>)(.+)$/) ?? [];
@@ -46,7 +51,7 @@ function live(holder) {
   const body = holder.querySelector("tbody");
   const heads = [...holder.querySelectorAll("thead th")];
   heads.forEach((head) => { head.title_ = head.textContent; });
-  const rows = [...body.rows].map((tr) => ({ tr, texts: [...tr.cells].map((cell) => cell.textContent) }));
+  const rows = [...body.rows].map((tr) => ({ tr, texts: [...tr.cells].map(said) }));
   rows.push(...(read(`${holder.id}-rows`) ?? []).map((texts) => ({ tr: null, texts })));
   rows.forEach((row, index) => { row.index = index; });
   const build = builder(heads);
@@ -55,11 +60,13 @@ function live(holder) {
   const more = element("button", { type: "button", textContent: "Show 100 more" });
   const foot = element("p", { className: "more" }, more);
 
+  let kept = rows;
+
   function show() {
     const tests = state.query.split(/\s+/).filter(Boolean).map((word) => term(word, heads));
-    const kept = rows.filter((row) => tests.every((test) => test(row.texts)));
-    const order = state.at < 0 ? kept : sorted(kept, state.at, heads[state.at].classList.contains("n"), state.way);
-    const seen = order.slice(0, state.shown);
+    kept = rows.filter((row) => tests.every((test) => test(row.texts)));
+    if (state.at >= 0) kept = sorted(kept, state.at, heads[state.at].classList.contains("n"), state.way);
+    const seen = kept.slice(0, state.shown);
     body.replaceChildren(...seen.flatMap((row) => {
       row.tr ??= build(row.texts);
       holder.dispatchEvent(new CustomEvent("row", { detail: row }));
@@ -70,28 +77,85 @@ function live(holder) {
     status.textContent = `${kept.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows${part}`;
   }
 
+  function sort(at, way) { // at -1: the order of the file
+    Object.assign(state, { at, way });
+    heads.forEach((head, i) => i === at ? head.setAttribute("aria-sort", way > 0 ? "ascending" : "descending") : head.removeAttribute("aria-sort"));
+    show();
+  }
+
+  function filter(query) {
+    Object.assign(state, { query, shown: VISIBLE_ROWS });
+    show();
+  }
+
+  const changed = () => holder.dispatchEvent(new Event("changed"));
   heads.forEach((head, at) => {
     if (head.className === "plot" || rows.length < 2) return;
     const button = element("button", { type: "button", textContent: head.title_ });
-    button.onclick = () => {
-      state.way = state.at === at ? -state.way : 1;
-      state.at = at;
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", state.way > 0 ? "ascending" : "descending");
-      show();
-    };
+    button.onclick = () => { sort(at, state.at === at ? -state.way : 1); changed(); };
     head.replaceChildren(button);
   });
+  const input = element("input", { type: "search", placeholder: holder.id === RUNS ? "rank=1 gain<0" : "", spellcheck: false });
+  input.oninput = () => { filter(input.value); changed(); };
   if (rows.length > 12) {
-    const input = element("input", { type: "search", placeholder: holder.id === "runs-table" ? "rank=1 gain<0" : "", spellcheck: false });
-    input.oninput = () => { Object.assign(state, { query: input.value, shown: VISIBLE_ROWS }); show(); };
-    const label = element("label", {}, "Filter", input);
-    holder.prepend(element("div", { className: "tools" }, label, status));
+    holder.prepend(element("div", { className: "tools" }, element("label", {}, "Filter", input), status));
     holder.append(foot);
     more.onclick = () => { state.shown += VISIBLE_ROWS; show(); };
   }
   holder.querySelector(".rest")?.remove();
-  return { rows, show };
+  return { holder, heads, rows, state, input, show, sort, filter, kept: () => kept };
+}
+
+// ---------------------------------------------------------------- files
+const cleaned = (text, head) => head.className === "n" ? text.replaceAll("\u2212", "-").replace(/(\d),(?=\d{3})/g, "$1") : text;
+const quoted = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+const plain = (text) => text.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("<", "&lt;").replace(/\s+/g, " ");
+const rules = (heads) => heads.map((head) => head.className === "n" ? "---:" : "---");
+const FORMATS = {
+  CSV: (heads, lines) => [heads.map((head) => head.title_), ...lines.map((line) => line.map((text, i) => cleaned(text, heads[i])))]
+    .map((line) => line.map(quoted).join(",")),
+  Markdown: (heads, lines) => [heads.map((head) => head.title_), rules(heads), ...lines].map((line) => `| ${line.map(plain).join(" | ")} |`),
+};
+
+function savable(table) { // the links save what is shown, so that the page needs no file beside it
+  const at = table.heads.flatMap((head, i) => head.className === "plot" ? [] : [i]);
+  table.holder.querySelectorAll("caption .files a").forEach((link) => {
+    link.download = link.getAttribute("href").split("/").at(-1);
+    link.onclick = () => {
+      const lines = FORMATS[link.textContent](at.map((i) => table.heads[i]), table.kept().map((row) => at.map((i) => row.texts[i])));
+      link.href = URL.createObjectURL(new Blob([`${lines.join("\n")}\n`]));
+    };
+  });
+}
+
+// ---------------------------------------------------------------- address: #runs?filter=rank%3D1&sort=-gain
+const split = () => { const [, anchor, query] = location.hash.match(/^#?([^?]*)\??(.*)$/s); return [anchor, query]; };
+
+function addressed(table) {
+  let timer;
+  const query = () => {
+    const { at, way } = table.state;
+    const values = { filter: table.input.value, sort: at < 0 ? "" : (way < 0 ? "-" : "") + table.heads[at].dataset.key };
+    return new URLSearchParams(Object.entries(values).filter(([, value]) => value)).toString();
+  };
+  const write = () => {
+    const [anchor] = split(), asked = query();
+    const hash = asked ? `#${anchor}?${asked}` : anchor && `#${anchor}`;
+    if (hash !== location.hash) history.replaceState(null, "", hash || location.href.split("#")[0]);
+  };
+  const restore = () => {
+    const [anchor, text] = split(), asked = new URLSearchParams(text), sort = asked.get("sort") ?? "";
+    if (!text) return write(); // a link of the page has been followed: the filter stays
+    table.input.value = table.input.isConnected ? asked.get("filter") ?? "" : "";
+    table.filter(table.input.value);
+    table.sort(table.heads.findIndex((head) => head.dataset.key && head.dataset.key === sort.replace("-", "")), sort.startsWith("-") ? -1 : 1);
+    const fold = table.holder.closest("details");
+    if (fold) fold.open = true;
+    (anchor && $(anchor) || table.holder).scrollIntoView();
+  };
+  table.holder.addEventListener("changed", () => { clearTimeout(timer); timer = setTimeout(write, 200); });
+  addEventListener("hashchange", restore);
+  restore();
 }
 
 // ---------------------------------------------------------------- curves
@@ -145,45 +209,88 @@ async function drawn(row, rows) { // this run thick, the other seeds of its cell
   const charts = Object.entries(about.series).filter(([name]) => points(own, name).length > 1)
     .map(([name, title]) => chart(title, points(own, name), others.map((other) => points(other, name)).filter((c) => c.length)));
   const words = charts.length ? `${row.texts[0]}, and the ${mates.length} other seeds of its cell, thin.` : "This run has left no curves.";
-  return element("div", { className: "curves" }, element("p", { textContent: words }), ...charts);
+  return [element("p", { textContent: words }), ...charts];
 }
 
-function expandable(holder, table) {
-  holder.addEventListener("row", ({ detail: row }) => {
-    if (row.button) return;
-    row.button = element("button", { type: "button", className: "open", textContent: "curves" });
+function expandable(table) { // a row below a run: its long texts in full, and its curves
+  const long = (row) => row.texts.flatMap((text, i) => text.length > LONG ? [element("p", { className: "whole" }, element("strong", {}, table.heads[i].title_), ` ${text}`)] : []);
+  table.holder.addEventListener("row", ({ detail: row }) => {
+    if (row.button || !about && !long(row).length) return;
+    row.button = element("button", { type: "button", className: "open", textContent: "details" });
     row.button.setAttribute("aria-expanded", "false");
-    row.button.setAttribute("aria-label", `Curves of ${row.texts[0]}`);
+    row.button.setAttribute("aria-label", `Details of ${row.texts[0]}`);
     row.button.onclick = async () => {
       const open = !row.detail;
-      const cell = open && element("td", { colSpan: row.tr.cells.length }, await drawn(row, table.rows));
+      const inside = open && element("div", { className: "curves" }, ...long(row), ...about ? await drawn(row, table.rows) : []);
       row.detail?.remove();
-      row.detail = open ? element("tr", { className: "detail" }, cell) : null;
+      row.detail = open ? element("tr", { className: "detail" }, element("td", { colSpan: row.tr.cells.length }, inside)) : null;
       if (open) row.tr.after(row.detail);
       row.button.setAttribute("aria-expanded", String(open));
     };
-    row.tr.cells[0].append(row.button);
+    (row.tr.cells[0].querySelector("div") ?? row.tr.cells[0]).append(row.button);
   });
 }
 
 // ---------------------------------------------------------------- figures
 function enlargeable(figure, dialog) {
-  const drawing = figure.querySelector(".drawing");
+  const drawing = figure.querySelector(".drawing"), pan = dialog.querySelector(".pan");
   const button = element("button", { type: "button", textContent: "Enlarge" });
   button.setAttribute("aria-label", `Enlarge: ${figure.querySelector("strong").textContent}`);
   button.onclick = () => {
     figure.style.minHeight = `${figure.offsetHeight}px`;
-    dialog.append(drawing);
+    pan.replaceChildren(drawing);
     dialog.showModal();
+    pan.scrollTo(0, 0);
     dialog.addEventListener("close", () => { figure.prepend(drawing); figure.style.minHeight = ""; }, { once: true });
   };
   figure.querySelector(".files").prepend(button);
 }
 
+// ---------------------------------------------------------------- words
+function explains(link, card) { // shows a word's meaning beside it; without this the link leads to it
+  link.onclick = (event) => {
+    event.preventDefault();
+    const box = link.getBoundingClientRect();
+    card.replaceChildren(...$(link.hash.slice(1)).cloneNode(true).childNodes);
+    card.togglePopover(true);
+    const { offsetWidth: width, offsetHeight: height } = card;
+    card.style.left = `${Math.max(8, Math.min(box.left, document.documentElement.clientWidth - width - 8))}px`;
+    card.style.top = `${box.bottom + height + 12 < innerHeight ? box.bottom + 6 : Math.max(8, box.top - height - 6)}px`;
+  };
+}
+
+// ---------------------------------------------------------------- a sweep that is going on
+function reloads(seconds) {
+  const folds = [...document.querySelectorAll("section")].flatMap((section) => // named by their place: the next page may have more
+    [...section.querySelectorAll("details")].map((fold, i) => [`${section.id} ${i}`, fold]));
+  const { top, open } = history.state ?? {};
+  if (open) {
+    folds.forEach(([name, fold]) => { fold.open = open.includes(name); });
+    scrollTo(0, top);
+    history.replaceState(null, "");
+  }
+  let typed = false;
+  addEventListener("input", () => { typed = true; });
+  setInterval(() => {
+    const busy = typed || document.querySelector("dialog[open], .detail, .card:popover-open");
+    typed = false;
+    if (busy) return;
+    history.replaceState({ top: scrollY, open: folds.flatMap(([name, fold]) => fold.open ? [name] : []) }, "");
+    location.reload();
+  }, 1000 * seconds);
+}
+
 for (const holder of document.querySelectorAll(".table")) {
   const table = live(holder);
-  if (holder.id === "runs-table" && about) expandable(holder, table);
+  savable(table);
+  if (holder.id === RUNS) expandable(table);
   table.show();
+  if (holder.id === RUNS) addressed(table);
 }
 document.querySelectorAll("figure").forEach((figure) => enlargeable(figure, document.querySelector("dialog")));
+const card = element("div", { className: "card", popover: "auto" });
+document.body.append(card);
+if (card.togglePopover) document.querySelectorAll("a.word").forEach((link) => explains(link, card));
+const going = document.querySelector(".live");
+if (going) reloads(Number(going.dataset.reloadS));
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => { details.open = true; }));

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from rankrl.report.ledger import Entry, counts
+from rankrl.report.ledger import rows as entry_rows
 from rankrl.report.page import columns
 from rankrl.report.page.columns import Column
-from rankrl.report.page.table import Row, table
+from rankrl.report.page.problems import grouped
+from rankrl.report.page.settings import derived, split
+from rankrl.report.page.settings import settings as settings_by_rank
+from rankrl.report.page.table import Row, Table
+from rankrl.report.read import SweepRecords
 from rankrl.report.statistics.power import named
+from rankrl.report.visible import visible
+
+Summary = dict[str, Any]
+BOARD = "http://localhost:6006"
 
 NOTES = {
     "ranks": (
@@ -67,6 +78,10 @@ NOTES = {
         "Scores on the evaluation items before and after training. Curves are thinned and drawn to 1/255 of their "
         "range; the numbers stay in each run's metrics.jsonl."
     ),
+    "settings": (
+        "Of the first run of each rank; every run.yaml holds its own, with rule, formula and source of each derived "
+        "value."
+    ),
 }
 MEAN = ("mean_gain", "blocked_ci95")
 MOST_NAMED = 9
@@ -82,21 +97,33 @@ EVALUATION = {
 }
 
 
-def section(name: str, title: str, *tables: str, note: str = "") -> str:
-    """A <section> element with heading, tables and note; "" if all tables are empty."""
-    content = "".join(tables)
-    if not content:
-        return ""
-    note = f'<p class="note">{escape(note)}</p>' if note else ""
-    heading = f'<h2 id="{name}-title">{escape(title)}</h2>'
-    return f'<section id="{name}" aria-labelledby="{name}-title">{heading}{content}{note}</section>'
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a heading over tables, and paragraphs as HTML, with a note."""
+
+    name: str
+    title: str
+    parts: tuple[Table | str, ...]
+    note: str = ""
+
+    @property
+    def tables(self) -> list[Table]:
+        return [part for part in self.parts if isinstance(part, Table) and part.rows]
+
+    def html(self) -> str:
+        """A <section> element; "" if nothing is in it."""
+        content = "".join(part if isinstance(part, str) else part.html() for part in self.parts)
+        if not content:
+            return ""
+        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
+        heading = f'<h2 id="{self.name}-title">{escape(self.title)}</h2>'
+        return f'<section id="{self.name}" aria-labelledby="{self.name}-title">{heading}{content}{note}</section>'
 
 
-def statistics(summary: dict[str, Any], key: str, title: str, caption: str) -> str:
+def statistics(summary: Summary, key: str, title: str, caption: str) -> Section:
     """Section of the cells or a family: a table of all statistics, with mean and interval drawn."""
     rows = summary[key]
-    shown = table(f"{key}-table", rows, _statistics_columns(rows), caption, plots=MEAN)
-    return section(key, title, shown, note=NOTES[key])
+    return Section(key, title, (Table(key, rows, _statistics_columns(rows), caption, plots=MEAN),), NOTES[key])
 
 
 def _statistics_columns(rows: list[Row]) -> dict[str, Column]:
@@ -106,41 +133,35 @@ def _statistics_columns(rows: list[Row]) -> dict[str, Column]:
     counts of failed or diverged runs where there are none.
     """
     same = {"n_blocks": "n_seeds", "gain_ci95": "blocked_ci95", "risk_ci95": "blocked_risk_ci95"}
-    idle = {key for key, other in same.items() if all(row[key] == row[other] for row in rows)}
-    idle |= {key for key in ("failed_runs", "diverged_runs") if not any(row[key] for row in rows)}
+    idle = {key for key, other in same.items() if all(row.get(key) == row.get(other) for row in rows)}
+    idle |= {key for key in ("failed_runs", "diverged_runs") if not any(row.get(key) for row in rows)}
     return {key: column for key, column in columns.STATISTICS.items() if key not in idle}
 
 
-def simple(summary: dict[str, Any], key: str, title: str, shape: dict[str, Column], caption: str) -> str:
+def simple(summary: Summary, key: str, title: str, shape: dict[str, Column], caption: str) -> Section:
     """Section with one list of the summary as a table, unchanged."""
-    return section(key, title, table(f"{key}-table", summary[key], shape, caption), note=NOTES[key])
+    return Section(key, title, (Table(key, summary[key], shape, caption),), NOTES[key])
 
 
-def comparisons(summary: dict[str, Any]) -> str:
-    """Section on the arms against the reference arm, pooled and by cell; "" with a single arm."""
+def comparisons(summary: Summary) -> Section:
+    """Section on the arms against the reference arm, pooled and by cell; empty with one arm."""
     rows = summary["comparisons"]
-    if not rows:
-        return ""
-    against, plots = f"against arm {rows[0]['against']}", ("mean_difference", "family_ci95")
-    return section(
-        "comparisons",
-        "Arms compared",
-        table("pooled-table", summary["arm_comparisons"], columns.COMPARISONS, f"One row per arm, {against}", plots),
-        table("comparisons-table", rows, columns.COMPARISONS, f"One row per cell, {against}", plots),
-        note=NOTES["comparisons"],
-    )
+    against, plots = f"against arm {rows[0]['against']}" if rows else "", ("mean_difference", "family_ci95")
+    pooled = Table("pooled", summary["arm_comparisons"], columns.COMPARISONS, f"One row per arm, {against}", plots)
+    by_cell = Table("comparisons", rows, columns.COMPARISONS, f"One row per cell, {against}", plots)
+    return Section("comparisons", "Arms compared", (pooled, by_cell), NOTES["comparisons"])
 
 
-def against_reference(summary: dict[str, Any]) -> str:
+def against_reference(summary: Summary) -> Section:
     """Section on the ranks against the reference rank, and on which ranks are below another one."""
     rows = summary["against_reference"]
     caption = f"One row per rank, against rank {rows[0]['reference_rank']}" if rows else ""
     shape = columns.AGAINST_REFERENCE
     if len({row["reference_rank"] for row in rows}) == 1:  # the caption names it
         shape = {key: column for key, column in shape.items() if key != "reference_rank"}
-    shown = table("against-table", rows, shape, caption, ("mean_difference", "family_ci95"))
-    best = _best(summary["best_set"]) if shown else ""
-    return section("against", "Against the reference rank", shown, best, note=NOTES["against_reference"])
+    shown = Table("against", rows, shape, caption, ("mean_difference", "family_ci95"), folded=True)
+    best = _best(summary["best_set"]) if rows else ""
+    return Section("against", "Against the reference rank", (shown, best), NOTES["against_reference"])
 
 
 def _best(found: dict[str, Any]) -> str:
@@ -154,39 +175,82 @@ def _best(found: dict[str, Any]) -> str:
     return f"<details><summary>{said}</summary><p>{names}.</p></details>" if long else f"<p>{said}: {names}.</p>"
 
 
-def budget(summary: dict[str, Any]) -> str:
+def budget(summary: Summary) -> Section:
     """Section on what a budget buys, with the cost models in words."""
     rows = summary["budget"]
-    shown = table("budget-table", rows, columns.BUDGET, "Runs that one budget buys at each rank")
+    shown = Table("budget", rows, columns.BUDGET, "Runs that one budget buys at each rank")
     models = {row["model"]: row["cost_model"] for row in rows}
     said = " ".join(f"{name.capitalize()}: {words}." for name, words in sorted(models.items()))
-    return section("budget", "What a budget buys", shown, note=f"{NOTES['budget']} {said}" if rows else "")
+    return Section("budget", "What a budget buys", (shown,), f"{NOTES['budget']} {said}")
 
 
-def footprint(summary: dict[str, Any]) -> str:
-    here = table("footprint-table", summary["footprint"], columns.FOOTPRINT, "This sweep's adapters")
-    scales = table("scales-table", summary["footprint_scales"], columns.FOOTPRINT, "Adapters at the shipped scales")
-    return section("footprint", "Footprint", here, scales, note=NOTES["footprint"])
+def footprint(summary: Summary) -> Section:
+    here = Table("footprint", summary["footprint"], columns.FOOTPRINT, "This sweep's adapters", folded=True)
+    scales = Table("scales", summary["footprint_scales"], columns.FOOTPRINT, "Adapters at the shipped scales")
+    return Section("footprint", "Footprint", (here, scales), NOTES["footprint"])
 
 
-def evaluation(summary: dict[str, Any]) -> str:
+def evaluation(summary: Summary) -> Section:
     """Section on the sources of noise, and on gains by source of the items."""
-    found = summary["evaluation"]
-    noise = table("noise-table", [found] if found else [], EVALUATION, "Noise of items, samples and seeds")
-    sources = table(
-        "sources-table", summary["sources"], columns.SOURCES, "Gain by source of the items", ("mean_gain", "gain_ci95")
+    found, plots = summary["evaluation"], ("mean_gain", "gain_ci95")
+    noise = Table("noise", [found] if found else [], EVALUATION, "Noise of items, samples and seeds")
+    sources = Table("sources", summary["sources"], columns.SOURCES, "Gain by source of the items", plots)
+    return Section("evaluation", "Evaluation", (noise, sources), NOTES["evaluation"])
+
+
+def problems(summary: Summary) -> Section:
+    """Section on what could not be counted and why, each problem once with its runs."""
+    rows = grouped(summary["problems"])
+    shown = Table("problems", rows, columns.PROBLEMS, "What could not be counted, and why")
+    return Section("problems", "Problems", (shown,))
+
+
+def runs(sweep: SweepRecords) -> Section:
+    board = (
+        f"<p>Curves of all runs in TensorBoard: <code>tensorboard --logdir {escape(visible(str(sweep.directory)))}</code>, "
+        f'then <a href="{BOARD}">{BOARD.removeprefix("http://")}</a>.</p>'
+        '<noscript><p>Sorting, filtering and curves need JavaScript. All runs: <a href="runs.csv">runs.csv</a>.</p></noscript>'
     )
-    return section("evaluation", "Evaluation", noise, sources, note=NOTES["evaluation"])
+    shown = Table("runs", sweep.results, columns.RUNS, "One row per run", link="run_id")
+    return Section("runs", "Runs", (board, shown), NOTES["runs"])
 
 
-def tables(summary: dict[str, Any]) -> list[str]:
-    """All sections of statistics as HTML, in reading order; "" for each one without rows."""
+def ledger(entries: list[Entry]) -> Section:
+    """Section on the state of the sweep: counts by state, and the runs that have not finished."""
+    stand = ", ".join(f"{number} {state}" for state, number in counts(entries).items())
+    said = f"<p>{len(entries):,} runs planned: {escape(stand)}.</p>" if entries else ""
+    unfinished = entry_rows(entry for entry in entries if entry.state != "finished")
+    shown = Table("ledger", unfinished, columns.LEDGER, "Runs that have not finished")
+    return Section("ledger", "Ledger", (said, shown))
+
+
+def settings(sweep: SweepRecords) -> Section:
+    """Section of settings: derived from each rank, different by arm, and shared by all."""
+    found = settings_by_rank(sweep.directory, sweep.results)
+    rows, (differ, same) = derived(found), split(found)
+    knobs = {key: Column(key, columns.number) for row in rows for key in row if key not in ("arm", "rank")}
+    arms = {arm: Column(arm or "value", str, False) for row in differ for arm in row if arm != "setting"}
+    name, place = {"setting": Column("setting", str, False)}, {"arm": columns.ARM, "rank": columns.RANK}
+    return Section(
+        "settings",
+        "Settings",
+        (
+            Table("knobs", rows, place | knobs, "Derived from the rank", folded=True),
+            Table("differ", differ, name | arms, "Settings that differ by arm"),
+            Table("same", same, name | {"value": Column("value", str, False)}, "Shared by all arms"),
+        ),
+        NOTES["settings"],
+    )
+
+
+def sections(sweep: SweepRecords, summary: Summary, entries: list[Entry]) -> list[Section]:
+    """All sections of tables in reading order; one without rows is empty."""
     arms = statistics(summary, "arms", "Arms", "One row per arm, over ranks, batch sizes and seeds")
     return [
         statistics(summary, "ranks", "Ranks", "One row per rank, over batch sizes and seeds"),
         against_reference(summary),
         comparisons(summary),
-        arms if len(summary["arms"]) > 1 else "",
+        *([arms] if len(summary["arms"]) > 1 else []),
         statistics(summary, "batches", "Batch sizes", "One row per batch size, over ranks and seeds"),
         statistics(summary, "cells", "Cells", "One row per cell (rank x batch size)"),
         simple(summary, "pareto_points", "Pareto front", columns.PARETO, "Cells by tokens and gain"),
@@ -194,4 +258,8 @@ def tables(summary: dict[str, Any]) -> list[str]:
         footprint(summary),
         evaluation(summary),
         simple(summary, "power", "Open claims", columns.POWER, "Seeds that would settle what is open"),
+        runs(sweep),
+        problems(summary),
+        ledger(entries),
+        settings(sweep),
     ]

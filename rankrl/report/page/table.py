@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -13,12 +14,11 @@ from rankrl.report.visible import visible
 Row = dict[str, Any]
 VISIBLE_ROWS = 100
 """Rows in the HTML, and rows that a click adds. page.js has the same number."""
+OPEN_ROWS = 12
+"""Tables with more rows are folded."""
+LONG = 32
+"""Texts of more characters are wrapped. page.js has the same number."""
 NONE = "–"  # noqa: RUF001
-
-
-def used(rows: list[Row], columns: dict[str, Column]) -> dict[str, Column]:
-    """The columns for which at least one row has a value."""
-    return {key: column for key, column in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
 
 
 def texts(row: Row, columns: dict[str, Column]) -> list[str]:
@@ -26,35 +26,60 @@ def texts(row: Row, columns: dict[str, Column]) -> list[str]:
     return [NONE if row.get(key) in (None, "") else visible(column.text(row[key])) for key, column in columns.items()]
 
 
-def table(
-    name: str,
-    rows: list[Row],
-    columns: dict[str, Column],
-    caption: str,
-    plots: tuple[str, str] | None = None,
-    link: str = "",
-) -> str:
-    """A table with its caption as HTML; "" without rows.
+@dataclass(frozen=True)
+class Table:
+    """A table of the report: in the page as HTML, in report/tables/ as CSV and Markdown."""
 
-    `name`: the element's id. `plots`: keys of a mean and its interval, which are drawn in a column
-    after the mean. `link`: the column whose cells link to run directories.
-    """
-    if not rows:
-        return ""
-    shown = used(rows, columns)
-    drawn = forest(rows, *plots) if plots and len(rows) <= VISIBLE_ROWS else []
-    after = list(shown).index(plots[0]) + 1 if plots and drawn else 0
-    head = [_head(key, column, key == link) for key, column in shown.items()]
-    body = [_cells(row, shown, link) for row in rows[:VISIBLE_ROWS]]
-    for cells, plot in zip([head, *body], ['<th scope="col" class="plot">drawn</th>', *drawn], strict=bool(drawn)):
-        if drawn:
-            cells.insert(after, plot)
-    html = "".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
-    return (
-        f'<div class="table" id="{name}"><div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f"<table><caption>{escape(caption)}</caption><thead><tr>{''.join(head)}</tr></thead><tbody>{html}</tbody></table></div>"
-        f"{_rest(name, [texts(row, shown) for row in rows[VISIBLE_ROWS:]])}</div>"
-    )
+    name: str
+    """Its files' stem; its element's id is `name`-table."""
+    rows: list[Row]
+    columns: dict[str, Column]
+    caption: str
+    plots: tuple[str, str] | None = None
+    """Keys of a mean and its interval, which are drawn in a column after the interval."""
+    link: str = ""
+    """The column whose cells link to run directories."""
+    folded: bool = False
+    """Shown on a click even if it is short."""
+
+    def html(self) -> str:
+        """The table with its caption and links to its files; folded if long, "" without rows."""
+        if not self.rows:
+            return ""
+        shown = self.shown
+        head, *body = self._lines(shown)
+        lines = "".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
+        caption, name = escape(self.caption), escape(self.name)
+        files = f'<a href="tables/{name}.csv">CSV</a> <a href="tables/{name}.md">Markdown</a>'
+        rest = _rest(f"{self.name}-table", [texts(row, shown) for row in self.rows[VISIBLE_ROWS:]])
+        whole = (
+            f'<div class="table" id="{name}-table"><div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
+            f'<table><caption><span class="said">{caption}</span> <span class="files">{files}</span></caption>'
+            f"<thead><tr>{''.join(head)}</tr></thead><tbody>{lines}</tbody></table></div>{rest}</div>"
+        )
+        folded = f"<details><summary>{caption}: {_count(len(self.rows))}</summary>{whole}</details>"
+        return folded if self.folded or len(self.rows) > OPEN_ROWS else whole
+
+    @property
+    def shown(self) -> dict[str, Column]:
+        """The columns for which at least one row has a value."""
+        keys = {key for row in self.rows for key, value in row.items() if value not in (None, "")}
+        return {key: column for key, column in self.columns.items() if key in keys}
+
+    def _lines(self, shown: dict[str, Column]) -> list[list[str]]:
+        """Head and rows as lists of HTML cells, with the drawn column where there is one."""
+        plots = self.plots
+        lines = [[_head(key, column, key == self.link) for key, column in shown.items()]]
+        lines += [_cells(row, shown, self.link) for row in self.rows[:VISIBLE_ROWS]]
+        if not plots or len(self.rows) > VISIBLE_ROWS:
+            return lines
+        at = 1 + max(list(shown).index(key) for key in plots if key in shown)
+        drawn = ['<th scope="col" class="plot">drawn</th>', *forest(self.rows, *plots)]
+        return [[*cells[:at], plot, *cells[at:]] for cells, plot in zip(lines, drawn, strict=True)]
+
+
+def _count(n: int) -> str:
+    return "1 row" if n == 1 else f"{n:,} rows"
 
 
 def _rest(name: str, rows: list[list[str]]) -> str:
@@ -75,9 +100,15 @@ def _head(key: str, column: Column, link: bool) -> str:
 def _cells(row: Row, columns: dict[str, Column], link: str) -> list[str]:
     cells = zip(texts(row, columns), columns.items(), strict=True)
     return [
-        f"<td{_class(column)}>{_linked(row[key], text) if key == link else escape(text)}</td>"
-        for text, (key, column) in cells
+        _cell(text, column, _linked(row[key], text) if key == link else escape(text)) for text, (key, column) in cells
     ]
+
+
+def _cell(text: str, column: Column, html: str) -> str:
+    long = len(text) > LONG and not column.numeric
+    if long and column.folded:
+        return f'<td class="long"><details><summary>names</summary>{html}</details></td>'
+    return f'<td class="long"><div>{html}</div></td>' if long else f"<td{_class(column)}>{html}</td>"
 
 
 def _linked(run: str, text: str) -> str:
