@@ -165,7 +165,7 @@ def test_a_run_without_a_score_is_marked_and_not_drawn_at_a_gain(lost):
 def test_a_diverged_run_with_a_score_stands_at_it():
     run = {"arm": "", "rank": 4, "status": "diverged", "gain": 0.25, "seed": 0, "tokens_total": 10**6}
     failed = run | {"status": "failed", "gain": None}
-    row = {"arm": "", "rank": 4, "n_seeds": 1, "n_blocks": 1, "mean_gain": 0.25, "blocked_ci95": None}
+    row = {"arm": "", "rank": 4, "n_seeds": 1, "n_blocks": 1, "mean_gain": 0.25, "pooled_ci95": None}
     with look():
         (axes,) = gain_by_rank([run, failed], [row]).axes
     assert series_of(axes, "diverged, with a score (n = 1)").tolist() == [[4 * series.BESIDE, 0.25]]
@@ -311,7 +311,7 @@ def test_names_are_no_formulas():
     with look():
         (axes,) = gain_by_rank(
             [],
-            [{"arm": "$x_1$", "rank": 1, "n_seeds": 1, "n_blocks": 1, "mean_gain": 0.1, "blocked_ci95": None}],
+            [{"arm": "$x_1$", "rank": 1, "n_seeds": 1, "n_blocks": 1, "mean_gain": 0.1, "pooled_ci95": None}],
         ).axes
         legend = axes.figure.legends[0].get_texts()
     assert legend[-1].get_text().startswith("$x_1$: mean") and not legend[-1].get_parse_math()
@@ -368,7 +368,7 @@ def test_a_rank_without_any_score_has_no_mean(lost):
     """All runs of rank 256 diverged without a score: no mean, no interval, but a risk."""
     sweep, _ = lost
     summary = sweep_summary(sweep)
-    none = dict.fromkeys(("mean_gain", "sd_gain", "best_gain", "gain_ci95", "blocked_ci95", "token_efficiency"))
+    none = dict.fromkeys(("mean_gain", "sd_gain", "best_gain", "gain_ci95", "pooled_ci95", "token_efficiency"))
     for table in ("cells", "ranks", "pareto_points"):
         summary[table] = [row | (none | {"lower_gain": None} if row["rank"] == 256 else {}) for row in summary[table]]
     runs = [run | ({"gain": None, "status": "diverged"} if run["rank"] == 256 else {}) for run in sweep.results]

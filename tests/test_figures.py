@@ -155,7 +155,7 @@ def test_many_arms_are_lines_of_their_own(tmp_path):
     def row(arm, rank):
         gain = {
             "mean_gain": 0.1,
-            "blocked_ci95": [0.05, 0.15],
+            "pooled_ci95": [0.05, 0.15],
             "negative_gain_risk": 0.0,
             "blocked_risk_ci95": [0.0, 0.46],
         }
@@ -207,7 +207,7 @@ def test_a_large_sweep_is_thinned_and_counted(tmp_path):
             "n_seeds": 1111,
             "n_blocks": 1111,
             "mean_gain": 0.1,
-            "blocked_ci95": None,
+            "pooled_ci95": None,
             "mean_tokens": 1e6,
         }
         for i in range(9)

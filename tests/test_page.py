@@ -152,18 +152,21 @@ def test_the_page_says_what_is_open_and_needs_no_network(tmp_path):
 
 
 def test_key_numbers_are_those_of_the_reference_arm():
-    row = {"rank": 1, "blocked_ci95": None, "blocked_risk_ci95": [0.0, 0.975], "negative_runs": 0, "n_seeds": 1}
+    row = {"rank": 1, "pooled_ci95": None, "design_risk_ci95": [0.0, 0.975], "negative_runs": 0, "n_seeds": 1}
     rows = [row | {"arm": arm, "mean_gain": gain} for arm, gain in (("control", 0.1), ("off", 0.2), ("on", 0.3))]
     summary = {"ranks": rows, "footprint": [], "n_runs": 3, "n_planned": 4, "comparisons": [{"against": "off"}]}
+    summary["dependable"] = [{"arm": "on", "rank": 1}, {"arm": "off", "rank": 1}]
     shown = [(name, value) for name, value, _ in key_numbers(summary)]
     assert shown == [
         ("Runs counted", "3"),
         ("off, rank 1, mean gain", "+0.2000"),
-        ("on, rank 1, highest mean", "+0.3000"),
+        ("on, rank 1, to rely on", "+0.3000"),
         ("off, rank 1, negative runs", "0 of 1"),
     ]
     shown = [name for name, _, _ in key_numbers(summary | {"comparisons": []})]
     assert shown[1] == "control, rank 1, mean gain"
+    shown = [name for name, _, _ in key_numbers(summary | {"dependable": []})]
+    assert not any("rely" in name for name in shown)  # nothing is named for a high mean alone
 
 
 @pytest.mark.slow

@@ -98,12 +98,12 @@ def print_table(report: dict[str, Any]) -> None:
             "rank": row["rank"],
             "runs": row["n_seeds"],
             "seeds": row["n_blocks"],
-            "mean gain": f"{row['mean_gain']:+.4f}",
-            "95 % interval": _interval(row["blocked_ci95"]),
+            "mean gain": _signed(row["mean_gain"]),
+            "95 % interval": _interval(row["pooled_ci95"]),
             "sd": "-" if row["sd_gain"] is None else f"{row['sd_gain']:.4f}",
-            "best": f"{row['best_gain']:+.4f}",
+            "best": _signed(row["best_gain"]),
             "negative": f"{row['negative_runs']}/{row['n_seeds']}",
-            "risk below": f"{row['blocked_risk_ci95'][1]:.2f}",
+            "risk below": f"{row['design_risk_ci95'][1]:.2f}",
             "gain per M tokens": "-" if row["token_efficiency"] is None else f"{row['token_efficiency']:.3g}",
         }
         for row in report["ranks"]
@@ -131,6 +131,10 @@ def print_table(report: dict[str, Any]) -> None:
         print(f"... and {len(report['problems']) - MOST_PROBLEMS} more such lines in the page")
     if report["page"]:
         print(f"page: {visible(report['page'])}")
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
 
 
 def _interval(ends: list[float] | None) -> str:

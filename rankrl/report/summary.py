@@ -10,7 +10,7 @@ from rankrl.report.read import SweepRecords
 from rankrl.report.statistics import evaluation
 from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
 from rankrl.report.statistics.cells import CELL, Result, grouped, summary
-from rankrl.report.statistics.claims import Claim, best_set, claims, tables
+from rankrl.report.statistics.claims import Claim, best_set, claims, dependable, tables
 from rankrl.report.statistics.limits import DEFAULT, Limits
 from rankrl.report.statistics.paired import compared
 from rankrl.report.statistics.pareto import pareto, pareto_points
@@ -40,6 +40,7 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
         **compared(results, made, limits),
         "limits": asdict(limits),
         "claims": found,
+        "dependable": dependable(found, statistics["ranks"]),
         "best_set": best_set(found, [{key: row[key] for key in ("arm", "rank")} for row in statistics["ranks"]]),
         "pareto": pareto(points),
         "pareto_points": points,

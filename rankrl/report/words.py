@@ -114,20 +114,18 @@ def _subjects(summary: dict[str, Any], kind: str) -> set[tuple[str, int]]:
 def _dependable(summary: dict[str, Any], rows: dict[tuple[str, int], Row]) -> str:
     """The smallest one that is shown to gain and not to lose more than the margin against any."""
     margin = summary["limits"]["margin"]
-    able = _subjects(summary, "noninferior") & _subjects(summary, "above")
-    if not able:
+    if not summary["dependable"]:
         return (
             f"No rank is shown to be both above the base and within {margin} of every other one: which one to rely on "
             "is open."
         )
-    order = sorted(able, key=lambda subject: (subject[1], -rows[subject]["mean_gain"]))
-    chosen, *more = order
-    also = f" So {'is' if len(more) == 1 else 'are'} {listed([named(rows[one]) for one in more])}." if more else ""
-    smaller = [subject for subject in rows if subject[1] < chosen[1]]
+    chosen, *more = summary["dependable"]
+    also = f" So {'is' if len(more) == 1 else 'are'} {listed([named(one) for one in more])}." if more else ""
+    smaller = [subject for subject in rows if subject[1] < chosen["rank"]]
     not_shown = f" Of no lower rank ({_span(smaller)}) is this shown." if smaller else ""
     return (
-        f"To rely on: {named(rows[chosen])}, {gain(rows[chosen])}; it is above the base and less than {margin} "
-        f"below every other one (95 % each, for all at once).{also}{not_shown}"
+        f"To rely on: {named(chosen)}, {gain(rows[chosen['arm'], chosen['rank']])}; it is above the base and less than "
+        f"{margin} below every other one (95 % each, for all at once).{also}{not_shown}"
     )
 
 

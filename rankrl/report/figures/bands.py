@@ -57,7 +57,7 @@ def rank_bands(families: list[Row], best: Best) -> Canvas | None:
 
 
 def _span(families: list[Row]) -> tuple[float, float]:
-    return window([row["mean_gain"] for row in families], [row["blocked_ci95"] for row in families])
+    return window([row["mean_gain"] for row in families], [row["pooled_ci95"] for row in families])
 
 
 def _shade(axes: Any, ranks: list[int], named: bool) -> None:

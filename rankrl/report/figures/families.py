@@ -67,7 +67,7 @@ def gain_by_rank(results: list[Row], families: list[Row]) -> Canvas | None:
 
 def _span(results: list[Row], families: list[Row]) -> Span:
     values = [*map(gain, filter(scored, results)), *(row["mean_gain"] for row in families)]
-    return window(values, [row["blocked_ci95"] for row in families])
+    return window(values, [row["pooled_ci95"] for row in families])
 
 
 def batch_families(results: list[Row], families: list[Row]) -> Canvas | None:

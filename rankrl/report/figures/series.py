@@ -31,7 +31,7 @@ BESIDE = 0.87
 
 def signal(row: Row) -> tuple[float, Ends]:
     """Mean gain of a row, with its 95 % interval clustered by seed."""
-    return row["mean_gain"], row["blocked_ci95"]
+    return row["mean_gain"], row["pooled_ci95"]
 
 
 def reliability(row: Row) -> tuple[float, Ends]:

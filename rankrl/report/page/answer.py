@@ -46,12 +46,13 @@ def key_numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     ranks, footprint = summary["ranks"], summary["footprint"]
     compared = {row["against"] for row in summary["comparisons"]}  # the reference arm, if there are arms
     low = min(ranks, key=lambda row: (row["rank"], row["arm"] not in compared))
-    high = max(ranks, key=lambda row: row["mean_gain"])
+    relied = [row for row in ranks if {key: row[key] for key in ("arm", "rank")} in summary["dependable"]]
     planned = summary["n_planned"]
     shown = [("Runs counted", number(summary["n_runs"]), f"of {planned:,} planned" if planned else "no plan on record")]
-    for row, what in ((low, "mean gain"), (high, "highest mean")):
-        shown.append((f"{_place(row)}, {what}", signed(row["mean_gain"]), _ends(row)))
-    ends = low["blocked_risk_ci95"]
+    for row, what in ((low, "mean gain"), *((row, "to rely on") for row in relied[:1])):
+        mean = "none" if row["mean_gain"] is None else signed(row["mean_gain"])
+        shown.append((f"{_place(row)}, {what}", mean, _ends(row)))
+    ends = low["design_risk_ci95"]
     shown.append(
         (f"{_place(low)}, negative runs", f"{low['negative_runs']} of {low['n_seeds']}", f"risk {percents(ends)}")
     )
@@ -67,5 +68,5 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def _ends(row: dict[str, Any]) -> str:
-    ends = row["blocked_ci95"]
-    return f"95 % {interval(ends)}" if ends else "one run: no interval"
+    ends = row["pooled_ci95"]
+    return f"95 % {interval(ends)}" if ends else "no interval"

@@ -135,7 +135,8 @@ def _files(sweep: SweepRecords) -> str:
         '<p>Tables: <a href="runs.csv">runs.csv</a>, <a href="summary.json">summary.json</a>, and all tables of this '
         'page as CSV, with every digit, and as Markdown in <a href="tables/">tables/</a>. '
         'Figures: <a href="figures/">figures/</a>, '
-        "each as SVG and PNG. Each run's directory holds run.yaml, metrics.jsonl, evals.parquet, result.json, adapter/ and tb/, "
+        "each as SVG and PNG. Each run's directory holds run.yaml, metrics.jsonl, evals.parquet, rollouts.jsonl, "
+        "result.json, adapter/ and tb/, and error.txt if it failed or diverged, "
         f'such as <a href="../{quote(first)}/">{escape(visible(first))}/</a>.</p>'
     )
     return Section("files", "Files", (said,)).html()

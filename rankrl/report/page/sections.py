@@ -10,6 +10,7 @@ from rankrl.report.ledger import Entry, counts
 from rankrl.report.ledger import rows as entry_rows
 from rankrl.report.page import columns
 from rankrl.report.page.columns import Column
+from rankrl.report.page.moved import MOVED, NOTE, moved
 from rankrl.report.page.problems import grouped
 from rankrl.report.page.settings import derived, split
 from rankrl.report.page.settings import settings as settings_by_rank
@@ -23,13 +24,13 @@ BOARD = "http://localhost:6006"
 
 NOTES = {
     "ranks": (
-        "Scores and gains are fractions of correct answers on held-out items: 0.0154 is 1.54 points. Every run "
-        "that ended counts: one that diverged is negative, and, where no score was measured, has lost the whole base "
-        "score. Intervals are Student t, risks Clopper-Pearson, both 95 %. Runs of one seed at several batch sizes "
-        "are not independent: with seeds as blocks, each seed counts once: in the first interval of a row, the one to judge by. "
-        "IQM: mean of the middle half, interval by bootstrap, which is too narrow at six seeds. Upside index: best "
-        "minus mean, in sd; chance alone puts it into the interval beside it. Expected best: unbiased, of as many "
-        "runs as every row has."
+        "Scores and gains are fractions of correct answers on held-out items: 0.0154 is 1.54 points. A run that "
+        "diverged is negative, and, where no score was measured, has no gain: means are those of the runs with a score. "
+        "The first interval is clustered by seed, with variances drawn towards those of the other rows: the one to judge "
+        "by. Risks are Clopper-Pearson: the first by how alike the runs of a seed are (the design effect), the next as if "
+        "they were one. All are 95 %. IQM: mean of the middle half, interval by bootstrap, which is too narrow at six seeds. "
+        "Upside index: best minus mean, in sd; chance alone puts it into the interval beside it. Expected best: unbiased, of "
+        "2, 3 and 6 runs."
     ),
     "cells": (
         "One row for each rank and batch size: its runs differ by their seed alone. Marginal efficiency: gain per "
@@ -43,16 +44,17 @@ NOTES = {
     "arms": "Pooled over ranks and batch sizes.",
     "comparisons": (
         "Differences are between runs of one seed, which share prompts, sampling and rows of A; the seed is the "
-        "block. The 95 % interval is Student t for the row by itself: of many rows, some miss the truth. The family "
-        "intervals (Bonferroni) hold for all rows at once, and the verdict follows them; Holm's p tells the same with "
-        "a little more power. Correlation: of the two arms' gains over seeds; pairing helps by as much."
+        "block. The 95 % interval is Student t for the row by itself, with variances drawn towards those of the others: "
+        "of many rows, some miss the truth. The family intervals hold at once for all rows of cells (Bonferroni), and those "
+        "of whole arms for all claims; the verdict follows them. Correlation: of the two arms' gains over seeds; pairing "
+        "helps by as much."
     ),
     "arm_comparisons": "The same differences, pooled over ranks and batch sizes with the seed as block.",
     "against_reference": (
         "Differences to the reference rank at the same batch size and seed, with the seed as block. The family "
-        "intervals (Bonferroni) hold for all rows at once, and the verdict follows them. Not inferior: the mean is "
-        "above the reference's less the margin; one-sided t test at 2.5 %, Holm's correction. Seeds needed: in all, "
-        "to show a difference of the margin with 80 % power."
+        "intervals are those of the claims: they hold for all pairs of the report at once, and the verdict follows them. "
+        "Not inferior: the family interval lies above a loss of the margin. Seeds needed: in all, to show a difference of "
+        "the margin with 80 % power."
     ),
     "pareto_points": (
         "A cell is on the front if its gain is above that of every cell that costs as many tokens or fewer. "
@@ -71,7 +73,7 @@ NOTES = {
     ),
     "sources": "Gain by source of the evaluation items.",
     "power": (
-        "A difference of the margin with 80 % power, from the sd that was seen; a risk below the limit if no further "
+        "A difference of the margin with 80 % power, by the interval of the claim; a risk below the limit if no further "
         "run is negative."
     ),
     "runs": (
@@ -83,7 +85,7 @@ NOTES = {
         "value."
     ),
 }
-MEAN = ("mean_gain", "blocked_ci95")
+MEAN = ("mean_gain", "pooled_ci95")
 MOST_NAMED = 9
 EVALUATION = {
     "runs": Column("runs", columns.number),
@@ -132,9 +134,12 @@ def _statistics_columns(rows: list[Row]) -> dict[str, Column]:
     Left out are values that equal another column's, as where each run has a seed of its own, and
     counts of failed or diverged runs where there are none.
     """
-    same = {"n_blocks": "n_seeds", "gain_ci95": "blocked_ci95", "risk_ci95": "blocked_risk_ci95"}
+    same = {"n_blocks": "n_seeds", "ended_runs": "n_seeds", "gain_ci95": "blocked_ci95", "blocked_ci95": "pooled_ci95"}
+    same |= dict.fromkeys(("risk_ci95", "blocked_risk_ci95"), "design_risk_ci95")
     idle = {key for key, other in same.items() if all(row.get(key) == row.get(other) for row in rows)}
     idle |= {key for key in ("failed_runs", "diverged_runs") if not any(row.get(key) for row in rows)}
+    idle |= {"diverged_ci95"} if "diverged_runs" in idle else set()
+    idle |= {"design_effect"} if all(row.get("design_effect") == 1 for row in rows) else set()
     return {key: column for key, column in columns.STATISTICS.items() if key not in idle}
 
 
@@ -205,6 +210,12 @@ def problems(summary: Summary) -> Section:
     return Section("problems", "Problems", (shown,))
 
 
+def items(sweep: SweepRecords) -> Section:
+    """Section on what a few runs solve that their base does not, and the reverse."""
+    shown = Table("items", moved(sweep), MOVED, "Items gained and lost against the base", link="run_id", folded=True)
+    return Section("items", "Items gained and lost", (shown,), NOTE)
+
+
 def runs(sweep: SweepRecords) -> Section:
     board = (
         f"<p>Curves of all runs in TensorBoard: <code>tensorboard --logdir {escape(visible(str(sweep.directory)))}</code>, "
@@ -258,6 +269,7 @@ def sections(sweep: SweepRecords, summary: Summary, entries: list[Entry]) -> lis
         footprint(summary),
         evaluation(summary),
         simple(summary, "power", "Open claims", columns.POWER, "Seeds that would settle what is open"),
+        items(sweep),
         runs(sweep),
         problems(summary),
         ledger(entries),

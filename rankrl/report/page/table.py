@@ -123,10 +123,10 @@ def data(name: str, content: Any) -> str:
 
 def forest(rows: list[Row], mean: str, ends: str) -> list[str]:
     """One table cell per row that draws its mean and interval, all on one axis that has zero."""
-    values = [v for row in rows for v in [row[mean], *(row.get(ends) or [])]] + [0.0]
+    values = [v for row in rows for v in [row[mean], *(row.get(ends) or [])] if v is not None] + [0.0]
     low, high = min(values), max(values)
     scale = 140 / ((high - low) or 1)
-    return [_forest_row(row[mean], row.get(ends), low, scale) for row in rows]
+    return ["<td></td>" if row[mean] is None else _forest_row(row[mean], row.get(ends), low, scale) for row in rows]
 
 
 def _forest_row(mean: float, ends: list[float] | None, low: float, scale: float) -> str:

@@ -105,6 +105,17 @@ def of_kind(found: list[Claim], kind: str) -> list[Claim]:
     return [row for row in found if row["kind"] == kind and row["supported"]]
 
 
+def dependable(found: list[Claim], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Subjects shown to be above the base and non-inferior to every other, the smallest first.
+
+    `rows`: statistics by arm and rank. Of one rank, the arm of the higher mean comes first.
+    """
+    means = {(row["arm"], row["rank"]): row["mean_gain"] for row in rows}
+    gains = [row["subject"] for row in of_kind(found, "above")]
+    able = [row["subject"] for row in of_kind(found, "noninferior") if row["subject"] in gains]
+    return sorted(able, key=lambda one: (one["rank"], -means[one["arm"], one["rank"]]))
+
+
 def best_set(found: list[Claim], subjects: list[dict[str, Any]]) -> dict[str, Any]:
     """Subjects that are, and that are not, shown to be below another one.
 
