@@ -7,7 +7,17 @@ import pytest
 from test_stats import plain
 
 from rankrl.report.statistics.blocks import blocks
-from rankrl.report.statistics.claims import best_quantile, best_set, claims, of_kind, pair_quantile, tables
+from rankrl.report.statistics.claims import (
+    best_quantile,
+    best_set,
+    claims,
+    noninferior_claims,
+    of_kind,
+    pair_claims,
+    pair_quantile,
+    positive_claims,
+    tables,
+)
 from rankrl.report.statistics.intervals import risk_bound
 from rankrl.report.statistics.limits import Limits
 from rankrl.report.statistics.paired import against_reference
@@ -72,6 +82,12 @@ def test_kinds_families_and_bounds():
 def test_one_seed_or_equal_gains_support_nothing():
     assert [row["kind"] for row in claims(plain([0.1], 1) + plain([0.2], 32))] == ["risk_below"] * 2
     assert {row["kind"] for row in claims(plain([0.1] * 3, 1) + plain([0.2] * 3, 32))} == {"risk_below"}
+
+
+def test_one_kind_alone_makes_the_claims_of_all():
+    runs = drawn([0.1, 0.11, 0.2], 2, 6, np.random.default_rng(6))
+    for kind in ("below", "above", "noninferior"):
+        assert made(kind, runs) == [row for row in claims(runs) if row["kind"] == kind]
 
 
 def test_arms_are_compared_at_one_rank_and_ranks_in_one_arm():
@@ -158,8 +174,18 @@ def share(kind, means, wrong, shape, sds=0.02):
     """Share of sweeps in which a false claim of a kind is supported; `wrong`: its subjects."""
     _, seeds, batches = shape
     rng = np.random.default_rng(3)
-    hits = [bool({*subjects(claims(drawn(means, batches, seeds, rng, sds)), kind)} & {*wrong}) for _ in range(SWEEPS)]
+    hits = [
+        bool({*subjects(made(kind, drawn(means, batches, seeds, rng, sds)), kind)} & {*wrong}) for _ in range(SWEEPS)
+    ]
     return np.mean(hits)
+
+
+def made(kind, runs):
+    """The claims of one kind, without the cost of the others."""
+    found = tables(runs)
+    if kind == "below":
+        return pair_claims(found)
+    return positive_claims(found.ranks) if kind == "above" else noninferior_claims(found, Limits().margin)
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from records import drawn, grid, write_all
 
 from rankrl.cli import main
 from rankrl.report.model_text import shortened, storable
+from rankrl.report.page.moved import moved
+from rankrl.report.read import read_sweep
 from rankrl.report.samples import Moved, Side, evaluated_steps, moved_items, movement, read_evaluations
 from rankrl.report.showing import VERDICTS
 from rankrl.report.visible import visible
@@ -244,3 +246,21 @@ def test_verdicts_are_those_of_the_grader():
     from rankrl.reward.grade import OUTCOMES
 
     assert VERDICTS == OUTCOMES
+
+
+def test_the_page_has_items_of_a_few_runs(tmp_path):
+    """At most three each way, of the first run of each rank; markup in an answer stays text."""
+    runs = grid("few", "demo")
+    root = write_all(tmp_path / "few", runs, drawn(runs, {"": 0.1}, 0.05))
+    sweep = read_sweep(root)
+    found = moved(sweep)
+    assert {row["run_id"] for row in found} == {"r1-b16-s0", "r8-b16-s0", "r32-b16-s0"}
+    ways = [(row["run_id"], row["way"]) for row in found]
+    assert {"gained", "lost"} == {way for _, way in ways} and max(map(ways.count, ways)) == 3
+    first = found[0]
+    (same,) = [one for one in movement(root / first["run_id"]).gained if one.item_id == first["item_id"]]
+    assert (first["before"], first["after"]) == (
+        f"{same.before.correct} of {same.before.samples}",
+        f"{same.after.correct} of {same.after.samples}",
+    )
+    assert first["text_after"] == f"\\boxed{{{first['item_id']}}}"

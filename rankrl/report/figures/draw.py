@@ -35,7 +35,7 @@ Curves = dict[str, Curve]
 CUT = " An arrowhead marks an interval that goes on beyond the axis."
 LOST = "runs without a score"
 MEDIAN = "the median of a rank's runs that reached a step, and where there are several a band of their middle half"
-BLOCKED = "95 % t interval with the seed as block (runs of one seed in several cells count as one)"
+BLOCKED = "95 % interval with the seed as block, variances drawn towards those of the other rows"
 
 
 @dataclass(frozen=True)

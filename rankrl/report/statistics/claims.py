@@ -38,21 +38,22 @@ class Tables:
     """The subjects of a sweep: ranks of arms, and arms over all their ranks and batch sizes."""
 
     ranks: Blocks
-    arms: Blocks
-    """Subjects (arm, None). Not compared where there is one arm."""
+    arms: Blocks | None
+    """Subjects (arm, None); None where there is one arm."""
 
     @cached_property
     def pairs(self) -> list[tuple[Blocks, int, int]]:
         """The compared pairs: one family."""
-        return [(table, i, j) for table in (self.ranks, self.arms) for i, j in table.compared]
+        given = [self.ranks, self.arms] if self.arms else [self.ranks]
+        return [(table, i, j) for table in given for i, j in table.compared]
 
     def quantile(self, table: Blocks, freedom: float) -> float:
         """Half-width of a pair's interval, in standard errors.
 
         Arms over all ranks are what a sweep with arms is for: they get half of the error.
         """
-        several = len(self.arms.subjects) > 1
-        return pair_quantile(len(table.subjects), len(table.compared), freedom, ALPHA / (1 + several))
+        alpha = ALPHA / 2 if self.arms else ALPHA
+        return pair_quantile(len(table.subjects), len(table.compared), freedom, alpha)
 
     def interval(self, table: Blocks, i: int, j: int) -> list[float] | None:
         """Interval of the difference of subjects `i` and `j`, for all pairs at once."""
@@ -62,6 +63,8 @@ class Tables:
 
 
 def tables(results: list[Result]) -> Tables:
+    if len({run["arm"] for run in results}) < 2:
+        return Tables(blocks(results), None)
     arms = blocks(results, ("arm",))
     return Tables(blocks(results), replace(arms, subjects=[(arm, None) for (arm,) in arms.subjects]))
 

@@ -80,9 +80,10 @@ def arm_comparisons(given: Tables, limits: Limits = DEFAULT) -> list[Row]:
 
     family_ci95 and verdict are those of the claims on the two.
     """
-    names = [arm for arm, _ in given.arms.subjects]
+    if given.arms is None:
+        return []
+    names, rows = [arm for arm, _ in given.arms.subjects], []
     against = reference_arm(names)
-    rows = []
     for i, arm in enumerate(names):
         if against is None or arm == against or not given.arms.common_GG[i, names.index(against)]:
             continue
