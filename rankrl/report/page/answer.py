@@ -46,10 +46,11 @@ def key_numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     ranks, footprint = summary["ranks"], summary["footprint"]
     compared = {row["against"] for row in summary["comparisons"]}  # the reference arm, if there are arms
     low = min(ranks, key=lambda row: (row["rank"], row["arm"] not in compared))
-    relied = [row for row in ranks if {key: row[key] for key in ("arm", "rank")} in summary["dependable"]]
+    by_subject = {(row["arm"], row["rank"]): row for row in ranks}
+    relied = [by_subject[one["arm"], one["rank"]] for one in summary["dependable"][:1]]
     planned = summary["n_planned"]
     shown = [("Runs counted", number(summary["n_runs"]), f"of {planned:,} planned" if planned else "no plan on record")]
-    for row, what in ((low, "mean gain"), *((row, "to rely on") for row in relied[:1])):
+    for row, what in ((low, "mean gain"), *((row, "to rely on") for row in relied)):
         mean = "none" if row["mean_gain"] is None else signed(row["mean_gain"])
         shown.append((f"{_place(row)}, {what}", mean, _ends(row)))
     ends = low["design_risk_ci95"]
