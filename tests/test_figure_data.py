@@ -119,7 +119,7 @@ def test_tokens_that_hardly_differ_do_not_stretch_the_axis(two_seeds, lost):
 
 
 def test_an_axis_keeps_to_the_data_and_marks_intervals_that_go_on(two_seeds):
-    """Mean 0.16; the interval ends at -0.3, the least gain over a base of 0.3, and goes on above."""
+    """Mean 0.16; intervals end at -0.3, the least gain over a base of 0.3, and go on above."""
     canvas, _, caption, _ = two_seeds["gain_by_rank"]
     (axes,) = canvas.axes
     assert -0.4 < axes.get_ylim()[0] < -0.3 and 0.6 < axes.get_ylim()[1] < 0.7
