@@ -1,5 +1,6 @@
 """The report's sentences claim only what the corrected comparison supports."""
 
+import json
 import re
 
 import numpy as np
@@ -127,3 +128,30 @@ def test_the_answer_comes_first_and_follows_the_reader_s_margin(tmp_path):
 def test_limits_are_checked(given, says):
     with pytest.raises(ValueError, match=says):
         Limits(**given)
+
+
+LOST = {"gain": None, "final_score": None, "status": "diverged"}
+SHAPES = {
+    "one seed": plain([0.1], 1) + plain([0.2], 8),
+    "one seed, arms": [run | {"arm": arm} for arm in "ab" for run in plain([0.1], 1) + plain([0.2], 8)],
+    "all diverged": [run | LOST for run in plain([0.1, 0.2], 1) + plain([0.2, 0.1], 8)],
+    "one rank diverged": [run | LOST for run in plain([0.1, 0.2], 1)] + plain([0.2, 0.1, 0.3], 8),
+    "no seed in common": plain([0.1, 0.2], 1) + [run | {"seed": run["seed"] + 5} for run in plain([0.1, 0.25], 8)],
+    "no batch size in common": plain([0.1, 0.2], 1, 16) + plain([0.1, 0.25], 8, 32),
+    "equal": plain([0.1] * 3, 1) + plain([0.1] * 3, 8),
+    "one equal": plain([0.1] * 3, 1) + plain([0.1, 0.2, 0.15], 8) + plain([0.1, 0.2, 0.16], 16),
+    "unbalanced": plain([0.1, 0.2, 0.3], 1, 16) + plain([0.1], 1, 32) + plain([0.2, 0.3], 8, 16) + plain([0.2], 8, 32),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_shape_of_a_sweep_breaks_the_report(shape, tmp_path):
+    """Nor does it make a number that is none, a gain that cannot be, or a rank to rely on."""
+    found = summary_of(SHAPES[shape], tmp_path)
+    json.dumps(found, allow_nan=False)
+    ends = [row["pooled_ci95"] for row in found["ranks"] + found["cells"] if row["pooled_ci95"]]
+    assert all(-0.3 <= low <= high <= 0.7 for low, high in ends)
+    assert found["answer"][0].startswith("No rank is shown to be both above the base and within 0.01 of every other")
+    diverged = [said for said in found["answer"] if said.startswith("Diverged, which counts as negative: ")]
+    assert len(diverged) == ("diverged" in shape)

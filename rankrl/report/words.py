@@ -83,7 +83,7 @@ def answer(summary: dict[str, Any]) -> list[str]:
         said = [f"{_capital(named(row))}: {gain(row)}." for row in rows.values()]
     else:
         said = [_dependable(summary, rows), *_gaining(summary), _below(summary), *_unknown(summary)]
-    return [said[0] + _missing(summary), *said[1:], *_worst_case(summary)]
+    return [said[0] + _missing(summary), *said[1:], *_divergence(summary), *_worst_case(summary)]
 
 
 def _missing(summary: dict[str, Any]) -> str:
@@ -93,6 +93,15 @@ def _missing(summary: dict[str, Any]) -> str:
     told = [f"{failed} failed"] * (failed > 0) + [f"{unfinished} {plural} no result"] * (unfinished > 0)
     n = summary["n_runs"] + failed + unfinished
     return f" Of {n} runs {' and '.join(told)}: they are missing in all that follows." if told else ""
+
+
+def _divergence(summary: dict[str, Any]) -> list[str]:
+    """How many runs diverged, which is an outcome, and where."""
+    rows = [row for row in summary["ranks"] if row["diverged_runs"]]
+    if not rows:
+        return []
+    each = [f"{row['diverged_runs']} of {row['n_seeds']} of {named(row)}" for row in rows]
+    return [f"Diverged, which counts as negative: {listed(each)}. Means are of the runs that ended with a score."]
 
 
 def _worst_case(summary: dict[str, Any]) -> list[str]:

@@ -84,7 +84,7 @@ class Blocks:
         with np.errstate(divide="ignore", invalid="ignore"):
             shared = several / self.spread.correlation_freedom
             relative = (v[:, None] ** 2 / known[:, None] + v**2 / known) / (v[:, None] + v) ** 2
-            pooled = np.maximum(1 / self.spread.freedom, shared)  # of one estimate of the seeds' means
+            pooled = np.maximum(np.divide(1, self.spread.freedom), shared)  # of one estimate of the seeds' means
             freedom = 1 / (pooled if self.spread.alike else relative + shared)
         return np.floor(np.clip(np.nan_to_num(freedom), 1, max(1.0, self.spread.freedom)))
 
