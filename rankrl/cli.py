@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.load import Experiment, load_experiment
-from rankrl.recipe.plan import Run, idle_allocations, plan
+from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
 from rankrl.recipe.require import require
 from rankrl.report.visible import visible
 
@@ -37,7 +37,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn(idle_allocations(runs))
+    _warn(idle_allocations(runs) + evaluated_apart(experiment.scale))
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
@@ -85,7 +85,15 @@ def _explain(args: argparse.Namespace) -> int:
         for column in ("knob", "value", "rule", "formula", "reference point", "source", "evidence"):
             table.add_column(column)
         for name, knob in run.knobs.items():
-            cells = (name, f"{knob.value:.4g}", knob.rule, knob.formula, knob.reference, knob.source, knob.evidence)
+            cells = (
+                name,
+                f"{knob.value:.4g}",
+                knob.rule,
+                knob.formula,
+                knob.reference,
+                knob.source,
+                knob.evidence(name),
+            )
             table.add_row(*cells)
         _console().print(table)
         print()
@@ -142,7 +150,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn(idle_allocations(runs))
+    _warn(idle_allocations(runs) + evaluated_apart(experiment.scale))
     return sweep(runs, Path(args.runs), experiment.execution)
 
 

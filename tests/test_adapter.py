@@ -2,6 +2,7 @@
 order of prompts."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from rankrl.adapter.weights import start_from_weights
 from rankrl.data.items import Item, request_seed, revision, step_indices
 from rankrl.data.loading import load_items
 from rankrl.ppo.canary import Canary, SyncError
-from rankrl.ppo.schedules import KLController, adapt, clip_share, kl_share
+from rankrl.ppo.rollout import Rollouts
+from rankrl.ppo.schedules import KLController, adapt, clip_share, kl_share, lr_share
 from rankrl.ppo.serving import pack, peft_names, unpack
 from rankrl.recipe.init_section import Init
+from rankrl.recipe.load import load_scale
 from rankrl.recipe.rank_table import ModuleRank, rows, uniform
 from rankrl.recipe.scale import Data
 from rankrl.recipe.schema import KLSchedule
@@ -252,9 +255,89 @@ def test_kl_schedules_are_literal():
 def test_adaptive_kl_does_not_depend_on_the_batch():
     assert adapt(1.0, kl=0.2, target=0.1, horizon_steps=50) == pytest.approx(1.004)
     assert adapt(1.0, kl=0.0, target=0.1, horizon_steps=50) == pytest.approx(0.996)
-    controller = KLController(0.01, KLSchedule("adaptive", target=0.1), 10)
+    controller = KLController(0.01, KLSchedule("adaptive", target=0.1, horizon_share=None), 10)
     controller.update(0.3)  # the batch size is no argument
     assert controller.value == pytest.approx(0.01 * 1.004)
+
+
+@pytest.mark.parametrize(("steps", "factor"), [(3, 1.2), (20, 1.2), (60, 1 + 0.2 / 3), (500, 1.008)])
+def test_the_horizon_of_adaptive_kl_is_a_share_of_the_run(steps, factor):
+    controller = KLController(0.01, KLSchedule("adaptive", target=0.1), steps)
+    controller.update(0.3)
+    assert controller.value == pytest.approx(0.01 * factor)
+    controller.update(0.0)
+    assert controller.value == pytest.approx(0.01 * factor * (2 - factor))
+
+
+def test_evaluation_requests_are_seeded_alike_for_all_runs_unless_the_recipe_says_per_seed():
+    asked: list[list[list[int]]] = []
+    rollouts = Rollouts(*[None] * 2, load_scale("nano"), None)
+    rollouts.sample = lambda adapter_id, items, seeds, temperature: asked.append(seeds)
+    items = [Item("sum2-0", "sum2", "1 + 1 =", "2"), Item("sum2-1", "sum2", "1 + 2 =", "3")]
+    plain, apart = ("eval_seeds=shared", "eval_seeds=per_seed")
+    for word in (plain, apart):
+        for run in runs_of("demo", "ranks=[1,8]", "seeds=[0,1]", word):
+            rollouts.evaluate(1, items, 2, run.eval_seed)
+    rollouts.evaluate(None, items, 2)  # the base
+    assert asked[0] == [[request_seed("eval", item.item_id, k) for k in (0, 1)] for item in items]
+    assert asked[:4] == [asked[0]] * 4 and asked[-1] == asked[0]
+    own = [[[request_seed("eval", seed, item.item_id, k) for k in (0, 1)] for item in items] for seed in (0, 1)]
+    assert asked[4:8] == own * 2, "runs of one seed share theirs: ranks stay paired"
+    assert len({seed for seeds in (asked[0], *own) for row in seeds for seed in row}) == 12
+
+
+def test_adaptive_kl_can_move_by_55_in_a_run_of_any_length():
+    for steps, most in ((60, 48.0), (500, 53.7)):
+        controller = KLController(1.0, KLSchedule("adaptive", target=0.1), steps)
+        for _ in range(steps):
+            controller.update(1.0)
+        assert controller.value == pytest.approx(most, rel=0.01) and controller.value < 55
+
+
+@pytest.mark.parametrize(
+    ("shape", "warmup", "offset", "shares"),
+    [
+        ("constant", 4, 1, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("constant", 4, 0, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
+        ("constant", 0, 1, [1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", 4, 1, [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", 4, 1, [0.25, 0.5, 0.75, 1, 1, 0.8682, 0.55, 0.2318]),
+    ],
+)
+def test_learning_rates_are_literal(shape, warmup, offset, shares):
+    assert [round(lr_share(shape, step, 8, warmup, offset), 4) for step in range(8)] == shares
+
+
+@pytest.mark.parametrize(
+    ("n", "few", "chosen"),
+    [(8, 2, [1, 6]), (16, 4, [1, 6, 9, 14]), (4, 4, [0, 1, 2, 3]), (5, 3, [0, 2, 4]), (9, 1, [4]), (4, 2, [0, 3])],
+)
+def test_a_few_micro_batches_are_spread_over_all(n, few, chosen):
+    from rankrl.ppo.experience import spread
+
+    assert spread(n, few) == chosen
+
+
+@pytest.mark.parametrize(("samples", "workers", "micro"), [(512, 4, 1), (1024, 4, 2), (128, 1, 32), (128, 2, 8)])
+def test_the_previous_adapter_is_asked_about_answers_of_all_lengths(stack, samples, workers, micro):
+    """Micro-batches are sorted by length on each worker; the mean must be that of the batch."""
+    from rankrl.ppo.experience import CANARY_SAMPLES, ExperienceMaker, spread
+
+    lengths = np.random.default_rng(0).lognormal(4, 0.7, samples).astype(int)
+    order = np.argsort(lengths)
+    parts = [order[i : i + micro] for i in range(0, samples, micro)]
+    dealt = [part for worker in range(workers) for part in parts[worker::workers]]
+    maker = SimpleNamespace(workers=workers)
+    few = spread(
+        len(dealt), ExperienceMaker._previous_batches(maker, [SimpleNamespace(sequences=parts[0])] * len(dealt))
+    )
+    of_worker = [i * workers // len(dealt) for i in few]
+    assert of_worker == sorted(of_worker) and {of_worker.count(w) for w in range(workers)} == {len(few) // workers}
+    asked = np.concatenate([lengths[dealt[i]] for i in few])
+    near = 0.2 if micro == 32 else 0.1  # two of four micro-batches
+    assert len(asked) == CANARY_SAMPLES and asked.mean() == pytest.approx(lengths.mean(), rel=near)
+    first = np.concatenate([lengths[part] for part in dealt[: len(few)]])
+    assert first.mean() < 0.95 * lengths.mean(), "the first ones are too short"
 
 
 def test_clip_range_narrows_linearly():

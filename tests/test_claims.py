@@ -58,6 +58,17 @@ def test_a_difference_that_stands_out_is_claimed_with_its_interval():
     assert [[row["rank"] for row in known[side]] for side in ("members", "excluded")] == [[2, 4], [1]]
 
 
+def test_the_error_of_the_base_widens_what_is_said_of_gains_and_no_difference():
+    """Gains of about .02 are above the base, unless it is known to .02 only."""
+    runs = [run for rank in (1, 2) for run in plain([0.015, 0.02, 0.025, 0.018, 0.022, 0.02], rank, 16)]
+    exact, rough = claims(runs), claims(runs, base_error=0.02)
+    assert subjects(exact, "above") == [1, 2] and subjects(rough, "above") == []
+    (sure,), (unsure,) = ([row for row in found if row["kind"] == "above"][:1] for found in (exact, rough))
+    halves = [row["ci95"][1] - row["estimate"] for row in (sure, unsure)]
+    assert halves == pytest.approx([0.004399, 0.063420], rel=1e-3)  # errors .00139 and (.00139^2 + .02^2)^.5
+    assert [row for row in exact if row["kind"] != "above"] == [row for row in rough if row["kind"] != "above"]
+
+
 def test_kinds_families_and_bounds():
     """Two seeds say little, but never more than a gain can be."""
     runs = [run for rank in (1, 8, 32) for run in plain([0.1 + rank / 1000, 0.3 - rank / 1000], rank)]

@@ -295,7 +295,7 @@ def test_qwen3_scales_are_complete(name):
     assert split(24000, mixture.train)["math"] == 6000
     assert data.instruction == "Please reason step by step, and put your final answer within \\boxed{}."
     sampling = scale.sampling
-    assert (sampling.temperature, sampling.eval_temperature, sampling.eval_samples) == (1.0, 0.6, 4)
+    assert (sampling.temperature, sampling.eval_temperature, sampling.eval_samples) == (1.0, 1.0, 4)
 
 
 def test_instruction_and_thinking_reach_the_template():

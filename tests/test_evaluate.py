@@ -150,6 +150,15 @@ def test_a_diverged_run_that_kept_its_adapter_is_measured_and_named(capsys, tmp_
     assert capsys.readouterr().err == said
 
 
+def test_a_run_is_measured_on_its_own_evaluation_requests(tmp_path):
+    run = write_run(tmp_path / "r2-b16-s0")
+    assert find_subject(str(run), load_scale("nano")).eval_seed is None
+    record = yaml.safe_load((run / "run.yaml").read_text())
+    record |= {"seed": 7, "recipe": record.get("recipe", {}) | {"eval_seeds": "per_seed"}}
+    (run / "run.yaml").write_text(yaml.safe_dump(record))
+    assert find_subject(str(run), load_scale("nano")).eval_seed == 7
+
+
 def test_a_run_of_another_base_is_refused(capsys, tmp_path):
     run = write_run(tmp_path / "r2-b16-s0")
     said = refused(capsys, run, "qwen3-8b")

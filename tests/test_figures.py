@@ -55,10 +55,15 @@ LABELS = {
 }
 
 
+BY_RANK = "rules.warmup.rule=by_rank"
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """Three ranks, two batch sizes, three seeds."""
-    runs = records.grid("plain", "low_rank", "ranks=[1,8,32]", "batch_sizes=[16,32]", "seeds=[0,1,2]", "steps=20")
+    runs = records.grid(
+        "plain", "low_rank", "ranks=[1,8,32]", "batch_sizes=[16,32]", "seeds=[0,1,2]", "steps=20", BY_RANK
+    )
     grown = records.drawn(runs, {"": 0.2}, 0.02)
     return read_sweep(records.write_all(tmp_path_factory.mktemp("runs") / "plain", runs, grown, items=0))
 

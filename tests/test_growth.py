@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 from growing import ask, grown_package
 from records import drawn, grid, write_all
+from test_history import AS_RECORDED
 
 DEMO = str(ROOT / "recipes" / "demo.yaml")
 WORDS = (DEMO, "name=small", "ranks=[1,8]", "seeds=[0,1]")
@@ -122,7 +123,9 @@ def test_this_version_refuses_what_a_later_one_has_recorded_by_name(later, small
 
 
 @pytest.mark.slow
-def test_the_report_of_a_sweep_that_was_recorded_in_part_by_an_earlier_version(later, small):
+def test_the_report_of_a_sweep_that_was_recorded_in_part_by_an_earlier_version(later, tmp_path):
+    runs = grid("small", "demo", *WORDS[2:], *AS_RECORDED)
+    small = write_all(tmp_path / "small", runs, drawn(runs, {"": 0.2}, 0.02))
     shutil.copy(ROOT / "tests" / "recorded" / "run.yaml", small / "r8-b16-s0" / "run.yaml")
     for run in small.glob("r*"):
         text = (run / "run.yaml").read_text()

@@ -128,7 +128,8 @@ def test_the_first_difference_is_seen_from_both_sides(there, here, found):
 def again(tmp_path, record):
     """The run that a record describes, planned by today's code."""
     grid = {"name": record["sweep"], "ranks": [record["rank"]], "batch_sizes": [record["batch_size"]]}
-    recipe = grid | {"seeds": [record["seed"]], "steps": record["steps"], **record["recipe"], "rules": record["rules"]}
+    own = completed("recipe", record["recipe"])  # with what keys that were added later meant then
+    recipe = grid | {"seeds": [record["seed"]], "steps": record["steps"], **own, "rules": record["rules"]}
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "scale.yaml").write_text(yaml.safe_dump(record["scale"]))
     (run,) = plan(load_experiment(tmp_path / "again.yaml", [f"scale={tmp_path / 'scale.yaml'}"]))
@@ -201,6 +202,36 @@ def test_a_derived_knob_that_the_record_lacks_is_not_compared(tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(record))
     with pytest.raises(ValueError, match=r"with rules.warmup.value=0.2, and this one has None"):
         check_identity(tmp_path, run)
+
+
+AS_RECORDED = (
+    "warmup_offset=0",
+    "rules.alpha={rule: power, exponent: 0}",
+    "rules.lr={rule: equal_kl, c: 4}",
+    "rules.max_norm.rule=gradient_scale",
+    "rules.warmup.rule=by_rank",
+)
+"""What a recipe of today needs to continue a sweep of rankrl 0.1 (CHANGELOG.md)."""
+
+
+def test_a_run_of_before_goes_on_with_its_own_values_and_no_others(tmp_path):
+    (tmp_path / "run.yaml").write_text(RECORDED.read_text())
+    grid = ("ranks=[8]", "seeds=[0]")
+    (run,) = runs_of("demo", *grid, *AS_RECORDED)
+    check_identity(tmp_path, run)
+    assert (run["lr"], run["warmup"], run["max_norm"], run.recipe.warmup_offset) == (0.0008660254037844386, 0.03, 2, 0)
+    for left_out in range(len(AS_RECORDED)):
+        (run,) = runs_of("demo", *grid, *AS_RECORDED[:left_out], *AS_RECORDED[left_out + 1 :])
+        with pytest.raises(ValueError, match=r"holds a run with (recipe\.warmup_offset=0|rules\.|derived\.)"):
+            check_identity(tmp_path, run)
+
+
+@pytest.mark.parametrize(("shape", "meant"), [("constant", 0.05), ("adaptive", None)])
+def test_an_adaptive_schedule_of_before_keeps_its_horizon_in_steps(shape, meant):
+    assert completed("recipe", {"kl_schedule": {"shape": shape}})["kl_schedule"]["horizon_share"] == meant
+    own = {"shape": shape, "horizon_steps": 50.0, "horizon_share": 0.25}
+    assert completed("recipe", {"kl_schedule": own})["kl_schedule"]["horizon_share"] == 0.25
+    assert completed("recipe", {})["kl_schedule"]["horizon_share"] == 0.05
 
 
 def test_run_yaml_begins_with_its_format():

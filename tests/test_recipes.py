@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, rankrl, runs_of
 
 from rankrl.cli import main
-from rankrl.recipe.load import load_experiment
-from rankrl.recipe.plan import adapter_params, plan
+from rankrl.recipe.load import load_experiment, load_scale
+from rankrl.recipe.plan import adapter_params, evaluated_apart, plan
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 SCALES = sorted(path.stem for path in (ROOT / "rankrl" / "scales").glob("*.yaml"))
@@ -99,7 +99,22 @@ WRONG = {
     "negative rate": (["rules.lr=-1e-4"], "rules.lr", "above 0"),
     "empty grid": (["seeds=[]"], "seeds", "at least one"),
     "repeated seed": (["seeds=[1,1]"], "seeds", "distinct"),
-    "contradictory knobs": (["rules.alpha.rule=power", "rules.alpha.exponent=1"], "rules.lr.rule", "constant"),
+    "contradictory knobs": (
+        ["rules.alpha.rule=power", "rules.alpha.exponent=1", "rules.lr.rule=equal_kl", "rules.lr.c=1"],
+        "rules.lr.rule",
+        "constant",
+    ),
+    "equal_kl without its c": (["rules.lr.rule=equal_kl"], "rules.lr.c", "0.59 was measured"),
+    "no such seeds of evaluations": (["eval_seeds=own"], "eval_seeds", "shared, per_seed"),
+    "no such start of a warm-up": (["warmup_offset=2"], "warmup_offset", "0 or 1"),
+    "brake that holds always": (["brakes.max_norm_ratio=1"], "brakes.max_norm_ratio", "above 1, or null"),
+    "brake at no KL": (["brakes.max_kl=0"], "brakes.max_kl", "above 0, or null"),
+    "two horizons": (
+        ["kl_schedule.shape=adaptive", "kl_schedule.target=0.1", "kl_schedule.horizon_steps=20"],
+        "kl_schedule.horizon_steps",
+        "kl_schedule.horizon_share=null",
+    ),
+    "horizon without effect": (["kl_schedule.horizon_share=0.5"], "kl_schedule.horizon_share", "no such option"),
     "option without effect": (["rules.lr.exponent=1"], "rules.lr.exponent", "no such option"),
     "clipping that cannot act": (["updates_per_rollout=1", "dual_clip=3"], "dual_clip", "cannot act"),
     "KL target with the KL off": (
@@ -222,3 +237,11 @@ def test_micro_batches_divide_every_workers_share():
     assert (
         micro_batch(runs_of("demo", "scale.placement.policy_per_node=2", "scale.placement.critic_per_node=4")[0]) == 16
     )
+
+
+@pytest.mark.parametrize("name", ["nano", "smollm2-135m", "qwen3-8b", "qwen3-30b-a3b", "qwen3-235b-a22b"])
+def test_every_scale_evaluates_at_the_temperature_of_training(name):
+    scale = load_scale(name)
+    assert scale.sampling.eval_temperature == scale.sampling.temperature and evaluated_apart(scale) == []
+    (said,) = evaluated_apart(load_scale(name, {"sampling": {"eval_temperature": 0.6, "temperature": 1.0}}))
+    assert said.startswith("note: evaluations are at temperature 0.6, training is at 1: the gain is")

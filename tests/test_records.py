@@ -209,7 +209,7 @@ def test_every_run_has_all_columns_of_hparams(stack, tmp_path):
     from rankrl.ppo.records import OUTCOMES, Record
     from rankrl.report.result import Result
 
-    (run,) = runs_of("demo", "ranks=[1]", "seeds=[3]")
+    (run,) = runs_of("demo", "ranks=[1]", "seeds=[3]", "rules.warmup.rule=by_rank")
     record = Record(tmp_path, run)
     record.start(run.resolved(), 0)
     record.finish(Result.of(run, "finished", 0.25, 0.75, 0.75, 1024, 7, 1.0, run.trainable_params))

@@ -55,8 +55,28 @@ def test_a_table_rule_reads_its_rank():
     assert {run.rank: run["lr"] for run in runs} == {1: 0.1, 8: 0.2, 32: 0.3}
 
 
+def test_by_default_every_rank_has_the_hyperparameters_that_were_measured_to_work():
+    for recipe in ("demo", "low_rank", "seeds", "ablate_init", "ablate_allocation"):
+        for run in runs_of(recipe):
+            assert (run["alpha"], run["lr"], run["lr_ratio"], run["max_norm"], run["warmup"]) == (16, 1e-3, 1, 1, 0.03)
+            assert {knob.rule for knob in run.knobs.values()} == {"constant"}
+    assert {getattr(Rules(), knob.name).rule for knob in fields(Rules)} == {"constant"}
+
+
+def test_equal_kl_with_the_c_that_was_measured():
+    runs = runs_of("low_rank", "ranks=[1,4,32,256]", "rules.lr.rule=equal_kl", "rules.lr.c=0.59")
+    rates = {run.rank: run["lr"] for run in runs}
+    assert rates == pytest.approx({1: 8.003e-4, 4: 9.422e-4, 32: 1e-3, 256: 1.008e-3}, rel=1e-3)
+    named = (
+        r"rules\.lr\.c: got None, allowed: 0 to 1000000: rule 'equal_kl' needs it \(0\.59 was measured at nano; 0 makes"
+    )
+    with pytest.raises(ValueError, match=named) as refused:
+        runs_of("demo", "rules.lr.rule=equal_kl")
+    assert "\n" not in str(refused.value)
+
+
 def test_explain_names_formula_reference_and_source():
-    knob = runs_of("low_rank", "ranks=[1]")[0].knobs["lr"]
+    knob = runs_of("low_rank", "ranks=[1]", "rules.lr.rule=equal_kl", "rules.lr.c=4")[0].knobs["lr"]
     assert knob.rule == "equal_kl"
     assert knob.formula == "x0 sqrt((1 + 4/r0) / (1 + 4/r))"
     assert "at r0 = 32 (scale)" in knob.reference
@@ -100,10 +120,24 @@ def test_alpha_has_no_rule_that_asks_for_alpha(monkeypatch):
 def test_evidence_is_one_of_three_words_or_nothing():
     words = ("measured here", "derived", "conjecture")
     claiming = {name: row.evidence for name, row in rules.RULES.items() if row.evidence}
+    at_knobs = [said for row in rules.RULES.values() for said in row.at_knob.values()]
+    assert at_knobs and all(said.startswith(words) for said in at_knobs)
+    assert {knob for row in rules.RULES.values() for knob in row.at_knob} <= {knob.name for knob in fields(Rules)}
     assert all(said.startswith(words) for said in claiming.values())
     assert {*rules.RULES} - {*claiming} == {"constant", "table"}
     knobs = runs_of("low_rank", "ranks=[1]")[0].knobs
-    assert (knobs["warmup"].evidence, knobs["kl"].evidence) == ("conjecture", "")
+    said = {name: knob.evidence(name).partition(":")[0] for name, knob in knobs.items()}
+    assert said == dict.fromkeys(("alpha", "lr", "max_norm", "warmup"), "measured here") | dict.fromkeys(
+        ("lr_ratio", "kl", "clip_low", "clip_high"), ""
+    )
+    words = (
+        "rules.warmup.rule=by_rank",
+        "rules.alpha={rule: power, exponent: 0}",
+        "rules.kl={rule: power, exponent: 0}",
+    )
+    knobs = runs_of("low_rank", "ranks=[1]", *words)[0].knobs
+    assert knobs["warmup"].evidence("warmup").startswith("conjecture; what was measured speaks against it")
+    assert (knobs["alpha"].evidence("alpha")[:7], knobs["kl"].evidence("kl")) == ("derived", "conjecture")
 
 
 @pytest.mark.parametrize("words", [[], ["rules.alpha={rule: power, exponent: 0.5}", "rules.lr=1e-3"]])

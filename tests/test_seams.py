@@ -109,7 +109,8 @@ def test_upstream_parser_ends_with_train(monkeypatch):
 
 
 def test_arguments_carry_the_recipe():
-    run = runs_of("low_rank", "ranks=[1]", "seeds=[4]", "dual_clip=3.0")[0]
+    run = runs_of("low_rank", "ranks=[1]", "seeds=[4]", "dual_clip=3.0", "rules.max_norm.rule=gradient_scale",
+                  "rules.warmup.rule=by_rank")[0]  # fmt: skip
     args = arguments(run, "/model")
     assert args.actor.adam.lr == pytest.approx(run["lr"])
     assert args.actor.max_norm == pytest.approx(32**0.5)

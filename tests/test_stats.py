@@ -5,9 +5,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from records import grid, published, result
+from records import drawn, grid, published, result, write_all
 from scipy import stats
 
+from rankrl.report.read import read_sweep
+from rankrl.report.statistics import evaluation
 from rankrl.report.statistics.blocks import blocks
 from rankrl.report.statistics.budget import budget, half_width, linear_cost, scale_footprint
 from rankrl.report.statistics.cells import seed_means, summarise, summary
@@ -311,3 +313,11 @@ def test_marginal_efficiency_is_over_the_cheapest():
     assert [row["marginal_efficiency"] for row in found["batches"]] == [None, 0.0]
     assert all(row["marginal_efficiency"] is None for row in found["cells"])
     assert found["cells"][0]["expected_max"] == {"2": 0.2}
+
+
+@pytest.mark.parametrize(("words", "expected"), [((), 0.0), (("eval_seeds=per_seed",), 0.02)])
+def test_the_error_of_the_base_counts_where_evaluation_seeds_differ(tmp_path, words, expected):
+    runs = grid("apart", "demo", "ranks=[1]", "seeds=[0,1]", "steps=5", *words)
+    sweep = read_sweep(write_all(tmp_path / "apart", runs, drawn(runs, {"": 0.2}, 0.02), items=0))
+    assert evaluation.shared_error(sweep, {"base_error": 0.02}) == expected
+    assert evaluation.shared_error(sweep, {"base_error": None}) == evaluation.shared_error(sweep, None) == 0.0

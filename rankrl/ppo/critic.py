@@ -82,7 +82,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         trained = [*factors, head.weight]
         groups = [{"params": trained, "lr": cfg.adam.lr}]
         optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, strategy.accumulated_gradient)
-        schedule = scheduler(optimizer, cfg, spec.optimizer_steps)
+        schedule = scheduler(optimizer, spec, cfg.lr_warmup_ratio)
         trainer = CriticPPOTrainer(
             strategy,
             critic=self.critic,

@@ -64,9 +64,11 @@ class ExperienceMaker(RemoteExperienceMaker):
         This is upstream's `make_experience_batch`, which drops the log-probabilities.
         """
         batches = self.split_rollout_samples(samples)
-        previous_refs = self._ask_previous(batches)
+        few = spread(len(batches), self._previous_batches(batches))
+        previous_refs = self._ask_previous([batches[i] for i in few])
         experiences = self.make_experience(batches)
-        logprobs = self._logprobs(experiences, self._flatten_results(previous_refs, 1))
+        others = [i for i in range(len(batches)) if i not in few]
+        logprobs = self._logprobs([experiences[i] for i in few + others], self._flatten_results(previous_refs, 1))
         return self.compute_advantages_and_returns(experiences), logprobs
 
     def split_rollout_samples(self, rollout_samples: list[Sample]) -> list[Experience]:
@@ -89,13 +91,13 @@ class ExperienceMaker(RemoteExperienceMaker):
         rewards = [shaped(s.verdict, len(s.response_ids), lengths.response_tokens, weights) for s in samples]
         return experience(samples, index, rewards, self.tokenizer.pad_token_id, self.args.data.max_len)
 
-    def _ask_previous(self, batches: list[Experience]) -> list[Any]:
-        """Ray references to the previous adapter's log-probabilities of the first micro-batches.
-
-        Every worker gets the same number of them.
-        """
+    def _previous_batches(self, batches: list[Experience]) -> int:
+        """Number of micro-batches that the previous adapter is asked about, alike on workers."""
         per_worker = max(1, CANARY_SAMPLES // (self.workers * len(batches[0].sequences)))
-        few = batches[: self.workers * per_worker]
+        return min(self.workers * per_worker, len(batches))
+
+    def _ask_previous(self, few: list[Experience]) -> list[Any]:
+        """Ray references to the previous adapter's log-probabilities of these micro-batches."""
         return self.actor_model_group.async_run_method_batch(
             "forward_previous",
             sequences=[batch.sequences for batch in few],
@@ -117,6 +119,14 @@ class ExperienceMaker(RemoteExperienceMaker):
             base=(trainer - tokens_by_position(experiences, "kl")).numpy(),  # upstream's k1 is their difference
             previous=torch.cat([p[mask] for p, mask in zip(previous, masks, strict=True)]).float().numpy(),
         )
+
+
+def spread(n: int, few: int) -> list[int]:
+    """`few` of the numbers below n: the middles of equal parts, rounded down and up in turn.
+
+    Micro-batches are sorted by length on each worker, so the first ones are the shortest answers.
+    """
+    return [((2 * i + 1) * n - (i % 2 == 0)) // (2 * few) for i in range(few)]
 
 
 def k3(new: np.ndarray, old: np.ndarray) -> float:

@@ -120,6 +120,8 @@ class RunTrainer:
             "entropy": float(status.get("entropy_loss", 0.0)),
             "lr": status.get("actor_lr", 0.0),
             "grad_norm": status.get("actor_grad_norm", 0.0),
+            "kl_stopped": status.get("kl_stopped", 0),
+            "norm_skipped": status.get("norm_skipped", 0),
             "response_tokens_mean": mean_of(experiences, "response_length"),
             "truncated_frac": mean_of(experiences, "truncated"),
             "sync_bytes": sync_bytes,
@@ -199,7 +201,7 @@ class RunTrainer:
 
         Raises Diverged if a log-probability is not finite.
         """
-        graded = self.rollouts.evaluate(self.adapter_id, self.eval_items, samples)
+        graded = self.rollouts.evaluate(self.adapter_id, self.eval_items, samples, self.run.eval_seed)
         if not all(math.isfinite(logprob) for sample in graded for logprob in sample.logprobs):
             raise Diverged(f"step {done}: a log-probability of the evaluation is not finite", done - 1)
         return graded
@@ -221,9 +223,22 @@ class RunTrainer:
         run, recipe, args = self.run, self.run.recipe, self.args
         self.table, self.start = table or self.allocate(), start
         steps, frozen = run.optimizer_steps, recipe.critic.warmup_steps * recipe.updates_per_rollout
-        policy = AdapterSpec(run.run_id, args, self.table, run.seed, run["lr_ratio"], steps - frozen, recipe.init)
+        policy = AdapterSpec(
+            run.run_id,
+            args,
+            self.table,
+            run.seed,
+            run["lr_ratio"],
+            steps - frozen,
+            recipe.init,
+            recipe.lr_shape,
+            recipe.warmup_offset,
+            recipe.brakes,
+        )
         value_table = uniform(self.services.value_shapes, recipe.critic.rank, lambda rank: recipe.critic.alpha)
-        critic = AdapterSpec(value_name(run.run_id), args, value_table, run.seed, 1.0, steps)
+        critic = AdapterSpec(
+            value_name(run.run_id), args, value_table, run.seed, 1.0, steps, warmup_offset=recipe.warmup_offset
+        )
         refs = self.services.policy.async_run_method("attach", policy, start)
         ray.get(self.services.critic.async_run_method("attach", critic))
         params = ray.get(refs)[0]

@@ -24,6 +24,7 @@ from rankrl.adapter.host import AdapterHost, doubled, lora_config
 from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Reduce, Samples, walk_activations, walk_gradients
 from rankrl.adapter.weights import principal_rows, start_from_weights
+from rankrl.ppo.brakes import Brakes
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.serving import Payload, pack, peft_names
@@ -80,6 +81,15 @@ def added_up(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+NOTHING_TRAINED = {
+    "metrics": {"policy_loss": 0.0},
+    "weights": {"policy_loss": None},
+    "num_samples": 0.0,
+    "num_action_tokens": 0.0,
+}
+"""What a micro-batch that is not trained on adds to upstream's status: a weight of 0."""
+
+
 class PolicyTrainer(ActorPPOTrainer):
     """Upstream's PPO update of one run.
 
@@ -88,6 +98,13 @@ class PolicyTrainer(ActorPPOTrainer):
 
     def _init_vllm_sync_group(self, backend: str) -> None:
         """Does nothing: no weights are broadcast, so no group with the engines is needed."""
+
+    def training_step(self, experience: Any, *args: Any) -> dict[str, Any]:
+        """Upstream's step on a micro-batch; none once the KL brake has stopped the rollout."""
+        if not self.actor_optim.brakes.stopped:
+            return super().training_step(experience, *args)
+        self.strategy.optimizer_step(self.actor_optim, self.actor, self.actor_scheduler, name="actor")
+        return NOTHING_TRAINED
 
 
 class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
@@ -132,8 +149,9 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             {"params": [a for a, _ in factors], "lr": cfg.adam.lr},
             {"params": [b for _, b in factors], "lr": cfg.adam.lr * spec.lr_ratio},
         ]
-        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, strategy.accumulated_gradient)
-        schedule = scheduler(optimizer, cfg, spec.optimizer_steps)
+        brakes = Brakes(spec.brakes, added_up)
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, strategy.accumulated_gradient, brakes)
+        schedule = scheduler(optimizer, spec, cfg.lr_warmup_ratio)
         trainer = PolicyTrainer(
             strategy,
             self.actor,
@@ -143,6 +161,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             micro_train_batch_size=spec.args.train.micro_batch_size,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+        brakes.watch(trainer.actor_loss_fn)
         trainer.replay_buffer = ReplayBuffer(spec.args.train.micro_batch_size)
         self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
         return sum(p.numel() for pair in factors for p in pair)
@@ -166,13 +185,15 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             self._load(run, now)
 
     def fit(self, kl_ctl: float = 0) -> dict[str, Any]:
-        """Upstream's update, and the largest weight after it.
+        """Upstream's update, the largest weight after it, and what the brakes stopped.
 
         The adapter before it is kept for `forward_previous` and `step_back`.
         """
         run = self.runs[self.host.model.active_adapter]
         run.extra["previous"] = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
-        return {**super().fit(kl_ctl), "actor_weight_max": weight_max(run)}
+        run.optimizer.brakes.new_rollout()
+        status = super().fit(kl_ctl)
+        return {**status, "actor_weight_max": weight_max(run), **run.optimizer.brakes.counts()}
 
     def step_back(self) -> bool:
         """Loads the adapter before its last update. Returns whether its weights are finite."""

@@ -41,6 +41,7 @@ TABS = {
     "verdict": ("verdict_correct", "verdict_wrong", "verdict_unparsable", "verdict_timeout"),
     "kl": ("kl_ref", "kl_step", "kl_coef"),
     "ppo": ("policy_loss", "value_loss", "clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
+    "brakes": ("kl_stopped", "norm_skipped"),
     "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac"),
     "sync": ("sync_bytes", "sync_gap_nats"),
     "time": ("rollout_s", "experience_s", "update_s", "sync_s", "step_s"),

@@ -117,12 +117,16 @@ class Rollouts:
         seeds = [[request_seed("train", run_seed, step, item.item_id, k) for k in range(samples)] for item in items]
         return self.sample(adapter_id, items, seeds, self.scale.sampling.temperature)
 
-    def evaluate(self, adapter_id: int | None, items: list[Item], samples: int) -> list[Sample]:
+    def evaluate(
+        self, adapter_id: int | None, items: list[Item], samples: int, eval_seed: int | None = None
+    ) -> list[Sample]:
         """Graded evaluation samples of each item, `samples` per item.
 
-        The seeds are the same for every run and step, so that comparisons are paired.
+        The seeds are the same for every step, and for every run too unless `eval_seed` is given, so
+        that comparisons are paired.
         """
-        seeds = [[request_seed("eval", item.item_id, k) for k in range(samples)] for item in items]
+        own = () if eval_seed is None else (eval_seed,)
+        seeds = [[request_seed("eval", *own, item.item_id, k) for k in range(samples)] for item in items]
         return self.sample(adapter_id, items, seeds, self.scale.sampling.eval_temperature)
 
 

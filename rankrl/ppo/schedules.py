@@ -26,6 +26,20 @@ def kl_share(schedule: KLSchedule, step: int, steps: int) -> float:
     return 1.0
 
 
+def lr_share(shape: str, step: int, steps: int, warmup: int, offset: int, final: float = 0.1) -> float:
+    """Share of the learning rate at optimizer step `step` (from 0) of `steps`.
+
+    It rises over the first `warmup` steps, by (step + offset) / warmup, and then stays, or falls to
+    0 (linear) or to `final` (cosine), which the step after the last one would have.
+    """
+    if step < warmup:
+        return (step + offset) / warmup
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    if shape == "linear":
+        return 1 - done
+    return final + (1 - final) * (1 + cos(pi * done)) / 2 if shape == "cosine" else 1.0
+
+
 def adapt(coefficient: float, kl: float, target: float, horizon_steps: float) -> float:
     """The next adaptive coefficient, once per PPO step.
 
@@ -58,7 +72,7 @@ class KLController:
         """
         if self.schedule.shape == "adaptive":
             assert self.schedule.target is not None
-            self.adapted = adapt(self.adapted, max(kl, 0.0), self.schedule.target, self.schedule.horizon_steps)
+            self.adapted = adapt(self.adapted, max(kl, 0.0), self.schedule.target, self.schedule.horizon(self.steps))
 
 
 def clip_share(final: float, step: int, steps: int) -> float:

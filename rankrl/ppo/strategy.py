@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
+from rankrl.ppo.brakes import Brakes
+
 SHARD_FROM = 50_000_000
 """Adapter parameters from which workers shard the optimizer state (0.4 GB of Adam's moments). With
 fewer, each worker holds all of it."""
@@ -26,7 +28,14 @@ class AdapterOptimizer:
     the micro-batches' gradients, averaged over workers, scaled down to norm `max_norm` (0: never).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], adam: SimpleNamespace, max_norm: float, accumulate: int):
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        adam: SimpleNamespace,
+        max_norm: float,
+        accumulate: int,
+        brakes: Brakes | None = None,
+    ):
         options = {
             "lr": adam.lr,
             "betas": tuple(adam.betas),
@@ -42,23 +51,30 @@ class AdapterOptimizer:
 
             self.adam = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **options)
         self.parameters = [p for group in groups for p in group["params"]]
-        self.max_norm, self.accumulate = max_norm, accumulate
+        self.max_norm, self.accumulate, self.brakes = max_norm, accumulate, brakes or Brakes()
         self.micro_steps, self.grad_norm = 0, 0.0
 
     def micro_step(self) -> bool:
         """Counts a backward pass and, after `accumulate` of them, takes the optimizer step.
 
-        Returns whether it took the step.
+        A brake may stop the step. Returns whether it was due.
         """
         self.micro_steps += 1
         if self.micro_steps % self.accumulate:
             return False
+        if self.brakes.stopped:
+            self.brakes.pass_over()
+        else:
+            self._step()
+        return True
+
+    def _step(self) -> None:
         self._reduce()
         bound = self.max_norm or float("inf")
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, bound).item()
-        self.adam.step()
+        if self.brakes.allow(self.grad_norm):
+            self.adam.step()
         self.adam.zero_grad()
-        return True
 
     def _reduce(self) -> None:
         """Averages the gradients over workers, in one all-reduce."""
@@ -81,7 +97,7 @@ class AdapterOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """This worker's part of the state. All workers save and load together."""
         self._copy_options(self.adam, self.local)
-        return {"adam": self.local.state_dict(), "micro_steps": self.micro_steps}
+        return {"adam": self.local.state_dict(), "micro_steps": self.micro_steps, "norms": [*self.brakes.norms]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.local.load_state_dict(state["adam"])
@@ -90,6 +106,7 @@ class AdapterOptimizer:
         ):  # a sharded optimizer keeps two lists
             ours.update({key: value for key, value in loaded.items() if key != "params"})
         self.micro_steps = state["micro_steps"]
+        self.brakes.norms.extend(state.get("norms", []))  # absent in checkpoints from before there were brakes
 
     def _copy_options(self, source: torch.optim.Optimizer, to: torch.optim.Optimizer) -> None:
         """Copies the learning rates and other options.

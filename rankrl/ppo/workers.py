@@ -15,15 +15,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
-from transformers.optimization import get_scheduler
 
 from rankrl.adapter.host import AdapterHost
 from rankrl.ppo.imports import uncollected
+from rankrl.ppo.schedules import lr_share
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.transport import send_tensors_as_arrays
 from rankrl.recipe.init_section import Init
 from rankrl.recipe.rank_table import ModuleRank, Shapes
+from rankrl.recipe.schema import Brakes as BrakesSection
 
 Call = tuple[str, list[dict[str, Any]]]
 """A method name, and the keyword arguments of each call to the method."""
@@ -43,6 +45,12 @@ class AdapterSpec:
     """Learning rate of B divided by that of A (LoRA+)."""
     optimizer_steps: int
     init: Init = field(default_factory=Init)
+    lr_shape: str = "constant"
+    """Learning rate after the warm-up."""
+    warmup_offset: int = 1
+    """What the first step of a warm-up of n takes of the rate, in units of 1 / n."""
+    brakes: BrakesSection = field(default_factory=BrakesSection)
+    """Brakes of the policy."""
 
 
 @dataclass
@@ -153,14 +161,11 @@ def weight_max(run: RunState) -> float:
     return torch.nn.utils.get_total_norm(run.optimizer.parameters, float("inf")).item()
 
 
-def scheduler(optimizer: AdapterOptimizer, cfg: SimpleNamespace, steps: int) -> Any:
-    """The learning-rate schedule that upstream builds from the same arguments.
-
-    `cfg` is args.actor or args.critic.
-    """
-    shape = {"min_lr_rate": cfg.min_lr_ratio} if cfg.lr_scheduler == "cosine_with_min_lr" else {}
-    warmup = math.ceil(steps * cfg.lr_warmup_ratio)
-    return get_scheduler(cfg.lr_scheduler, optimizer.adam, warmup, steps, scheduler_specific_kwargs=shape)
+def scheduler(optimizer: AdapterOptimizer, spec: AdapterSpec, warmup_ratio: float) -> LambdaLR:
+    """The learning-rate schedule of a run, whose warm-up is a share of its optimizer steps."""
+    steps = spec.optimizer_steps
+    warmup, offset = math.ceil(steps * warmup_ratio), spec.warmup_offset
+    return LambdaLR(optimizer.adam, lambda step: lr_share(spec.lr_shape, step, steps, warmup, offset))
 
 
 def initial_rng(seed: int) -> torch.Tensor:

@@ -18,10 +18,17 @@ from rankrl.recipe.schema import Recipe, Rules
 FORMAT = 1
 """The format of run.yaml that this version writes. A record that names no format has format 1. The
 number goes up when a key changes its meaning or its place, not when a key is added."""
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {
+    "recipe.warmup_offset": 0,
+    "recipe.kl_schedule.horizon_share": lambda schedule: None if schedule.get("shape") == "adaptive" else 0.05,
+    "rules.lr": {"rule": "equal_kl", "c": 4.0},
+    "rules.max_norm": {"rule": "gradient_scale"},
+    "rules.warmup": {"rule": "by_rank"},
+}
 """Dotted key (recipe.gamma, rules.noise, scale.model.layers) -> what it means if a record lacks it;
 `*` stands for any name of a mapping. A key without an entry means today's default. So if a default
-changes after its key was added, its first value is written here."""
+changes after its key was added, its first value is written here. A function gives it from the
+record of the key's section."""
 SECTIONS: dict[str, Any] = {"recipe": Recipe, "rules": Rules, "scale": Scale}
 """Section of run.yaml -> its schema."""
 NOT_RECORDED = {
@@ -56,10 +63,14 @@ def completed(section: str, record: Any) -> Any:
     return recorded(section, whole) if isinstance(whole, dict) else whole
 
 
-def _completed(record: Any, kind: Any, default: Any, key: str) -> Any:
-    """`record`, or what MISSING means at this key, with every key below it filled in."""
+def _completed(record: Any, kind: Any, default: Any, key: str, within: Any = None) -> Any:
+    """`record`, or what MISSING means at this key, with every key below it filled in.
+
+    `within`: the record of the section that has the key.
+    """
     if record is MISSING:
-        record = ADDED.get(key, default)
+        added = ADDED.get(key, default)
+        record = added(within) if callable(added) else added
     if is_dataclass(record):  # a default; each of its keys may have an entry in ADDED
         record, kind, default = {}, type(record), record
     kind = _without_null(kind)
@@ -78,7 +89,7 @@ def _completed_section(record: dict[str, Any], kind: Any, default: Any, key: str
     if record.get("rule", rule) != rule:  # another rule does not get the options of the default one
         default = MISSING
     known = {
-        name: _completed(record.get(name, MISSING), part, getattr(default, name, own), f"{key}.{name}")
+        name: _completed(record.get(name, MISSING), part, getattr(default, name, own), f"{key}.{name}", record)
         for name, (part, own) in _keys(kind).items()
     }
     others = {name: value for name, value in record.items() if name not in known and value is not None}

@@ -21,10 +21,10 @@ class Knob:
     reference: str
     source: str
 
-    @property
-    def evidence(self) -> str:
-        """The evidence for the rule: measured here, derived, conjecture, or none."""
-        return RULES[self.rule].evidence
+    def evidence(self, name: str) -> str:
+        """The evidence for its rule at hyperparameter `name`: measured here, derived, conjecture,
+        or none."""
+        return RULES[self.rule].evidence_at(name)
 
 
 def knob(recipe: Recipe, reference: Reference, name: str, r: int) -> Knob:

@@ -66,6 +66,11 @@ class Run:
     def optimizer_steps(self) -> int:
         return self.recipe.steps * self.recipe.updates_per_rollout
 
+    @property
+    def eval_seed(self) -> int | None:
+        """What seeds the evaluation's requests besides item and sample; None if all runs share."""
+        return self.seed if self.recipe.eval_seeds == "per_seed" else None
+
     def row(self) -> dict[str, Any]:
         """What `rankrl plan` shows of this run, by column."""
         grid = {
@@ -226,6 +231,17 @@ def idle_allocations(runs: list[Run]) -> list[str]:
                     f"every module gets rank {ranks.pop()}"
                 )
     return said
+
+
+def evaluated_apart(scale: Scale) -> list[str]:
+    """A note if evaluations are at another temperature than training."""
+    sampling = scale.sampling
+    if sampling.eval_temperature == sampling.temperature:
+        return []
+    return [
+        f"note: evaluations are at temperature {sampling.eval_temperature:g}, training is at {sampling.temperature:g}: the gain is "
+        "that of another policy than the trained one"
+    ]
 
 
 def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int]]:

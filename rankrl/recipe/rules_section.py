@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from math import isfinite
 from typing import Any, Optional
 
@@ -27,8 +27,9 @@ class Rule:
     """Reference rank, at which the rule gives `value`."""
     exponent: Optional[float] = _option(-4, 4)
     """Exponent of r / at_rank, for `power`."""
-    c: Optional[float] = _option(0, 1_000_000, "0 makes the rate independent of rank")
-    """Rank below which noise dominates the KL per step, for `equal_kl` (docs/rules.md 3)."""
+    c: Optional[float] = _option(0, 1_000_000, "0.59 was measured at nano; 0 makes the rate independent of rank")
+    """Rank below which noise dominates the KL per step, for `equal_kl`, which has no default for
+    it: it depends on model, batch and task (docs/rules.md 3)."""
     table: Optional[dict[int, float]] = None
     """Value by rank, for `table`; every rank of the grid must be listed."""
 
@@ -49,11 +50,13 @@ class Rule:
     def _check_used(self, key: str) -> None:
         """Raises ValueError if an option is set that the rule does not use, or one is missing."""
         row = RULES[self.rule]
-        for name, given in self.options.items():
-            unused = f"nothing: rule {self.rule!r} has no such option"
-            require(given is None or name in row.options, f"{key}.{name}", given, unused)
-            missing = f"a value: rule {self.rule!r} needs it"
-            require(given is not None or name not in row.options, f"{key}.{name}", given, missing)
+        for option in fields(self):
+            if option.name in OPTIONS:
+                name, given, used = f"{key}.{option.name}", getattr(self, option.name), option.name in row.options
+                unused = f"nothing: rule {self.rule!r} has no such option"
+                require(given is None or used, name, given, unused)
+                allowed, fix = _range(option)
+                require(given is not None or not used, name, given, f"{allowed}: rule {self.rule!r} needs it", fix)
         unused = f"nothing: rule {self.rule!r} reads its {', '.join(row.options)}"
         require(self.value is None or "x0" in row.takes, f"{key}.value", self.value, unused)
 
@@ -63,8 +66,14 @@ class Rule:
         for option in fields(self):
             given = getattr(self, option.name)
             if option.metadata and given is not None:
-                low, high, fix = option.metadata["range"]
-                require(low <= given <= high, f"{key}.{option.name}", given, f"{low} to {high}", fix)
+                low, high, _ = option.metadata["range"]
+                require(low <= given <= high, f"{key}.{option.name}", given, *_range(option))
+
+
+def _range(option: Field[Any]) -> tuple[str, str]:
+    """What an option may be, and the hint of its errors."""
+    low, high, fix = option.metadata.get("range", (None, None, ""))
+    return ("a value" if low is None else f"{low} to {high}"), fix
 
 
 OPTIONS = tuple(option.name for option in fields(Rule) if option.name not in ("rule", "value", "at_rank"))
@@ -91,7 +100,7 @@ class Rules:
 
     alpha: Rule = field(default_factory=lambda: Rule("constant"))
     """LoRA alpha; the update is scaled by alpha / rank."""
-    lr: Rule = field(default_factory=lambda: Rule("equal_kl", c=4.0))
+    lr: Rule = field(default_factory=lambda: Rule("constant"))
     """Adam learning rate of the adapter's A."""
     lr_ratio: Rule = field(default_factory=lambda: Rule("constant", value=1.0))
     """Learning rate of B divided by that of A (LoRA+)."""
@@ -101,9 +110,9 @@ class Rules:
     """Lower PPO clip range: ratios below 1 - clip_low are clipped."""
     clip_high: Rule = field(default_factory=lambda: Rule("constant"))
     """Upper PPO clip range: ratios above 1 + clip_high are clipped."""
-    max_norm: Rule = field(default_factory=lambda: Rule("gradient_scale"))
+    max_norm: Rule = field(default_factory=lambda: Rule("constant"))
     """Global gradient norm above which the adapter's gradient is scaled down; 0 is off."""
-    warmup: Rule = field(default_factory=lambda: Rule("by_rank"))
+    warmup: Rule = field(default_factory=lambda: Rule("constant"))
     """Share of the optimizer steps, at the start, over which the learning rate rises linearly."""
 
     def check(self) -> None:

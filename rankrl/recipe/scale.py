@@ -105,7 +105,7 @@ class Sampling:
     temperature: float = 1.0
     """Temperature of training rollouts."""
     eval_temperature: float = 1.0
-    """Temperature of evaluations."""
+    """Temperature of evaluations. At another one than training's, gain is another policy's."""
     eval_samples: int = 4
     """Samples per item in an evaluation during or after training."""
     base_samples: int = 16

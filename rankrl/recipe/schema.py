@@ -21,7 +21,7 @@ KL_SHAPES: dict[str, tuple[str, ...]] = {
     "linear": ("final",),
     "cosine": ("final",),
     "early_anchor": ("anchor", "anchor_share"),
-    "adaptive": ("horizon_steps",),
+    "adaptive": ("horizon_share", "horizon_steps"),
 }
 LENGTH_TERMS: dict[str, tuple[str, ...]] = {
     "linear": ("length_penalty", "length_free"),
@@ -30,6 +30,7 @@ LENGTH_TERMS: dict[str, tuple[str, ...]] = {
 }
 KEEP_RESPONSES = ("first", "all", "none")
 LR_SHAPES = ("constant", "linear", "cosine")
+EVAL_SEEDS = ("shared", "per_seed")
 
 
 def require_distinct(key: str, values: tuple[int, ...], least: int) -> None:
@@ -55,9 +56,16 @@ class KLSchedule:
     """Share of the steps over which early_anchor falls to the level."""
     target: Optional[float] = None
     """KL to the base (nats per token) that `adaptive` steers to."""
+    horizon_share: Optional[float] = 0.05
+    """Horizon of `adaptive`, as a share of the run's PPO steps. One step changes the coefficient by
+    at most a share of 0.2 / horizon, and a whole run by at most a factor of exp(0.2 / share): 55 by
+    default. A horizon is at least one step. null: `horizon_steps` says it."""
     horizon_steps: float = 50.0
-    """One PPO step changes the adaptive coefficient by at most a share of 0.2 / horizon_steps,
-    whatever the batch size."""
+    """Horizon in PPO steps, whatever the length of the run; with horizon_share=null."""
+
+    def horizon(self, steps: int) -> float:
+        """Horizon of `adaptive` in a run of `steps` PPO steps, in PPO steps."""
+        return self.horizon_steps if self.horizon_share is None else max(self.horizon_share * steps, 1.0)
 
     def check(self) -> None:
         require(self.shape in KL_SHAPES, "kl_schedule.shape", self.shape, ", ".join(KL_SHAPES))
@@ -76,14 +84,41 @@ class KLSchedule:
                 "a KL above 0 (nats per token)",
             )
         used = KL_SHAPES[self.shape]
-        for option in ("final", "anchor", "anchor_share", "horizon_steps"):
+        for option in ("final", "anchor", "anchor_share", "horizon_share", "horizon_steps"):
             value, default = getattr(self, option), getattr(type(self), option)
             key = f"kl_schedule.{option}"
             require(option in used or value == default, key, value, f"nothing: shape {self.shape!r} has no such option")
         require(self.final >= 0, "kl_schedule.final", self.final, "at least 0")
         require(self.anchor >= 1, "kl_schedule.anchor", self.anchor, "at least 1")
         require(0 < self.anchor_share <= 1, "kl_schedule.anchor_share", self.anchor_share, "above 0 and at most 1")
-        require(self.horizon_steps > 0, "kl_schedule.horizon_steps", self.horizon_steps, "above 0")
+        require(self.horizon_steps > 0.2, "kl_schedule.horizon_steps", self.horizon_steps, "above 0.2")
+        share = self.horizon_share
+        require(share is None or 0 < share <= 1, "kl_schedule.horizon_share", share, "above 0 and at most 1, or null")
+        require(
+            share is None or self.horizon_steps == KLSchedule.horizon_steps,
+            "kl_schedule.horizon_steps",
+            self.horizon_steps,
+            "nothing: kl_schedule.horizon_share gives the horizon",
+            "kl_schedule.horizon_share=null",
+        )
+
+
+@dataclass(frozen=True)
+class Brakes:
+    """Steps of the policy that are not taken. Both brakes are off by default; metrics.jsonl counts
+    what they stop."""
+
+    max_kl: Optional[float] = None
+    """KL to the rollout policy (nats per token) above which a rollout's remaining minibatches are
+    not trained on. It is measured on each minibatch before its optimizer step."""
+    max_norm_ratio: Optional[float] = None
+    """An optimizer step is skipped if its gradient norm, before it is scaled down, is more than
+    this many times the median of the last 64 ones; null is off."""
+
+    def check(self) -> None:
+        require(self.max_kl is None or self.max_kl > 0, "brakes.max_kl", self.max_kl, "above 0, or null", "null is off")
+        ratio = self.max_norm_ratio
+        require(ratio is None or ratio > 1, "brakes.max_norm_ratio", ratio, "above 1, or null", "null is off")
 
 
 @dataclass(frozen=True)
@@ -199,6 +234,9 @@ class Recipe:
     """Optimizer steps on each rollout. With one, the ratio is always 1 and clipping cannot act."""
     lr_shape: str = "constant"
     """Learning rate after the warm-up: constant, linear or cosine (to a tenth)."""
+    warmup_offset: int = 1
+    """Optimizer step i (from 0) of a warm-up of n takes (i + warmup_offset) / n of the rate. With
+    0, as rankrl 0.1 had it, the first step does nothing."""
     clip_final: float = 1.0
     """Share of the clip range that is left at the last step. The range shrinks linearly."""
     dual_clip: Optional[float] = None
@@ -209,6 +247,10 @@ class Recipe:
     """Lambda of the GAE."""
     eval_every: int = 0
     """PPO steps between evaluations. 0 evaluates only the base and the last step."""
+    eval_seeds: str = "shared"
+    """Sampling seeds of evaluation requests: `shared` by all runs, so that differences of runs are
+    paired; `per_seed`, drawn from the run's seed, so that the noise of sampling is independent
+    between seeds and stands in the intervals of gains (docs/report.md)."""
     checkpoint_every: int = 10
     """PPO steps between checkpoints."""
     keep_responses: str = "first"
@@ -219,6 +261,7 @@ class Recipe:
     init: Init = field(default_factory=Init)
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
     critic: Critic = field(default_factory=Critic)
+    brakes: Brakes = field(default_factory=Brakes)
     reward: Reward = field(default_factory=Reward)
     stages: Stages = field(default_factory=Stages)
     equal_params: Optional[float] = None
@@ -243,6 +286,8 @@ class Recipe:
         keep = self.keep_responses
         require(keep in KEEP_RESPONSES, "keep_responses", keep, ", ".join(KEEP_RESPONSES))
         require(self.lr_shape in LR_SHAPES, "lr_shape", self.lr_shape, ", ".join(LR_SHAPES))
+        require(self.warmup_offset in (0, 1), "warmup_offset", self.warmup_offset, "0 or 1")
+        require(self.eval_seeds in EVAL_SEEDS, "eval_seeds", self.eval_seeds, ", ".join(EVAL_SEEDS))
         require(0 < self.clip_final <= 1, "clip_final", self.clip_final, "above 0 and at most 1")
         require(self.eval_every <= self.steps, "eval_every", self.eval_every, f"at most steps={self.steps}")
         require(self.dual_clip is None or 1 < self.dual_clip < 1e6, "dual_clip", self.dual_clip, "above 1, or null")
@@ -257,6 +302,7 @@ class Recipe:
         self.init.check()
         self.kl_schedule.check()
         self.critic.check()
+        self.brakes.check()
         self.reward.check()
         require(
             self.critic.warmup_steps < self.steps,

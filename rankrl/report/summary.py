@@ -32,8 +32,9 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
         evaluation.add_item_risk(statistics[name], keys, chances)
         for row in statistics[name]:
             row["failed_runs"] = sum(all(run[key] == row[key] for key in keys) for run in sweep.failed)
-    made = tables(results)
-    found = claims(results, limits, made)
+    made, evaluated = tables(results), evaluation.evaluation(answers) if answers else None
+    base_error = evaluation.shared_error(sweep, evaluated)
+    found = claims(results, limits, made, base_error)
     points = pareto_points(results, statistics["cells"])
     whole = {
         **statistics,
@@ -46,14 +47,14 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
         "pareto_points": points,
         "budget": budget(results),
         "footprint_scales": [row for scale in LARGE_SCALES for row in scale_footprint(scale)],
-        "evaluation": evaluation.evaluation(answers) if answers else None,
+        "evaluation": evaluated,
         "sources": evaluation.by_source(answers) if answers else [],
         "problems": sweep.problems + damaged,
         "confirmation": confirmation(sweep),
         "n_runs": len(results),
         "n_failed": len(sweep.failed),
         "n_unfinished": max(len(sweep.unfinished), (sweep.n_planned or 0) - len(sweep.results)),
-        "worst_case": worst_case(found, results, sweep.failed, limits),
+        "worst_case": worst_case(found, results, sweep.failed, limits, base_error),
         "n_planned": sweep.n_planned,
     }
     whole["power"] = power(whole, limits)
@@ -63,7 +64,7 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
 
 
 def worst_case(
-    found: list[Claim], results: list[Result], failed: list[Result], limits: Limits
+    found: list[Claim], results: list[Result], failed: list[Result], limits: Limits, base_error: float = 0.0
 ) -> dict[str, int] | None:
     """How many supported claims would still be, had each failed run lost its whole base score.
 
@@ -72,7 +73,7 @@ def worst_case(
     if not failed:
         return None
     lost = [run | {"gain": -(run["base_score"] or 0.0), "status": "diverged"} for run in failed]
-    again = {_key(row) for row in claims(results + lost, limits) if row["supported"]}
+    again = {_key(row) for row in claims(results + lost, limits, None, base_error) if row["supported"]}
     supported = {_key(row) for row in found if row["supported"]}
     return {"supported": len(supported), "kept": len(supported & again)}
 

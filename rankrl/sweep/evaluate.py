@@ -49,6 +49,8 @@ class Subject:
     adapter: Path | None = None
     rank: int = 1
     """Largest rank among the adapter's modules."""
+    eval_seed: int | None = None
+    """What seeds the requests besides item and sample (recipe eval_seeds); None: nothing."""
 
     @property
     def samples(self) -> int:
@@ -98,7 +100,14 @@ def _of_run(run: Path, scale: Scale) -> Subject:
     require(same, "SCALE", scale.name, f"a scale whose base is {trained_on}", f"{run} was trained on it")
     for line in filter(None, [divergence(run), *differences(made_at, scale)]):
         print(f"note: {line}", file=sys.stderr)
-    return _of_adapter(run / "adapter", scale, "RUN_DIR")
+    return replace(_of_adapter(run / "adapter", scale, "RUN_DIR"), eval_seed=_eval_seed(sections))
+
+
+def _eval_seed(sections: dict[str, str]) -> int | None:
+    """What seeded the evaluation requests of a run besides item and sample."""
+    recipe = section("recipe", sections.get("recipe", "{}")).tree
+    apart = isinstance(recipe, dict) and recipe.get("eval_seeds") == "per_seed"
+    return int(sections["seed"]) if apart else None
 
 
 def differences(made_at: dict[str, Any], scale: Scale) -> list[str]:
@@ -233,7 +242,7 @@ def sample(
             return sample_rows(base_samples(rollouts, items, directory, model_path))
         payload = adapter_payload(subject.adapter, subject.scale.model.dtype)
         ray.get([engine.load_adapter.remote(ADAPTER_ID, payload) for engine in engines])
-        return sample_rows(rollouts.evaluate(ADAPTER_ID, items, subject.samples))
+        return sample_rows(rollouts.evaluate(ADAPTER_ID, items, subject.samples, subject.eval_seed))
 
 
 def adapter_payload(directory: Path, dtype: str) -> Payload:

@@ -151,7 +151,8 @@ def check_last_finite(run: Path, adapter_step: int, checkpoint_step: int, error:
 
 def test_a_stopped_a_diverged_and_a_full_run_end_alone(bench, alone, monkeypatch, full_disk, capsys):
     stopped, full, _ = OTHERS[:3]
-    diverging = runs_of("demo", "ranks=[1]", "seeds=[4]", "rules.lr=1e25", *SHORT)[0]
+    slow = ("warmup_offset=0", "rules.warmup=0.1")  # so that only the second update explodes
+    diverging = runs_of("demo", "ranks=[1]", "seeds=[4]", "rules.lr=1e25", *slow, *SHORT)[0]
     later = runs_of("demo", "ranks=[2]", "seeds=[5]", SHORT[0], "checkpoint_every=3", SHORT[2])[0]
     root = bench.directory / "broken" / "demo"
     full_disk(root / full.run_id)

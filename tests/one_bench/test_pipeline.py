@@ -267,6 +267,8 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "entropy",
         "lr",
         "grad_norm",
+        "kl_stopped",
+        "norm_skipped",
         "response_tokens_mean",
         "truncated_frac",
         "sync_bytes",
@@ -397,6 +399,27 @@ def test_critic_warmup_leaves_the_policy_where_it_is(attach):
     assert all(torch.equal(start[name], tensor) for name, tensor in worker_state(trainer)["weights"].items())
     trainer.step(1)
     assert not all(torch.equal(start[name], tensor) for name, tensor in worker_state(trainer)["weights"].items())
+
+
+def test_brakes_leave_out_what_they_stop_and_change_nothing_else(attach):
+    """Of two minibatches the first is trained on, in the first step of all; the second is not."""
+    trainer = attach("ranks=[1]", "brakes.max_kl=1e-9")
+    start = worker_state(trainer)["weights"]
+    line = trainer.step(0)
+    assert (line["kl_stopped"], line["norm_skipped"]) == (1, 0)
+    braked = worker_state(trainer)
+    assert any(not torch.equal(start[name], tensor) for name, tensor in braked["weights"].items())
+    assert braked["scheduler"]["last_epoch"] == 2 and braked["optimizer"]["adam"]["state"][0]["step"] == 1
+    trainer.detach()
+    found = []
+    for words in ((), ("brakes.max_kl=1e9", "brakes.max_norm_ratio=1e9")):
+        trainer = attach("ranks=[1]", *words)
+        lines = [trainer.step(step) for step in range(2)]
+        found.append(({k: v for k, v in lines[-1].items() if not k.endswith("_s")}, worker_state(trainer)["weights"]))
+        assert [len(worker_state(trainer)["optimizer"]["norms"]), lines[-1]["kl_stopped"]] == [4 * bool(words), 0]
+        trainer.detach()
+    (free, weights), (loose, same) = found
+    assert free == loose and all(torch.equal(weights[name], same[name]) for name in weights)
 
 
 def test_a_killed_engine_is_replaced_and_the_run_resumes(bench, monkeypatch, capsys):

@@ -69,16 +69,19 @@ def tables(results: list[Result]) -> Tables:
     return Tables(blocks(results), replace(arms, subjects=[(arm, None) for (arm,) in arms.subjects]))
 
 
-def claims(results: list[Result], limits: Limits = DEFAULT, given: Tables | None = None) -> list[Claim]:
+def claims(
+    results: list[Result], limits: Limits = DEFAULT, given: Tables | None = None, base_error: float = 0.0
+) -> list[Claim]:
     """All claims on the arms and ranks of a sweep, supported or not.
 
-    `given`: the tables of `results`, if they are made already.
+    `given`: the tables of `results`, if they are made already. `base_error`: the standard error of
+    the base score, if claims on gains are to hold for other samples of the base as well.
     """
     found = given or tables(results)
     pairs = pair_claims(found)
     return [
         *pairs,
-        *positive_claims(found.ranks),
+        *positive_claims(found.ranks, base_error),
         *noninferior_claims(found, limits.margin),
         *equivalent_claims(found.ranks, pairs, limits),
         *risk_claims(results, limits.risk),
@@ -155,9 +158,10 @@ def pair_claims(given: Tables) -> list[Claim]:
     return found
 
 
-def positive_claims(table: Blocks) -> list[Claim]:
-    """That a subject's mean gain is above 0."""
+def positive_claims(table: Blocks, base_error: float = 0.0) -> list[Claim]:
+    """That a subject's mean gain is above 0. All gains share the error of the base score."""
     error_G, freedom_G = table.mean_error_G
+    error_G = np.hypot(error_G, base_error)
     able = np.flatnonzero(np.isfinite(error_G))
     found = []
     for g in able:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from rankrl.report.eval_rows import Shares, shares
+from rankrl.report.read import SweepRecords
+from rankrl.report.resolved import resolved_sections, section
 from rankrl.report.statistics.cells import CELL, Result, by_key
 from rankrl.report.statistics.intervals import t_interval
 from rankrl.report.visible import visible
@@ -110,6 +112,19 @@ def evaluation(answers: Answers) -> dict[str, Any]:
         "seed_sd": _seed_sd(answers, noise),
         "base_error": _sampling_sd(answers.base_I[None], answers.base_samples),
     }
+
+
+def shared_error(sweep: SweepRecords, evaluated: dict[str, Any] | None) -> float:
+    """The base score's error from its few samples, where claims on gains must count it.
+
+    With eval_seeds=per_seed, the sampling noise of final scores is independent between seeds and
+    stands in their spread; that of the base, which is measured once, is the part that is left. With
+    shared seeds, gains hold for these requests, base and all.
+    """
+    runs = [sweep.directory / result["run_id"] / "run.yaml" for result in sweep.counted[:1]]
+    recipes = [section("recipe", resolved_sections(path).get("recipe", "{}")).tree for path in runs]
+    apart = [recipe for recipe in recipes if isinstance(recipe, dict) and recipe.get("eval_seeds") == "per_seed"]
+    return (evaluated or {}).get("base_error") or 0.0 if apart else 0.0
 
 
 def _sampling_sd(shares_RI: np.ndarray, samples: int) -> float | None:
