@@ -88,7 +88,7 @@ def _explain(args: argparse.Namespace) -> int:
             cells = (name, f"{knob.value:.4g}", knob.rule, knob.formula, knob.reference, knob.source, knob.evidence)
             table.add_row(*cells)
         _console().print(table)
-        print()
+        print(f"correction of engine and trainer: {run.recipe.correction}\n")
     return 0
 
 

@@ -45,6 +45,10 @@ class Logprobs(NamedTuple):
         """The root mean square of the log-ratio of trainer and base, in nats per token."""
         return float(np.sqrt(((self.trainer - self.base) ** 2).mean()))
 
+    def ratio_mean(self) -> float:
+        """The mean ratio p_trainer / p_engine of the sampled tokens: 1 up to numerics."""
+        return float(np.exp(self.trainer.astype(np.float64) - self.engine).mean())
+
     def kl_step(self) -> float:
         """The k3 estimate of the KL of the last update, in nats per token."""
         return k3(self.trainer[: len(self.previous)], self.previous)

@@ -18,7 +18,7 @@ from rankrl.recipe.schema import Recipe, Rules
 FORMAT = 1
 """The format of run.yaml that this version writes. A record that names no format has format 1. The
 number goes up when a key changes its meaning or its place, not when a key is added."""
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"recipe.correction.method": "none"}
 """Dotted key (recipe.gamma, rules.noise, scale.model.layers) -> what it means if a record lacks it;
 `*` stands for any name of a mapping. A key without an entry means today's default. So if a default
 changes after its key was added, its first value is written here."""
@@ -26,7 +26,7 @@ SECTIONS: dict[str, Any] = {"recipe": Recipe, "rules": Rules, "scale": Scale}
 """Section of run.yaml -> its schema."""
 NOT_RECORDED = {
     "recipe": ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "rules", "stages"),
-    "scale": ("slurm",),
+    "scale": ("slurm", "max_sync_gap_nats"),
 }
 """Section -> keys that do not change what a run computes, or that run.yaml has in another place."""
 
