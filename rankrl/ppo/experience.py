@@ -9,6 +9,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
+from rankrl.data.items import request_seed
 from rankrl.ppo.rollout import Sample, experience, tokens_by_position
 from rankrl.recipe.plan import Run
 from rankrl.reward.grade import shaped
@@ -62,30 +63,26 @@ class ExperienceMaker(RemoteExperienceMaker):
         self.run, self.workers = run, len(policy.group.workers)
 
     @torch.no_grad()
-    def make(self, samples: list[Sample]) -> tuple[list[Experience], Logprobs]:
-        """Experiences of a rollout, and the log-probabilities that the canary compares.
+    def make(self, step: int, samples: list[Sample]) -> tuple[list[Experience], Logprobs]:
+        """Experiences of the rollout of a step, and the log-probabilities that the canary compares.
 
         This is upstream's `make_experience_batch`, which drops the log-probabilities.
         """
-        batches = self.split_rollout_samples(samples)
+        batches = self.split_rollout_samples(samples, request_seed("micro-batches", self.run.seed, step))
         previous_refs = self._ask_previous(batches)
         experiences = self.make_experience(batches)
         logprobs = self._logprobs(experiences, self._flatten_results(previous_refs, 1))
         return self.compute_advantages_and_returns(experiences), logprobs
 
-    def split_rollout_samples(self, rollout_samples: list[Sample]) -> list[Experience]:
-        """Micro-batches of samples of similar length, so that little is padded.
+    def split_rollout_samples(self, rollout_samples: list[Sample], seed: int = 0) -> list[Experience]:
+        """Micro-batches of samples by lot, which the update uses as they are.
 
-        Each worker gets short and long ones. If samples share the computation of their prompt, they
-        keep their order instead, so that samples of a prompt stay together.
+        Sorted by length, they would be padded less, but then an optimizer step or the first few
+        micro-batches would have samples of one length only.
         """
-        order = list(range(len(rollout_samples)))
-        if not self.run.scale.model.share_prefixes:
-            order.sort(key=lambda i: rollout_samples[i].tokens)
+        order = np.random.default_rng(seed).permutation(len(rollout_samples)).tolist()
         size = self.args.rollout.micro_batch_size
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-        dealt = [part for worker in range(self.workers) for part in parts[worker :: self.workers]]
-        return [self._micro_batch(rollout_samples, part) for part in dealt]
+        return [self._micro_batch(rollout_samples, order[i : i + size]) for i in range(0, len(order), size)]
 
     def _micro_batch(self, rollout_samples: list[Sample], index: list[int]) -> Experience:
         samples, lengths = [rollout_samples[i] for i in index], self.run.scale.lengths

@@ -89,7 +89,7 @@ class RunTrainer:
         kl_coef, (clip_low, clip_high) = self.set_kl(step), self.set_clip(step)
         samples = self.rollout(step)
         rollout_s = watch.lap()
-        experiences, logprobs = self.experience_maker.make(samples)
+        experiences, logprobs = self.experience_maker.make(step, samples)
         experience_s = watch.lap()
         if not logprobs.finite:
             raise Diverged(f"step {step + 1}: a log-probability is not finite", max(step - 1, 0))

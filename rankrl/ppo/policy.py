@@ -143,7 +143,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             micro_train_batch_size=spec.args.train.micro_batch_size,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer.replay_buffer = ReplayBuffer(spec.args.train.micro_batch_size)
+        trainer.replay_buffer = ReplayBuffer()
         self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
         return sum(p.numel() for pair in factors for p in pair)
 

@@ -240,6 +240,23 @@ def test_a_loud_engine_passes_and_a_stale_one_as_loud_does_not(attach, rank):
             stale.step(step)
 
 
+def test_the_first_update_on_a_rollout_starts_from_a_ratio_of_exactly_1(attach):
+    """Those before it come from the same micro-batches, so not one bit is rounded apart."""
+    from rankrl.ppo.loop import RunTrainer
+
+    class Watched(RunTrainer):
+        def update(self, step):
+            self.statuses.append(super().update(step))
+            return self.statuses[-1]
+
+    Watched.statuses = []
+    trainer = attach("updates_per_rollout=1", trainer_class=Watched)
+    for step in range(4):
+        trainer.step(step)
+    assert [status["ppo_kl"] for status in Watched.statuses] == [0.0] * 4
+    assert all(status["ppo_clip_ratio"] == 0.0 and status["actor_grad_norm"] > 0 for status in Watched.statuses)
+
+
 def test_a_planted_mismatch_of_engine_and_trainer_is_corrected_and_counted(attach):
     from rankrl.ppo.loop import RunTrainer
 
