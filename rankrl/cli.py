@@ -96,7 +96,7 @@ def _explain(args: argparse.Namespace) -> int:
             )
             table.add_row(*cells)
         _console().print(table)
-        print()
+        print(f"correction of engine and trainer: {run.recipe.correction}\n")
     return 0
 
 

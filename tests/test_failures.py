@@ -158,7 +158,7 @@ def test_an_alarm_of_the_canary_is_a_divergence_only_of_a_policy_that_has_blown_
     wrong = Logprobs(engine=trainer + 0.5, trainer=trainer, base=trainer - moved, previous=trainer)
     assert wrong.distance() == moved
     with pytest.raises((canary.SyncError, loop.Diverged)) as caught:
-        loop.RunTrainer.check_engine(SimpleNamespace(canary=canary.Canary()), 6, wrong)
+        loop.RunTrainer.check_engine(SimpleNamespace(canary=canary.Canary(0.05)), 6, wrong)
     assert type(caught.value).__name__ == kind
     assert getattr(caught.value, "finite_steps", 5) == 5
 

@@ -176,30 +176,45 @@ def rollout_batch(lengths: list[int], answers: list[int], first: int):
     )
 
 
-def test_replay_buffer_hands_out_the_minibatches_of_upstream():
-    from dataclasses import fields
-
-    from openrlhf.trainer.ppo_utils.replay_buffer import NaiveReplayBuffer
+def test_replay_buffer_hands_out_the_micro_batches_as_they_are():
+    """As upstream's update asks for them: each once, in an order that the random state sets."""
+    from torch.utils.data import DataLoader
 
     from rankrl.ppo.replay import ReplayBuffer
 
-    ours, upstream = ReplayBuffer(3), NaiveReplayBuffer(3)
-    for buffer in (ours, upstream):
-        buffer.append(rollout_batch([4, 6, 5], [1, 3, 2], first=10))
-        buffer.append(rollout_batch([7, 3], [2, 1], first=20))
-    assert len(ours) == len(upstream) == 5
-    for rows in ([1, 3, 0], [4, 0, 2], [2]):
-        mine = ours.collate_fn([ours[row] for row in rows])
-        theirs = upstream.collate_fn([upstream[row] for row in rows])
-        for name in [f.name for f in fields(mine) if f.name not in ("index", "info")]:
-            got, expected = getattr(mine, name), getattr(theirs, name)
-            assert torch.equal(got, expected) if isinstance(expected, torch.Tensor) else got == expected, name
-        for key, expected in theirs.info.items():
-            assert torch.equal(mine.info[key], torch.stack(expected)), key
-    assert ours.collate_fn([4, 0, 2]).sequences.tolist() == [[21, 21, 21, 0, 0], [10] * 4 + [0], [12] * 5]
-    ours.clear()
-    ours.append(rollout_batch([3], [1], first=30))
-    assert ours.collate_fn([0]).sequences.tolist() == [[30, 30, 30]]
+    buffer, made = ReplayBuffer(), [rollout_batch([4, 6, 5], [1, 3, 2], first=10 * i) for i in range(1, 5)]
+    for batch in made:
+        buffer.append(batch)
+    orders = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        loader = DataLoader(
+            buffer, batch_size=buffer.sample_batch_size, shuffle=True, drop_last=True, collate_fn=buffer.collate_fn
+        )
+        seen = list(loader)
+        assert sorted(map(id, seen)) == sorted(map(id, made))
+        orders.append([int(batch.sequences[0, 0]) for batch in seen])
+    assert orders[0] == orders[1] != orders[2]
+    buffer.clear()
+    assert len(buffer) == 0
+
+
+def test_micro_batches_are_dealt_by_lot_and_hold_every_sample_once(stack):
+    from types import SimpleNamespace
+
+    from rankrl.ppo.experience import ExperienceMaker
+
+    def dealt(samples, seed):
+        maker = SimpleNamespace(
+            args=SimpleNamespace(rollout=SimpleNamespace(micro_batch_size=4)), _micro_batch=lambda _, part: part
+        )
+        return ExperienceMaker.split_rollout_samples(maker, range(samples), seed)
+
+    parts = dealt(24, 7)
+    assert [len(part) for part in parts] == [4] * 6 and sorted(i for part in parts for i in part) == [*range(24)]
+    assert parts == dealt(24, 7) != dealt(24, 8)
+    firsts = [i for seed in range(200) for i in dealt(24, seed)[0]]  # no part of the rollout is favoured
+    assert sum(firsts) / len(firsts) == pytest.approx(11.5, abs=0.7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from rankrl.ppo.upstream import parse_arguments
 from rankrl.recipe.plan import Run, deepspeed_config, micro_batch
 
+CORRECTIONS = {"token_clip": ("token", "clip"), "token_mask": ("token", "mask"), "sequence_mask": ("seq", "mask")}
+"""Method of correction -> OpenRLHF's level and mode. Its gate reads the ratio by default."""
 LR_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine_with_min_lr"}
 
 
@@ -61,6 +63,11 @@ def command_line(run: Run, model: str) -> list[str]:
     words += ["--actor.eps_clip_low_high", str(run["clip_low"]), str(run["clip_high"])]
     if recipe.dual_clip is not None:
         words += ["--actor.dual_clip", str(recipe.dual_clip)]
+    correction = recipe.correction
+    if correction.method in CORRECTIONS:
+        level, mode = CORRECTIONS[correction.method]
+        words += ["--algo.advantage.is_correction_level", level, "--algo.advantage.is_correction_mode", mode]
+        words += ["--algo.advantage.is_correction_threshold", str(correction.low), str(correction.high)]
     if scale.model.gradient_checkpointing:  # reentrant: the only kind that TRL trusts with PEFT under ZeRO-3
         words += ["--actor.gradient_checkpointing_enable", "--actor.gradient_checkpointing_reentrant"]
     return words

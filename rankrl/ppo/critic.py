@@ -92,7 +92,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
             value_clip=cfg.value_clip,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer.replay_buffer = ReplayBuffer(spec.args.train.micro_batch_size)
+        trainer.replay_buffer = ReplayBuffer()
         self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed), {"head": head})
         return sum(p.numel() for p in trained)
 

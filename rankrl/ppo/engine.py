@@ -27,7 +27,7 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 
 from rankrl.ppo.imports import uncollected
-from rankrl.ppo.serving import Payload, Requests, Responses
+from rankrl.ppo.serving import Loaded, Payload, Requests, Responses
 from rankrl.ppo.upstream import raw
 
 T = TypeVar("T")
@@ -73,17 +73,17 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
         """The engine's process id. Returns once the engine can serve."""
         return os.getpid()
 
-    async def load_adapter(self, adapter_id: int, payload: Payload) -> int:
-        """Serves `payload` as adapter `adapter_id` from now on. Returns the bytes received."""
+    async def load_adapter(self, adapter_id: int, payload: Payload) -> Loaded:
+        """Serves `payload` as adapter `adapter_id` from now on."""
         args = (adapter_id, payload.names, payload.shapes, payload.dtype, payload.data)
-        received = await self._between_steps(lambda: self.llm.collective_rpc("receive_adapter", args=args))
+        held = await self._between_steps(lambda: self.llm.collective_rpc("receive_adapter", args=args))
         # vLLM's prefix cache is keyed by the adapter's name: with a new name, no entry of the
         # previous adapter is used. There is nothing at the path: if vLLM has evicted the adapter,
         # the request fails instead of being answered by the base.
         self.versions += 1
         name = f"adapter-{adapter_id}-version-{self.versions}"
         self.served[adapter_id] = LoRARequest(name, adapter_id, "/adapters/are/sent/from/memory")
-        return received[0]
+        return Loaded(len(payload.data), payload.digest, held)
 
     async def drop_adapter(self, adapter_id: int) -> None:
         if self.served.pop(adapter_id, None):

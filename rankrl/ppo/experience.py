@@ -9,6 +9,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
+from rankrl.data.items import request_seed
 from rankrl.ppo.rollout import Sample, experience, tokens_by_position
 from rankrl.recipe.plan import Run
 from rankrl.reward.grade import shaped
@@ -45,6 +46,10 @@ class Logprobs(NamedTuple):
         """The root mean square of the log-ratio of trainer and base, in nats per token."""
         return float(np.sqrt(((self.trainer - self.base) ** 2).mean()))
 
+    def ratio_mean(self) -> float:
+        """The mean ratio p_trainer / p_engine of the sampled tokens: 1 up to numerics."""
+        return float(np.exp(self.trainer.astype(np.float64) - self.engine).mean())
+
     def kl_step(self) -> float:
         """The k3 estimate of the KL of the last update, in nats per token."""
         return k3(self.trainer[: len(self.previous)], self.previous)
@@ -58,32 +63,26 @@ class ExperienceMaker(RemoteExperienceMaker):
         self.run, self.workers = run, len(policy.group.workers)
 
     @torch.no_grad()
-    def make(self, samples: list[Sample]) -> tuple[list[Experience], Logprobs]:
-        """Experiences of a rollout, and the log-probabilities that the canary compares.
+    def make(self, step: int, samples: list[Sample]) -> tuple[list[Experience], Logprobs]:
+        """Experiences of the rollout of a step, and the log-probabilities that the canary compares.
 
         This is upstream's `make_experience_batch`, which drops the log-probabilities.
         """
-        batches = self.split_rollout_samples(samples)
-        few = spread(len(batches), self._previous_batches(batches))
-        previous_refs = self._ask_previous([batches[i] for i in few])
+        batches = self.split_rollout_samples(samples, request_seed("micro-batches", self.run.seed, step))
+        previous_refs = self._ask_previous(batches)
         experiences = self.make_experience(batches)
-        others = [i for i in range(len(batches)) if i not in few]
-        logprobs = self._logprobs([experiences[i] for i in few + others], self._flatten_results(previous_refs, 1))
+        logprobs = self._logprobs(experiences, self._flatten_results(previous_refs, 1))
         return self.compute_advantages_and_returns(experiences), logprobs
 
-    def split_rollout_samples(self, rollout_samples: list[Sample]) -> list[Experience]:
-        """Micro-batches of samples of similar length, so that little is padded.
+    def split_rollout_samples(self, rollout_samples: list[Sample], seed: int = 0) -> list[Experience]:
+        """Micro-batches of samples by lot, which the update uses as they are.
 
-        Each worker gets short and long ones. If samples share the computation of their prompt, they
-        keep their order instead, so that samples of a prompt stay together.
+        Sorted by length, they would be padded less, but then an optimizer step or the first few
+        micro-batches would have samples of one length only.
         """
-        order = list(range(len(rollout_samples)))
-        if not self.run.scale.model.share_prefixes:
-            order.sort(key=lambda i: rollout_samples[i].tokens)
+        order = np.random.default_rng(seed).permutation(len(rollout_samples)).tolist()
         size = self.args.rollout.micro_batch_size
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-        dealt = [part for worker in range(self.workers) for part in parts[worker :: self.workers]]
-        return [self._micro_batch(rollout_samples, part) for part in dealt]
+        return [self._micro_batch(rollout_samples, order[i : i + size]) for i in range(0, len(order), size)]
 
     def _micro_batch(self, rollout_samples: list[Sample], index: list[int]) -> Experience:
         samples, lengths = [rollout_samples[i] for i in index], self.run.scale.lengths
@@ -91,13 +90,13 @@ class ExperienceMaker(RemoteExperienceMaker):
         rewards = [shaped(s.verdict, len(s.response_ids), lengths.response_tokens, weights) for s in samples]
         return experience(samples, index, rewards, self.tokenizer.pad_token_id, self.args.data.max_len)
 
-    def _previous_batches(self, batches: list[Experience]) -> int:
-        """Number of micro-batches that the previous adapter is asked about, alike on workers."""
-        per_worker = max(1, CANARY_SAMPLES // (self.workers * len(batches[0].sequences)))
-        return min(self.workers * per_worker, len(batches))
+    def _ask_previous(self, batches: list[Experience]) -> list[Any]:
+        """Ray references to the previous adapter's log-probabilities of the first micro-batches.
 
-    def _ask_previous(self, few: list[Experience]) -> list[Any]:
-        """Ray references to the previous adapter's log-probabilities of these micro-batches."""
+        Every worker gets the same number of them.
+        """
+        per_worker = max(1, CANARY_SAMPLES // (self.workers * len(batches[0].sequences)))
+        few = batches[: self.workers * per_worker]
         return self.actor_model_group.async_run_method_batch(
             "forward_previous",
             sequences=[batch.sequences for batch in few],
@@ -119,14 +118,6 @@ class ExperienceMaker(RemoteExperienceMaker):
             base=(trainer - tokens_by_position(experiences, "kl")).numpy(),  # upstream's k1 is their difference
             previous=torch.cat([p[mask] for p, mask in zip(previous, masks, strict=True)]).float().numpy(),
         )
-
-
-def spread(n: int, few: int) -> list[int]:
-    """`few` of the numbers below n: the middles of equal parts, rounded down and up in turn.
-
-    Micro-batches are sorted by length on each worker, so the first ones are the shortest answers.
-    """
-    return [((2 * i + 1) * n - (i % 2 == 0)) // (2 * few) for i in range(few)]
 
 
 def k3(new: np.ndarray, old: np.ndarray) -> float:

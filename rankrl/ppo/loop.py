@@ -14,7 +14,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from rankrl.adapter.start import Start
 from rankrl.data.items import Item, step_indices
 from rankrl.ppo.arguments import arguments
-from rankrl.ppo.canary import Canary, SyncError
+from rankrl.ppo.canary import Canary, SyncError, check_digests
 from rankrl.ppo.examples import examples
 from rankrl.ppo.experience import ExperienceMaker, Logprobs, mean_of
 from rankrl.ppo.groups import PolicyView, RunView, value_name
@@ -75,7 +75,7 @@ class RunTrainer:
         groups, strategy = (self.policy, self.critic, self.reference), SimpleNamespace(args=self.args)
         self.experience_maker = ExperienceMaker(run, *groups, self.kl_ctl, strategy, prompter.tokenizer)
         self.rollouts = Rollouts(prompter, services.engines, run.scale, services.grader)
-        self.canary, self.tokens_total = Canary(), 0
+        self.canary, self.tokens_total = Canary(run.scale.gap_limit_nats), 0
         self.examples: list[dict[str, Any]] = []  # lines of rollouts.jsonl, of the last step
         self.adapter_id = next(services.adapter_ids)
 
@@ -89,7 +89,7 @@ class RunTrainer:
         kl_coef, (clip_low, clip_high) = self.set_kl(step), self.set_clip(step)
         samples = self.rollout(step)
         rollout_s = watch.lap()
-        experiences, logprobs = self.experience_maker.make(samples)
+        experiences, logprobs = self.experience_maker.make(step, samples)
         experience_s = watch.lap()
         if not logprobs.finite:
             raise Diverged(f"step {step + 1}: a log-probability is not finite", max(step - 1, 0))
@@ -117,6 +117,8 @@ class RunTrainer:
             "clip_low": clip_low,
             "clip_high": clip_high,
             "clip_frac": float(status.get("ppo_clip_ratio", 0.0)),
+            "engine_ratio_mean": logprobs.ratio_mean(),
+            "corrected_frac": float(status.get("is_filter_ratio", 0.0)),
             "entropy": float(status.get("entropy_loss", 0.0)),
             "lr": status.get("actor_lr", 0.0),
             "grad_norm": status.get("actor_grad_norm", 0.0),
@@ -191,10 +193,12 @@ class RunTrainer:
     def sync(self) -> int:
         """Sends the adapter, and nothing else, from worker 0 through Ray to every engine.
 
-        Returns its size in bytes.
+        Returns its size in bytes. Raises SyncError if an engine holds other tensors than were sent.
         """
         payload = self.policy.payload()
-        return ray.get([engine.load_adapter.remote(self.adapter_id, payload) for engine in self.services.engines])[0]
+        loaded = ray.get([engine.load_adapter.remote(self.adapter_id, payload) for engine in self.services.engines])
+        check_digests(loaded)
+        return loaded[0].size_bytes
 
     def evaluate(self, done: int, samples: int) -> list[Sample]:
         """Graded samples of every evaluation item, `samples` of each, after `done` PPO steps.
@@ -294,7 +298,7 @@ class RunTrainer:
                 )
             ray.get(group.each("restore", [(name, worker_state) for worker_state in states]))
         self.tokens_total, self.kl_ctl.adapted = state["tokens_total"], state["kl_adapted"]
-        self.canary = Canary.from_state(state["canary"])
+        self.canary = Canary.from_state(state["canary"], self.run.scale.gap_limit_nats)
         self.sync()
 
 

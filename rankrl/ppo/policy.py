@@ -162,7 +162,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             dataloader_pin_memory=torch.cuda.is_available(),
         )
         brakes.watch(trainer.actor_loss_fn)
-        trainer.replay_buffer = ReplayBuffer(spec.args.train.micro_batch_size)
+        trainer.replay_buffer = ReplayBuffer()
         self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
         return sum(p.numel() for pair in factors for p in pair)
 

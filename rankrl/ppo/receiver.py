@@ -8,7 +8,7 @@ import torch
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
-from rankrl.ppo.serving import unpack
+from rankrl.ppo.serving import digest, unpack
 
 
 class AdapterReceiver:
@@ -18,8 +18,10 @@ class AdapterReceiver:
 
     def receive_adapter(
         self, adapter_id: int, names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes
-    ) -> int:
-        """Puts an adapter of scale 1 in place of adapter `adapter_id`. Returns the bytes received.
+    ) -> str:
+        """Puts an adapter of scale 1 in place of adapter `adapter_id`.
+
+        Returns the SHA-256 of the tensors that vLLM now holds.
 
         The steps are those of vLLM 0.29 LRUCacheWorkerLoRAManager.add_adapter with load_inplace,
         without the file.
@@ -40,12 +42,13 @@ class AdapterReceiver:
             dtype=manager.lora_config.lora_dtype,
             weights_mapper=mapper.get_rename_mapper() if mapper else None,
         )
+        held = digest(names, [t for layer in lora.loras.values() for t in (layer.lora_a, layer.lora_b)])
         adapters.remove_adapter(adapter_id)
         if len(adapters) + 1 > adapters.capacity:
             adapters.remove_oldest_adapter()
         adapters.add_adapter(lora)
         adapters.activate_adapter(adapter_id)
-        return len(data)
+        return held
 
     def drop_adapter(self, adapter_id: int) -> None:
         self.model_runner.lora_manager.remove_adapter(adapter_id)

@@ -8,7 +8,9 @@ the adapter's rank.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -56,6 +58,19 @@ class Payload:
     shapes: list[tuple[int, int]]
     dtype: str
     data: bytes
+    digest: str
+    """SHA-256 of the trainer's tensors, taken where they were packed."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What an engine says of an adapter that it has loaded."""
+
+    size_bytes: int
+    sent: str
+    """SHA-256 of the tensors that the trainer packed."""
+    held: list[str]
+    """SHA-256 of the tensors that vLLM holds, of each of the engine's workers."""
 
 
 def peft_names(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -79,7 +94,16 @@ def pack(factors: dict[str, tuple[torch.Tensor, torch.Tensor]], scales: dict[str
         tensors[f"base_model.model.{module}.lora_B.weight"] = scales[module] * b.detach()
     flat = torch.cat([t.flatten() for t in tensors.values()]).to(getattr(torch, dtype)).cpu()
     shapes = [(t.shape[0], t.shape[1]) for t in tensors.values()]
-    return Payload(list(tensors), shapes, dtype, flat.view(torch.uint8).numpy().tobytes())
+    data = flat.view(torch.uint8).numpy().tobytes()
+    return Payload(list(tensors), shapes, dtype, data, digest(list(tensors), [flat]))
+
+
+def digest(names: list[str], tensors: Iterable[torch.Tensor]) -> str:
+    """SHA-256 of CPU tensors and of their names, both in the order of `names`."""
+    found = sha256("\n".join(names).encode())
+    for tensor in tensors:
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def unpack(names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes) -> dict[str, torch.Tensor]:

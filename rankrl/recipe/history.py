@@ -19,6 +19,7 @@ FORMAT = 1
 """The format of run.yaml that this version writes. A record that names no format has format 1. The
 number goes up when a key changes its meaning or its place, not when a key is added."""
 ADDED: dict[str, Any] = {
+    "recipe.correction.method": "none",
     "recipe.warmup_offset": 0,
     "recipe.kl_schedule.horizon_share": lambda schedule: None if schedule.get("shape") == "adaptive" else 0.05,
     "rules.lr": {"rule": "equal_kl", "c": 4.0},
@@ -33,7 +34,7 @@ SECTIONS: dict[str, Any] = {"recipe": Recipe, "rules": Rules, "scale": Scale}
 """Section of run.yaml -> its schema."""
 NOT_RECORDED = {
     "recipe": ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "rules", "stages"),
-    "scale": ("slurm",),
+    "scale": ("slurm", "max_sync_gap_nats"),
 }
 """Section -> keys that do not change what a run computes, or that run.yaml has in another place."""
 

@@ -74,8 +74,11 @@ def find_scale(name: str) -> Path:
 def _expand(config: dict[str, Any]) -> dict[str, Any]:
     """A recipe with its short forms written out.
 
-    `rules.lr: 1e-4` is short for a constant rule with that value. Arms may be named off and on.
+    `rules.lr: 1e-4` is short for a constant rule with that value, `correction: NAME` for the method
+    of that name. Arms may be named off and on.
     """
+    if isinstance(config.get("correction"), str):
+        config = {**config, "correction": {"method": config["correction"]}}
     if isinstance(config.get("arms"), dict):  # YAML reads the keys off and on as false and true
         names = {name: "off" if name is False else "on" if name is True else str(name) for name in config["arms"]}
         config = {**config, "arms": {names[name]: override for name, override in config["arms"].items()}}

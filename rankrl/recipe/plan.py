@@ -6,7 +6,7 @@ No torch; 10,000 runs are planned in under a second.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import gcd
 from pathlib import Path
@@ -170,7 +170,8 @@ def plan(experiment: Experiment) -> list[Run]:
     scale = experiment.scale
     deepspeed_config(scale)
     runs = []
-    for arm, recipe in experiment.arms.items():
+    for arm, given in experiment.arms.items():
+        recipe = replace(given, correction=given.correction.at(scale.model.dtype))
         _check(recipe, scale)
         _check_overlong(recipe, scale)
         for rank in recipe.ranks:

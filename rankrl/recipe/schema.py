@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from rankrl.recipe.allocation_section import Allocation
+from rankrl.recipe.correction_section import Correction
 from rankrl.recipe.init_section import Init
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
@@ -260,6 +261,7 @@ class Recipe:
     allocation: Allocation = field(default_factory=Allocation)
     init: Init = field(default_factory=Init)
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
+    correction: Correction = field(default_factory=Correction)
     critic: Critic = field(default_factory=Critic)
     brakes: Brakes = field(default_factory=Brakes)
     reward: Reward = field(default_factory=Reward)
@@ -301,6 +303,7 @@ class Recipe:
         self.allocation.check()
         self.init.check()
         self.kl_schedule.check()
+        self.correction.check()
         self.critic.check()
         self.brakes.check()
         self.reward.check()

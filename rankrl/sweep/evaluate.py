@@ -233,6 +233,7 @@ def sample(
     """A row per sample, from the requests and seeds of a run's evaluations."""
     import ray
 
+    from rankrl.ppo.canary import check_digests
     from rankrl.ppo.rollout import Rollouts
     from rankrl.reward.grade import Grader
 
@@ -241,7 +242,7 @@ def sample(
         if subject.adapter is None:
             return sample_rows(base_samples(rollouts, items, directory, model_path))
         payload = adapter_payload(subject.adapter, subject.scale.model.dtype)
-        ray.get([engine.load_adapter.remote(ADAPTER_ID, payload) for engine in engines])
+        check_digests(ray.get([engine.load_adapter.remote(ADAPTER_ID, payload) for engine in engines]))
         return sample_rows(rollouts.evaluate(ADAPTER_ID, items, subject.samples, subject.eval_seed))
 
 

@@ -66,7 +66,7 @@ def test_the_canary_catches_wrong_scales_of_modules(bench, scale):
                 tensors[f"base_model.model.{row.module}.lora_B.weight"] *= scale(own) / own
             data = torch.cat([tensor.flatten() for tensor in tensors.values()]).numpy().tobytes()
             wrong = dataclasses.replace(payload, data=data)
-            return ray.get([e.load_adapter.remote(self.adapter_id, wrong) for e in self.services.engines])[0]
+            return ray.get([e.load_adapter.remote(self.adapter_id, wrong) for e in self.services.engines])[0].size_bytes
 
     run, importance = mixed_run()
     trainer = Faulty(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)

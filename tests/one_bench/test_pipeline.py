@@ -173,7 +173,7 @@ def faulty(fault):
         def sync(self):
             payload = ray.get(self.policy.payload())
             wrong, self.sent = fault(payload, self.sent or payload), payload
-            return ray.get([e.load_adapter.remote(self.adapter_id, wrong) for e in self.services.engines])[0]
+            return ray.get([e.load_adapter.remote(self.adapter_id, wrong) for e in self.services.engines])[0].size_bytes
 
     return Faulty
 
@@ -211,6 +211,81 @@ def test_an_engine_without_the_adapter_stops_the_run_within_ten_steps(attach, fa
     with pytest.raises(SyncError, match=says):
         for step in range(10):
             trainer.step(step)
+
+
+def loud(trainer_class):
+    """A trainer class whose engine has a mean numerics gap of 0.06 nats a token."""
+
+    class Loud(trainer_class):
+        def check_engine(self, step, logprobs):
+            noise = np.random.default_rng(step).normal(0, 0.06 * (np.pi / 2) ** 0.5, len(logprobs.engine))
+            return super().check_engine(step, logprobs._replace(engine=logprobs.engine + noise))
+
+    return Loud
+
+
+@pytest.mark.parametrize("rank", [1, 32])
+def test_a_loud_engine_passes_and_a_stale_one_as_loud_does_not(attach, rank):
+    from rankrl.ppo.canary import SyncError
+    from rankrl.ppo.loop import RunTrainer
+
+    words = (f"ranks=[{rank}]", "scale.max_sync_gap_nats=0.2")
+    right = attach(*words, trainer_class=loud(RunTrainer))
+    lines = [right.step(step) for step in range(10)]
+    assert all(0.05 < line["sync_gap_nats"] < 0.07 for line in lines)
+    right.detach()
+    stale = attach(*words, trainer_class=loud(faulty(FAULTS["one sync behind"][0])))
+    with pytest.raises(SyncError, match="the previous step"):
+        for step in range(10):
+            stale.step(step)
+
+
+def test_the_first_update_on_a_rollout_starts_from_a_ratio_of_exactly_1(attach):
+    """Those before it come from the same micro-batches, so not one bit is rounded apart."""
+    from rankrl.ppo.loop import RunTrainer
+
+    class Watched(RunTrainer):
+        def update(self, step):
+            self.statuses.append(super().update(step))
+            return self.statuses[-1]
+
+    Watched.statuses = []
+    trainer = attach("updates_per_rollout=1", trainer_class=Watched)
+    for step in range(4):
+        trainer.step(step)
+    assert [status["ppo_kl"] for status in Watched.statuses] == [0.0] * 4
+    assert all(status["ppo_clip_ratio"] == 0.0 and status["actor_grad_norm"] > 0 for status in Watched.statuses)
+
+
+def test_a_planted_mismatch_of_engine_and_trainer_is_corrected_and_counted(attach):
+    from rankrl.ppo.loop import RunTrainer
+
+    class Apart(RunTrainer):
+        def rollout(self, step):
+            rng = np.random.default_rng(step)
+            return [
+                dataclasses.replace(s, logprobs=(s.logprobs + rng.normal(0, 0.05, len(s.logprobs))).tolist())
+                for s in super().rollout(step)
+            ]
+
+    bounds = ("correction.method=token_mask", "correction.low=0.95", "correction.high=1.05")
+    trainer = attach(*bounds, "scale.max_sync_gap_nats=0.2", trainer_class=Apart)
+    lines = [trainer.step(step) for step in range(4)]
+    assert np.mean([line["corrected_frac"] for line in lines]) == pytest.approx(0.317, abs=0.04)
+    assert np.mean([line["engine_ratio_mean"] for line in lines]) == pytest.approx(1.00125, abs=0.004)
+
+
+def test_a_changed_byte_is_caught_by_the_digests_of_a_sync(attach):
+    from rankrl.ppo.canary import SyncError
+
+    trainer = attach("ranks=[8]")
+    payload = ray.get(trainer.policy.payload())
+    data = bytearray(payload.data)
+    data[len(data) // 2] ^= 1
+    trainer.policy.payload = lambda: ray.put(dataclasses.replace(payload, data=bytes(data)))
+    says = f"worker 0 of engine 0 holds tensors with SHA-256 [0-9a-f]{{64}}, the trainer has sent {payload.digest}"
+    with pytest.raises(SyncError, match=says):
+        trainer.sync()
 
 
 def test_a_run_leaves_the_directory_of_the_contract(bench):
@@ -264,6 +339,8 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "clip_low",
         "clip_high",
         "clip_frac",
+        "engine_ratio_mean",
+        "corrected_frac",
         "entropy",
         "lr",
         "grad_norm",
@@ -281,6 +358,7 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
     }
     assert all(np.isfinite(value) for line in lines for value in line.values())
     assert all(line["sync_gap_nats"] < 0.01 for line in lines)
+    assert all(abs(line["engine_ratio_mean"] - 1) < 1e-5 and line["corrected_frac"] == 0 for line in lines)
     assert result.tokens_total == lines[-1]["tokens_total"] > lines[0]["tokens_total"] > 0
     check_evaluations(directory, result)
     check_training_samples(directory, bench.train_items)
