@@ -237,7 +237,8 @@ def test_every_run_has_all_columns_of_hparams(stack, tmp_path):
         "clip_high": 0.28,
         "max_norm": run["max_norm"],
         "warmup": 0.1,
-        "critic_rank": run.recipe.critic.rank,
+        "advantage": "gae",
+        "critic_rank": 32,
         "init": "kaiming",
         "allocation": "uniform",
     }

@@ -41,7 +41,7 @@ TABS = {
     "verdict": ("verdict_correct", "verdict_wrong", "verdict_unparsable", "verdict_timeout"),
     "kl": ("kl_ref", "kl_step", "kl_coef"),
     "ppo": ("policy_loss", "value_loss", "clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
-    "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac"),
+    "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac", "uniform_group_frac"),
     "sync": ("sync_bytes", "sync_gap_nats"),
     "time": ("rollout_s", "experience_s", "update_s", "sync_s", "step_s"),
 }
@@ -124,7 +124,8 @@ class Record:
             "batch_size": run.batch_size,
             "seed": run.seed,
             **{name: float(knob.value) for name, knob in run.knobs.items()},
-            "critic_rank": run.recipe.critic.rank,
+            "advantage": run.recipe.advantage.method,
+            "critic_rank": run.critic_rank,
             "init": run.recipe.init.method,
             "allocation": run.recipe.allocation.method,
         }
@@ -146,7 +147,7 @@ class Record:
         with (self.dir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         for tab, names in TABS.items():
-            for name in names:
+            for name in (name for name in names if name in line):  # a run without a critic has no value_loss
                 self.board.add_scalar(f"{tab}/{name}", line[name], line["step"])
 
     def examples(self, lines: list[dict[str, Any]]) -> None:

@@ -43,6 +43,8 @@ class AdapterSpec:
     """Learning rate of B divided by that of A (LoRA+)."""
     optimizer_steps: int
     init: Init = field(default_factory=Init)
+    constant_normaliser: bool = False
+    """Whether the policy's loss is divided by the tokens that samples could have at most."""
 
 
 @dataclass

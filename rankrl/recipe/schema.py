@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from rankrl.recipe.advantage_section import Advantage
 from rankrl.recipe.allocation_section import Allocation
 from rankrl.recipe.init_section import Init
 from rankrl.recipe.require import require
@@ -88,7 +89,10 @@ class KLSchedule:
 
 @dataclass(frozen=True)
 class Critic:
-    """The value model: an adapter and a head of its own, independent of the policy's rank."""
+    """The value model: an adapter and a head of its own, independent of the policy's rank.
+
+    There is one with advantage.method=gae only.
+    """
 
     rank: int = 32
     """LoRA rank of the value adapter."""
@@ -218,6 +222,7 @@ class Recipe:
     allocation: Allocation = field(default_factory=Allocation)
     init: Init = field(default_factory=Init)
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
+    advantage: Advantage = field(default_factory=Advantage)
     critic: Critic = field(default_factory=Critic)
     reward: Reward = field(default_factory=Reward)
     stages: Stages = field(default_factory=Stages)
@@ -256,6 +261,7 @@ class Recipe:
         self.allocation.check()
         self.init.check()
         self.kl_schedule.check()
+        self.advantage.check(self.samples_per_prompt, self.batch_sizes, self.gamma)
         self.critic.check()
         self.reward.check()
         require(
