@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.load import Experiment, load_experiment
-from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
+from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, idle_critics, plan
 from rankrl.recipe.require import require
 from rankrl.report.visible import visible
 
@@ -37,7 +37,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn(idle_allocations(runs) + evaluated_apart(experiment.scale))
+    _warn([*idle_allocations(runs), *idle_critics(runs), *evaluated_apart(experiment.scale)])
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
@@ -81,6 +81,7 @@ def _explain(args: argparse.Namespace) -> int:
     for run in _cells(load_experiment(args.recipe, args.overrides)):
         share = run.trainable_params / run.scale.model.base_params
         title = f"{run.arm + ', ' if run.arm else ''}rank {run.rank}: {run.trainable_params:,} parameters, {share:.3%} of the base"
+        title += f"; advantage by {run.recipe.advantage.method}, {'a' if run.critic else 'no'} critic"
         table = Table(title=title, title_justify="left", box=None)
         for column in ("knob", "value", "rule", "formula", "reference point", "source", "evidence"):
             table.add_column(column)
@@ -150,7 +151,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn(idle_allocations(runs) + evaluated_apart(experiment.scale))
+    _warn([*idle_allocations(runs), *idle_critics(runs), *evaluated_apart(experiment.scale)])
     return sweep(runs, Path(args.runs), experiment.execution)
 
 
@@ -273,9 +274,9 @@ def _export(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from rankrl.doctor import doctor
-    from rankrl.recipe.load import scale_of_words
+    from rankrl.recipe.load import doctor_words
 
-    return doctor(scale_of_words(args.overrides), Path(args.runs))
+    return doctor(*doctor_words(args.overrides), Path(args.runs))
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -369,9 +370,8 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("overrides", nargs="+", metavar="SCALE", help="scale name or file, and scale.KEY=VALUE")
     built.add_argument("--to", metavar="DIR", required=True, help="new directory")
     checked = command("doctor", _doctor, "check this machine for a scale, and say what to do", recipe=False, runs=True)
-    checked.add_argument(
-        "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"
-    )
+    what = "scale name or file (default: nano), scale.KEY=VALUE, and advantage.method=METHOD"
+    checked.add_argument("overrides", nargs="*", metavar="SCALE", help=what)
     for name in ("plan", "explain", "adapter", "sweep", "run", "tasks"):
         commands.choices[name].add_argument(
             "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"

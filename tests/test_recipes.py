@@ -162,6 +162,17 @@ WRONG = {
         "placement.critic_per_node",
         "policy_per_node",
     ),
+    "no such advantage": (["advantage.method=grpo"], "advantage.method", "'grpo'", "group_norm"),
+    "no such normaliser": (["advantage.normaliser=length"], "advantage.normaliser", "tokens or constant"),
+    "a group of one": (["advantage.method=rloo", "samples_per_prompt=1"], "samples_per_prompt", "at least 2", "rloo"),
+    "a batch of one": (
+        ["advantage.method=batch_mean", "samples_per_prompt=1", "updates_per_rollout=1", "batch_sizes=[1]"],
+        "batch_sizes",
+        "at least 2",
+    ),
+    "shrinkage to one other prompt": (["advantage.method=shrinkage", "batch_sizes=[2]"], "batch_sizes", "at least 3"),
+    "discount without a critic": (["advantage.method=group_mean", "gamma=0.9"], "gamma", "allowed: 1", "group_mean"),
+    "dropped groups that teach": (["advantage.drop_uniform_groups=true"], "advantage.drop_uniform_groups", "gae"),
     "not an override": (["seeds"], "seeds", "key=value"),
 }
 

@@ -238,7 +238,8 @@ def test_every_run_has_all_columns_of_hparams(stack, tmp_path):
         "max_norm": run["max_norm"],
         "warmup": 0.1,
         "correction": "none",
-        "critic_rank": run.recipe.critic.rank,
+        "advantage": "gae",
+        "critic_rank": 32,
         "init": "kaiming",
         "allocation": "uniform",
     }

@@ -8,13 +8,16 @@ from __future__ import annotations
 from math import lcm
 from pathlib import Path
 
+from rankrl.recipe.advantage_section import Advantage
 from rankrl.recipe.load import Experiment
 from rankrl.recipe.plan import Run, largest_rank, plan
 from rankrl.recipe.scale import Scale
 from rankrl.recipe.schema import Recipe
 
+PPO = Advantage()
 
-def usual_run(scale: Scale) -> Run:
+
+def usual_run(scale: Scale, advantage: Advantage = PPO) -> Run:
     """A typical run for estimates: the reference rank, about 16 prompts x 8 samples, 100 steps.
 
     Raises ValueError as `plan` does.
@@ -22,7 +25,7 @@ def usual_run(scale: Scale) -> Run:
     workers = lcm(scale.placement.policy_workers, scale.placement.value_workers)
     batch_size = workers * -(-16 // workers)  # every worker gets its share
     rank = min(32, largest_rank(scale))
-    recipe = Recipe(ranks=(rank,), batch_sizes=(batch_size,), seeds=(0,), steps=100)
+    recipe = Recipe(ranks=(rank,), batch_sizes=(batch_size,), seeds=(0,), steps=100, advantage=advantage)
     return plan(Experiment("doctor", {"": recipe}, scale))[0]
 
 
@@ -33,7 +36,7 @@ def _build_data(scale: Scale) -> str:
     return f"rankrl data {scale.name} --to {Path(scale.data.train).parent}"
 
 
-def doctor(scale: Scale, runs: Path) -> int:
+def doctor(scale: Scale, advantage: Advantage, runs: Path) -> int:
     """Prints a line for each check as it is done, then the estimates.
 
     Returns the exit code: 1 if a check fails, else 0.
@@ -42,6 +45,7 @@ def doctor(scale: Scale, runs: Path) -> int:
     from rankrl.doctor.check import Check, one_line, say
     from rankrl.recipe.estimate import estimates, legend, likely_parallel_runs, table
 
+    scale = scale if advantage.critic else scale.without_critic
     correct = "correct the scale, or scale.KEY=VALUE"
     fine = [
         say("packages", machine.INSTALL, machine.packages),
@@ -56,7 +60,7 @@ def doctor(scale: Scale, runs: Path) -> int:
         say("Slurm", "ask whoever runs the cluster", machine.slurm, scale),
     ]
     try:
-        run = usual_run(scale)
+        run = usual_run(scale, advantage)
     except ValueError as error:
         print(Check("FAIL", "plan", one_line(error), correct))
         return 1

@@ -139,7 +139,7 @@ def memory(run: Run) -> Check:
     """
     import torch
 
-    place, found = run.scale.placement, memory_bytes(run, run.rank, 1)
+    place, found = run.served.placement, memory_bytes(run, run.rank, 1)
     if place.device == "cpu":
         return _host_memory(sum(sum(parts.values()) for parts in found.values()) + CPU_CONTROLLER_BYTES)
     device = there = DEVICES[place.device].memory_bytes
@@ -161,7 +161,7 @@ def memory(run: Run) -> Check:
     if most > there:
         fix = "more policy workers, shorter responses, or scale.deepspeed=ds_configs/zero3_offload.json"
         return Check("warn", "memory", said, fix)
-    host, here = offloaded_bytes(run.scale), psutil.virtual_memory().total
+    host, here = offloaded_bytes(run.served), psutil.virtual_memory().total
     if host > here:
         said = f"offloaded bases take {size(host)}, the host has {size(here)}"
         return Check("FAIL", "memory", said, "scale.deepspeed=ds_configs/zero3.json")
@@ -189,7 +189,7 @@ def disk(run: Run, runs: Path) -> Check:
     place = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     if not os.access(place, os.W_OK):
         return Check("FAIL", "disk", f"{place} is not writable", "--runs DIR elsewhere")
-    critic, packed = adapter_params(run.scale, run.recipe.critic.rank), likely_parallel_runs([run])
+    critic, packed = adapter_params(run.scale, run.critic_rank), likely_parallel_runs([run])
     training = packed * CHECKPOINT_BYTES * (run.trainable_params + critic)
     free = shutil.disk_usage(place).free
     said = (

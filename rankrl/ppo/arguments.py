@@ -6,12 +6,22 @@ What a recipe or scale decides is passed explicitly; everything else keeps OpenR
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from rankrl.ppo.upstream import parse_arguments
 from rankrl.recipe.plan import Run, deepspeed_config, micro_batch
 
 CORRECTIONS = {"token_clip": ("token", "clip"), "token_mask": ("token", "mask"), "sequence_mask": ("seq", "mask")}
 """Method of correction -> OpenRLHF's level and mode. Its gate reads the ratio by default."""
+ESTIMATORS = {
+    "gae": "gae",
+    "group_mean": "dr_grpo",
+    "rloo": "rloo",
+    "group_norm": "group_norm",
+    "batch_mean": "flash_reinforce",
+    "shrinkage": "rloo",  # with a baseline of our own: ppo/experience.py
+}
+"""advantage.method -> OpenRLHF's advantage estimator."""
 LR_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine_with_min_lr"}
 
 
@@ -22,13 +32,10 @@ def command_line(run: Run, model: str) -> list[str]:
     stage = deepspeed_config(scale)["zero_optimization"]["stage"]
     options = {
         "actor.model_name_or_path": model,
-        "critic.model_name_or_path": model,
         "actor.num_nodes": place.nodes,
         "actor.num_gpus_per_node": place.policy_per_node,
         "ref.num_nodes": place.nodes,
         "ref.num_gpus_per_node": place.policy_per_node,
-        "critic.num_nodes": place.nodes,
-        "critic.num_gpus_per_node": place.critic_per_node or place.policy_per_node,
         "vllm.num_engines": place.engines,
         "vllm.tensor_parallel_size": place.tensor_parallel,
         "vllm.gpu_memory_utilization": place.engine_memory,
@@ -44,7 +51,7 @@ def command_line(run: Run, model: str) -> list[str]:
         "rollout.max_new_tokens": scale.lengths.response_tokens,
         "rollout.temperature": scale.sampling.temperature,
         "data.max_len": scale.lengths.prompt_tokens + scale.lengths.response_tokens,
-        "algo.advantage.estimator": "gae",
+        "algo.advantage.estimator": ESTIMATORS[recipe.advantage.method],
         "algo.advantage.gamma": recipe.gamma,
         "algo.advantage.lambd": recipe.gae_lambda,
         "algo.kl.init_coef": run["kl"],  # the first coefficient; the loop's KLController has the last word each step
@@ -53,10 +60,7 @@ def command_line(run: Run, model: str) -> list[str]:
         "actor.lr_warmup_ratio": run["warmup"],
         "actor.max_norm": run["max_norm"],
         "actor.entropy_coef": 0.0,  # 0 logs the entropy without rewarding it
-        "critic.adam.lr": recipe.critic.lr or scale.reference.critic_lr,
-        "critic.lr_scheduler": "constant_with_warmup",
-        "critic.max_norm": recipe.critic.max_norm,
-        "critic.value_clip": recipe.critic.value_clip,
+        **(_critic_options(run, model) if run.critic else {}),
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     # the range of the first step; the loop's set_clip has the last word each step
@@ -71,6 +75,20 @@ def command_line(run: Run, model: str) -> list[str]:
     if scale.model.gradient_checkpointing:  # reentrant: the only kind that TRL trusts with PEFT under ZeRO-3
         words += ["--actor.gradient_checkpointing_enable", "--actor.gradient_checkpointing_reentrant"]
     return words
+
+
+def _critic_options(run: Run, model: str) -> dict[str, Any]:
+    """OpenRLHF's options of the critic."""
+    critic, scale, place = run.recipe.critic, run.scale, run.scale.placement
+    return {
+        "critic.model_name_or_path": model,
+        "critic.num_nodes": place.nodes,
+        "critic.num_gpus_per_node": place.critic_per_node or place.policy_per_node,
+        "critic.adam.lr": critic.lr or scale.reference.critic_lr,
+        "critic.lr_scheduler": "constant_with_warmup",
+        "critic.max_norm": critic.max_norm,
+        "critic.value_clip": critic.value_clip,
+    }
 
 
 def arguments(run: Run, model: str) -> SimpleNamespace:

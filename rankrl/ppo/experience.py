@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from rankrl.data.items import request_seed
+from rankrl.ppo.advantages import by_prompt, drop_uniform, shrinkage_baseline, uniform_groups
 from rankrl.ppo.rollout import Sample, experience, tokens_by_position
 from rankrl.recipe.plan import Run
 from rankrl.reward.grade import shaped
@@ -61,6 +64,9 @@ class ExperienceMaker(RemoteExperienceMaker):
     def __init__(self, run: Run, policy: Any, critic: Any, reference: Any, kl_ctl: Any, strategy: Any, tokenizer: Any):
         super().__init__(policy, critic, None, reference, kl_ctl, strategy, tokenizer)
         self.run, self.workers = run, len(policy.group.workers)
+        if run.recipe.advantage.method == "shrinkage":  # upstream subtracts nothing for a name that it does not know
+            self.strategy = SimpleNamespace(args=copy.deepcopy(self.args))
+            self.strategy.args.algo.advantage.estimator = "shrinkage"
 
     @torch.no_grad()
     def make(self, step: int, samples: list[Sample]) -> tuple[list[Experience], Logprobs]:
@@ -73,6 +79,27 @@ class ExperienceMaker(RemoteExperienceMaker):
         experiences = self.make_experience(batches)
         logprobs = self._logprobs(experiences, self._flatten_results(previous_refs, 1))
         return self.compute_advantages_and_returns(experiences), logprobs
+
+    @torch.no_grad()
+    def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
+        """Upstream's, with what it lacks: the shrinkage baseline, and uniform groups left out."""
+        section, samples = self.run.recipe.advantage, self.run.recipe.samples_per_prompt
+        rewards_PK = by_prompt(experiences, samples)
+        rewards = [batch.rewards for batch in experiences]
+        if section.method == "shrinkage":
+            less_N = (rewards_PK - shrinkage_baseline(rewards_PK)).flatten()
+            for batch in experiences:
+                batch.rewards = less_N[batch.index]
+        super().compute_advantages_and_returns(experiences)
+        for batch, given in zip(experiences, rewards, strict=True):
+            batch.rewards = given
+        if section.drop_uniform_groups:
+            drop_uniform(experiences, uniform_groups(rewards_PK), samples)
+        return experiences
+
+    def uniform_group_frac(self, experiences: list[Experience]) -> float:
+        """Share of the prompts whose responses all have one reward, from 0 to 1."""
+        return uniform_groups(by_prompt(experiences, self.run.recipe.samples_per_prompt)).float().mean().item()
 
     def split_rollout_samples(self, rollout_samples: list[Sample], seed: int = 0) -> list[Experience]:
         """Micro-batches of samples by lot, which the update uses as they are.

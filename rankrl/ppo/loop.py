@@ -69,7 +69,7 @@ class RunTrainer:
         self.run, self.services, self.train_items, self.eval_items = run, services, train_items, eval_items
         self.args = arguments(run, services.model_path)
         self.policy = PolicyView(services.policy, run.run_id, run.scale.model.dtype)
-        self.critic = RunView(services.critic, value_name(run.run_id))
+        self.critic = RunView(services.critic, value_name(run.run_id)) if run.critic else None
         self.reference = RunView(services.policy, run.run_id, {"forward": "forward_reference"})
         self.kl_ctl = KLController(run["kl"], run.recipe.kl_schedule, run.recipe.steps)
         groups, strategy = (self.policy, self.critic, self.reference), SimpleNamespace(args=self.args)
@@ -113,7 +113,7 @@ class RunTrainer:
             "kl_step": logprobs.kl_step(),
             "kl_coef": kl_coef,
             "policy_loss": float(status.get("policy_loss", 0.0)),
-            "value_loss": float(status.get("critic_loss", 0.0)),
+            **({"value_loss": float(status["critic_loss"])} if self.critic else {}),
             "clip_low": clip_low,
             "clip_high": clip_high,
             "clip_frac": float(status.get("ppo_clip_ratio", 0.0)),
@@ -126,6 +126,7 @@ class RunTrainer:
             "norm_skipped": status.get("norm_skipped", 0),
             "response_tokens_mean": mean_of(experiences, "response_length"),
             "truncated_frac": mean_of(experiences, "truncated"),
+            "uniform_group_frac": self.experience_maker.uniform_group_frac(experiences),
             "sync_bytes": sync_bytes,
             "sync_gap_nats": gap_nats,
             "rollout_s": rollout_s,
@@ -174,7 +175,7 @@ class RunTrainer:
 
     def append(self, experiences: list[Experience]) -> None:
         """Adds the experiences to the replay buffers of policy and critic."""
-        for role in (self.policy, self.critic):
+        for role in filter(None, (self.policy, self.critic)):
             role.async_run_method_batch("append", experience=experiences)
 
     def update(self, step: int) -> dict[str, Any]:
@@ -183,8 +184,8 @@ class RunTrainer:
         Returns upstream's status, each value a mean over the steps. During the critic's warm-up the
         policy is not trained and its rollout is dropped.
         """
-        refs = self.critic.async_run_method("fit")
-        if step >= self.run.recipe.critic.warmup_steps:
+        refs = self.critic.async_run_method("fit") if self.critic else []
+        if step >= self.run.critic_warmup_steps:
             refs += self.policy.async_run_method("fit")
         else:
             self.policy.async_run_method("forget_rollout")
@@ -226,28 +227,35 @@ class RunTrainer:
         """
         run, recipe, args = self.run, self.run.recipe, self.args
         self.table, self.start = table or self.allocate(), start
-        steps, frozen = run.optimizer_steps, recipe.critic.warmup_steps * recipe.updates_per_rollout
+        steps = run.optimizer_steps - run.critic_warmup_steps * recipe.updates_per_rollout
         policy = AdapterSpec(
             run.run_id,
             args,
             self.table,
             run.seed,
             run["lr_ratio"],
-            steps - frozen,
+            steps,
             recipe.init,
             recipe.lr_shape,
             recipe.warmup_offset,
             recipe.brakes,
-        )
-        value_table = uniform(self.services.value_shapes, recipe.critic.rank, lambda rank: recipe.critic.alpha)
-        critic = AdapterSpec(
-            value_name(run.run_id), args, value_table, run.seed, 1.0, steps, warmup_offset=recipe.warmup_offset
+            constant_normaliser=recipe.advantage.normaliser == "constant",
         )
         refs = self.services.policy.async_run_method("attach", policy, start)
-        ray.get(self.services.critic.async_run_method("attach", critic))
+        self._attach_critic()
         params = ray.get(refs)[0]
         self.sync()
         return params
+
+    def _attach_critic(self) -> None:
+        """Attaches the run's value adapter and head, if it has a critic."""
+        run, critic = self.run, self.run.recipe.critic
+        if not self.critic:
+            return
+        table = uniform(self.services.value_shapes, critic.rank, lambda rank: critic.alpha)
+        steps, offset = run.optimizer_steps, run.recipe.warmup_offset
+        spec = AdapterSpec(value_name(run.run_id), self.args, table, run.seed, 1.0, steps, warmup_offset=offset)
+        ray.get(self.services.critic.async_run_method("attach", spec))
 
     def detach(self) -> None:
         """Removes the run from the services."""
@@ -268,22 +276,22 @@ class RunTrainer:
         """The adapter as PEFT saves it: (adapter_config, tensors)."""
         return ray.get(self.policy.async_run_method("peft_files")[0])
 
-    def _parts(self) -> list[tuple[Any, str]]:
-        """The worker groups that hold this run, each with the run's name in it."""
-        return [(self.services.policy, self.run.run_id), (self.services.critic, value_name(self.run.run_id))]
+    def _parts(self) -> dict[str, tuple[Any, str]]:
+        """Role -> the worker group that holds this run, and the run's name in it."""
+        policy, critic = self.services.policy, self.services.critic
+        value = {"critic": (critic, value_name(self.run.run_id))} if self.critic else {}
+        return {"policy": (policy, self.run.run_id), **value}
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything that is needed to continue the run after `step` PPO steps."""
-        refs = [group.async_run_method("state", name) for group, name in self._parts()]
-        policy, critic = map(ray.get, refs)
+        refs = {role: group.async_run_method("state", name) for role, (group, name) in self._parts().items()}
         return {
             "step": step,
             "tokens_total": self.tokens_total,
             "kl_adapted": self.kl_ctl.adapted,
             "canary": self.canary.state(),
             "table": [asdict(row) for row in self.table],
-            "policy": policy,
-            "critic": critic,
+            **{role: ray.get(asked) for role, asked in refs.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -291,7 +299,8 @@ class RunTrainer:
 
         Raises ValueError if it was saved with another number of workers.
         """
-        for (group, name), states in zip(self._parts(), (state["policy"], state["critic"]), strict=True):
+        for role, (group, name) in self._parts().items():
+            states = state[role]
             if len(group.workers) != len(states):
                 raise ValueError(
                     f"checkpoint: got the state of {len(states)} workers, but {len(group.workers)} are running"

@@ -90,6 +90,18 @@ NOTHING_TRAINED = {
 """What a micro-batch that is not trained on adds to upstream's status: a weight of 0."""
 
 
+def divide_by(loss: nn.Module, tokens: float) -> None:
+    """Lets upstream's policy loss divide the sum over a micro-batch by `tokens`.
+
+    It would divide by the response tokens of the optimizer step, over its micro-batches.
+    """
+
+    def fixed(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, {**kwargs, "batch_num_tokens": tokens}
+
+    loss.register_forward_pre_hook(fixed, with_kwargs=True)
+
+
 class PolicyTrainer(ActorPPOTrainer):
     """Upstream's PPO update of one run.
 
@@ -163,6 +175,9 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         )
         brakes.watch(trainer.actor_loss_fn)
         trainer.replay_buffer = ReplayBuffer()
+        if spec.constant_normaliser:
+            most_tokens = spec.args.train.batch_size * spec.args.rollout.max_new_tokens
+            divide_by(trainer.actor_loss_fn, most_tokens / strategy.accumulated_gradient)
         self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
         return sum(p.numel() for pair in factors for p in pair)
 

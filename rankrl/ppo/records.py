@@ -43,7 +43,7 @@ TABS = {
     "ppo": ("policy_loss", "value_loss", "clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
     "brakes": ("kl_stopped", "norm_skipped"),
     "correction": ("engine_ratio_mean", "corrected_frac"),
-    "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac"),
+    "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac", "uniform_group_frac"),
     "sync": ("sync_bytes", "sync_gap_nats"),
     "time": ("rollout_s", "experience_s", "update_s", "sync_s", "step_s"),
 }
@@ -127,7 +127,8 @@ class Record:
             "seed": run.seed,
             **{name: float(knob.value) for name, knob in run.knobs.items()},
             "correction": run.recipe.correction.method,
-            "critic_rank": run.recipe.critic.rank,
+            "advantage": run.recipe.advantage.method,
+            "critic_rank": run.critic_rank,
             "init": run.recipe.init.method,
             "allocation": run.recipe.allocation.method,
         }
@@ -149,7 +150,7 @@ class Record:
         with (self.dir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         for tab, names in TABS.items():
-            for name in names:
+            for name in (name for name in names if name in line):  # a run without a critic has no value_loss
                 self.board.add_scalar(f"{tab}/{name}", line[name], line["step"])
 
     def examples(self, lines: list[dict[str, Any]]) -> None:

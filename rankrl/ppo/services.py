@@ -55,11 +55,12 @@ def resolve_model(model: Model) -> str:
 class Services:
     """Worker groups and engines of one scale.
 
-    They serve `parallel_runs` runs at a time, with adapters of rank up to `max_rank`.
+    They serve `parallel_runs` runs at a time, with adapters of rank up to `max_rank`. There are
+    value workers only if `run` has a critic, and then all may have one.
     """
 
     def __init__(self, run: Run, max_rank: int, parallel_runs: int):
-        self.scale, self.model_path = run.scale, resolve_model(run.scale.model)
+        self.scale, self.model_path = run.served, resolve_model(run.scale.model)
         self._broken = threading.Event()
         place = self.scale.placement
         args = arguments(run, self.model_path)  # refuses a bad run before anything is started
@@ -67,22 +68,23 @@ class Services:
             start_ray(place.gpus)
         check_resources(place.gpus)
         self.seats = take_seats(place)
-        self.engines = start_engines(self.seats.engines, run.scale, self.model_path, max_rank, parallel_runs)
+        self.engines = start_engines(self.seats.engines, self.scale, self.model_path, max_rank, parallel_runs)
         model = self.scale.model
         strategy = AdapterStrategy(args, deepspeed_config(self.scale), model.dtype, model.share_prefixes)
         separate = place.critic_per_node > 0
-        worker = ray.remote(num_gpus=1)(PolicyWorker if separate else TrainerWorker)
+        worker = ray.remote(num_gpus=1)(TrainerWorker if run.critic and not separate else PolicyWorker)
         self.policy = WorkerGroup(place, self.seats.policy, worker)
-        self.critic: WorkerGroup | ValueRole = ValueRole(self.policy)
+        self.critic: Any = ValueRole(self.policy) if run.critic else None  # or a WorkerGroup, from here on
         self.groups = [self.policy]
-        if separate:
+        if separate:  # never without a critic
             self.critic = WorkerGroup(place, self.seats.value, ray.remote(num_gpus=1)(ValueWorker))
             self.groups.append(self.critic)
         load = (strategy, self.model_path, self.scale.model.modules, self.scale.model.layers)
         loading = [ref for group in self.groups for ref in group.async_init_model_from_pretrained(*load)]
         ray.get(loading + [engine.ready.remote() for engine in self.engines])
-        asked = [group.async_run_method("shapes")[0] for group in (self.policy, self.critic)]
-        self.policy_shapes, self.value_shapes = ray.get(asked)
+        roles = [role for role in (self.policy, self.critic) if role]
+        self.policy_shapes, *value_shapes = ray.get([role.async_run_method("shapes")[0] for role in roles])
+        self.value_shapes = value_shapes[0] if value_shapes else {}
         self.adapter_ids = itertools.count(1)
         self.grader = Grader()
 
@@ -107,12 +109,14 @@ class Services:
         cause = getattr(error, "cause", None)
         if not isinstance(error, ray.exceptions.RayTaskError) or isinstance(cause, FATAL):
             return True
-        alone = len(self.policy.workers) == len(self.critic.workers) == 1
+        alone = all(len(group.workers) == 1 for group in self.groups)
         return not (alone or isinstance(cause, ValueError))
 
     def detach(self, name: str, adapter_id: int) -> None:
         """Removes a run from all workers and engines."""
-        refs = self.policy.async_run_method("detach", name) + self.critic.async_run_method("detach", value_name(name))
+        refs = self.policy.async_run_method("detach", name)
+        if self.critic:
+            refs += self.critic.async_run_method("detach", value_name(name))
         ray.get(refs + [engine.drop_adapter.remote(adapter_id) for engine in self.engines])
 
     def stop(self) -> None:

@@ -51,6 +51,8 @@ class AdapterSpec:
     """What the first step of a warm-up of n takes of the rate, in units of 1 / n."""
     brakes: BrakesSection = field(default_factory=BrakesSection)
     """Brakes of the policy."""
+    constant_normaliser: bool = False
+    """Whether the policy's loss is divided by the tokens that samples could have at most."""
 
 
 @dataclass

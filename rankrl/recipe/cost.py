@@ -125,14 +125,14 @@ def cost(run: Run, parallel_runs: int) -> Cost:
 
     Packed runs share engine steps in their rollouts, and engines work while workers do.
     """
-    scale, recipe = run.scale, run.recipe
+    scale, recipe = run.served, run.recipe
     place, model, device = scale.placement, scale.model, DEVICES[scale.placement.device]
     samples = run.rollout_samples
     tokens = samples * (scale.lengths.prompt_tokens + scale.lengths.response_tokens) / 2
     tokens *= SHARED_PREFIXES if model.share_prefixes else 1.0
     forward_s = 2 * model.active * tokens / device.train_flops
     update = 3 if model.gradient_checkpointing else 2  # forward passes that an update costs
-    policy_s, value_s = forward_s / place.policy_workers, forward_s / place.value_workers
+    policy_s, value_s = forward_s / place.policy_workers, run.critic * forward_s / place.value_workers
     apart = place.critic_per_node and not place.colocated
     together = max if apart else sum  # on separate GPUs, or one after the other on the same
     experience_s = together(((2 + PREVIOUS_SHARE) * policy_s, value_s))
@@ -166,7 +166,8 @@ class Memory:
 def memory(scale: Scale, params: int, critic_rank: int) -> Memory:
     """Bytes of weights under the ZeRO stage, and of one run's adapters with their optimizers.
 
-    The policy's adapter has `params` parameters. Activations are not included.
+    The policy's adapter has `params` parameters; `critic_rank` is 0 without a value adapter.
+    Activations are not included.
     """
     place, model = scale.placement, scale.model
     weights = model.base_params * model.bytes_per_param

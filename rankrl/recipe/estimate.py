@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rankrl.recipe.architecture import widths
 from rankrl.recipe.cost import DEVICES, TRAIN_BYTES, cost, kv_bytes_per_token, kv_shards, memory
 from rankrl.recipe.memory import CPU_CONTROLLER_BYTES, Parts, kv_tokens, memory_bytes, offloaded_bytes
-from rankrl.recipe.plan import Run, adapter_params, micro_batch
+from rankrl.recipe.plan import Run, adapter_params, micro_batch, neediest
 from rankrl.recipe.scale import Scale
 
 MOST_PARALLEL = 8  # most runs at once that a sweep chooses by itself
@@ -55,8 +55,8 @@ def fitting_runs(runs: Sequence[Run], busy: int, room_bytes: float) -> int:
 
     Their adapters and optimizers are counted.
     """
-    scale, params = runs[0].scale, max(run.trainable_params for run in runs)
-    return max(1, min(MOST_PARALLEL, busy, int(room_bytes / memory(scale, params, runs[0].recipe.critic.rank).run)))
+    most, params = neediest(runs), max(run.trainable_params for run in runs)
+    return max(1, min(MOST_PARALLEL, busy, int(room_bytes / memory(most.served, params, most.critic_rank).run)))
 
 
 def gpu_room_bytes(scale: Scale) -> float:
@@ -78,7 +78,8 @@ def sweep_hours(runs: Sequence[Run], parallel_runs: int) -> str:
     kinds = {(run.arm, run.batch_size): run for run in runs}  # the rank hardly matters
     costs = {kind: cost(run, packed) for kind, run in kinds.items()}
     each = [costs[run.arm, run.batch_size] for run in runs]
-    start_s, place = DEVICES[runs[0].scale.placement.device].start_s, runs[0].scale.placement
+    place = neediest(runs).served.placement
+    start_s = DEVICES[place.device].start_s
     together_h = (start_s + sum(c.packed_s for c in each)) / 3600
     alone_h = sum(start_s + c.run_s for c in each) / 3600
     return (
@@ -94,7 +95,7 @@ def estimates(runs: Sequence[Run], parallel_runs: int) -> list[Line]:
     """
     kinds = list({(run.arm, run.rank, run.batch_size): run for run in runs}.values())
     packed = min(parallel_runs, len(runs))
-    return [_gpus(kinds[0].scale), *_memory(kinds, packed), _tokens(kinds), _adapter(kinds), _time(kinds, packed)]
+    return [_gpus(neediest(kinds)), *_memory(kinds, packed), _tokens(kinds), _adapter(kinds), _time(kinds, packed)]
 
 
 def _mark(scale: Scale) -> str:
@@ -106,20 +107,20 @@ def _mark(scale: Scale) -> str:
     return "fitted" if scale.placement.device == "cpu" and scale.model.path == "embedded:nano" else "estimate"
 
 
-def _gpus(scale: Scale) -> Line:
-    place = scale.placement
+def _gpus(run: Run) -> Line:
+    scale, place = run.served, run.served.placement
     workers = f"{place.nodes} x ({place.policy_per_node} policy + {place.critic_per_node} value)"
     formula = f"{workers} + {place.engines} x {place.tensor_parallel} engine"
     if place.colocated:
-        formula = f"{place.policy_workers} policy, with value and engines on the same"
+        formula = f"{place.policy_workers} policy, with {'value and ' * run.critic}engines on the same"
     kind = "processes" if place.device == "cpu" else "GPUs"
     nodes = "1 node" if scale.nodes == 1 else f"{scale.nodes} nodes"
     return Line(f"{kind} of a task", f"{place.gpus} on {nodes}", "exact", formula)
 
 
 def _memory(kinds: list[Run], packed: int) -> list[Line]:
-    run = max(kinds, key=micro_batch)
-    scale, rank = run.scale, max(run.rank for run in kinds)
+    run = max(kinds, key=lambda run: (run.critic, micro_batch(run)))
+    scale, rank = run.served, max(run.rank for run in kinds)
     found, device = memory_bytes(run, rank, packed), scale.placement.device
     limit = "" if device == "cpu" else f" of {size(DEVICES[device].memory_bytes)}"
     lines = [

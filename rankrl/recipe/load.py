@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from rankrl.recipe.advantage_section import Advantage
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import OPTIONS
 from rankrl.recipe.scale import Execution, Scale
 from rankrl.recipe.schema import Recipe
 
-T = TypeVar("T", Recipe, Scale, Execution)
+T = TypeVar("T", Recipe, Scale, Execution, Advantage)
 ROOT = Path(__file__).resolve().parents[2]
 GRID = {"ranks", "batch_sizes", "seeds", "arms", "name", "equal_params", "stages"}
 
@@ -162,6 +163,16 @@ def scale_of_words(words: Sequence[str]) -> Scale:
     recipe, name, scale = _overrides([f"scale={name}" for name in names] + [word for word in words if "=" in word])
     require(not recipe, "override", sorted(recipe), "scale.KEY=VALUE")
     return load_scale(name, scale)
+
+
+def doctor_words(words: Sequence[str]) -> tuple[Scale, Advantage]:
+    """The scale that `words` describe, and the `advantage.KEY=VALUE` among them.
+
+    Raises ValueError, in one line, as `load_experiment` does.
+    """
+    given = [word for word in words if word.startswith("advantage.")]
+    scale = scale_of_words([word for word in words if word not in given])
+    return scale, build(Advantage, _overrides(given)[0].get("advantage", {}))
 
 
 def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -104,8 +104,8 @@ def memory_bytes(run: Run, rank: int, parallel_runs: int) -> dict[str, Parts]:
 
     `rank` is that of their adapters (the largest of the runs).
     """
-    scale, place = run.scale, run.scale.placement
-    process, critic_rank = PROCESS_BYTES[place.device], run.recipe.critic.rank
+    scale, place = run.served, run.served.placement
+    process, critic_rank = PROCESS_BYTES[place.device], run.critic_rank
     trained = memory(scale, adapter_params(scale, rank), critic_rank).run
     found = {
         "policy worker": {

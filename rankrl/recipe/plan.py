@@ -6,6 +6,7 @@ No torch; 10,000 runs are planned in under a second.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import gcd
@@ -22,7 +23,7 @@ from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
 from rankrl.recipe.run_id import run_id
 from rankrl.recipe.scale import Scale
-from rankrl.recipe.schema import Recipe
+from rankrl.recipe.schema import Critic, Recipe
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,26 @@ class Run:
     def eval_seed(self) -> int | None:
         """What seeds the evaluation's requests besides item and sample; None if all runs share."""
         return self.seed if self.recipe.eval_seeds == "per_seed" else None
+
+    @property
+    def critic(self) -> bool:
+        """Whether the run has a value model."""
+        return self.recipe.advantage.critic
+
+    @property
+    def critic_rank(self) -> int:
+        """Rank of the value adapter; 0 without one."""
+        return self.recipe.critic.rank if self.critic else 0
+
+    @property
+    def critic_warmup_steps(self) -> int:
+        """PPO steps at the start in which only the critic learns."""
+        return self.recipe.critic.warmup_steps if self.critic else 0
+
+    @cached_property
+    def served(self) -> Scale:
+        """The scale with the processes that this run needs: no value workers without a critic."""
+        return self.scale if self.critic else self.scale.without_critic
 
     def row(self) -> dict[str, Any]:
         """What `rankrl plan` shows of this run, by column."""
@@ -213,6 +234,34 @@ def _check_equal_params(runs: list[Run]) -> None:
             )
 
 
+def neediest(runs: Sequence[Run]) -> Run:
+    """The run whose services can serve all of `runs`: the first with a critic, if any has one."""
+    return max(runs, key=lambda run: run.critic)
+
+
+def idle_critics(runs: list[Run]) -> list[str]:
+    """A warning for each arm without a critic that has settings of one.
+
+    Settings that it shares with an arm that has a critic act there.
+    """
+    arms = {run.arm: run.recipe for run in runs}
+    acting = [_critic_settings(recipe) for recipe in arms.values() if recipe.advantage.critic]
+    said = []
+    for arm, recipe in arms.items():
+        found = _critic_settings(recipe)
+        if found and found not in acting and not recipe.advantage.critic:
+            name = f"arm {arm}: " if arm else ""
+            why = f"advantage.method={recipe.advantage.method} has no critic"
+            said.append(f"warning: {name}{', '.join(found)} without effect: {why}")
+    return said
+
+
+def _critic_settings(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value of the settings of the critic that are not the default."""
+    given = {f"critic.{key}": value for key, value in asdict(recipe.critic).items() if value != getattr(Critic, key)}
+    return given | ({"gae_lambda": recipe.gae_lambda} if recipe.gae_lambda != Recipe.gae_lambda else {})
+
+
 def idle_allocations(runs: list[Run]) -> list[str]:
     """A warning for each arm and rank whose allocation has no effect.
 
@@ -266,8 +315,10 @@ def _check(recipe: Recipe, scale: Scale) -> None:
             f"1 to {most} at scale {scale.name}",
             f"{narrow} is {scale.model.modules[narrow]}",
         )
-    require(recipe.critic.rank <= most, "critic.rank", recipe.critic.rank, f"1 to {most} at scale {scale.name}")
-    workers = {"policy": place.policy_workers, "value": place.value_workers}
+    workers = {"policy": place.policy_workers}
+    if recipe.advantage.critic:
+        require(recipe.critic.rank <= most, "critic.rank", recipe.critic.rank, f"1 to {most} at scale {scale.name}")
+        workers["value"] = place.value_workers
     for batch_size in recipe.batch_sizes:
         for role, world in workers.items():
             samples, share = batch_size * recipe.samples_per_prompt, recipe.updates_per_rollout * world
@@ -309,7 +360,7 @@ def micro_batch(run: Run) -> int:
 
     It is the largest within the scale's that divides every worker's share of an optimizer step.
     """
-    place = run.scale.placement
+    place = run.served.placement
     share = gcd(*(run.train_batch // workers for workers in (place.policy_workers, place.value_workers)))
     return max(m for m in range(1, min(place.micro_batch, share) + 1) if share % m == 0)
 

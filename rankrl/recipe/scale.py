@@ -128,7 +128,7 @@ class Placement:
     """Policy workers (GPUs) per node."""
     critic_per_node: int = 1
     """Value workers (GPUs) per node. 0: value adapters are on the base of the policy workers, which
-    saves a copy of the base."""
+    saves a copy of the base. Without a critic (`advantage.method`) there are none in any case."""
     engines: int = 1
     """Number of vLLM engines."""
     tensor_parallel: int = 1
@@ -233,6 +233,11 @@ class Scale:
     sampling: Sampling = field(default_factory=Sampling)
     placement: Placement = field(default_factory=Placement)
     slurm: Slurm = field(default_factory=Slurm)
+
+    @property
+    def without_critic(self) -> Scale:
+        """The same scale without value workers."""
+        return replace(self, placement=replace(self.placement, critic_per_node=0))
 
     @property
     def nodes(self) -> int:

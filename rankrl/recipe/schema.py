@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from rankrl.recipe.advantage_section import Advantage
 from rankrl.recipe.allocation_section import Allocation
 from rankrl.recipe.correction_section import Correction
 from rankrl.recipe.init_section import Init
@@ -124,7 +125,10 @@ class Brakes:
 
 @dataclass(frozen=True)
 class Critic:
-    """The value model: an adapter and a head of its own, independent of the policy's rank."""
+    """The value model: an adapter and a head of its own, independent of the policy's rank.
+
+    There is one with advantage.method=gae only.
+    """
 
     rank: int = 32
     """LoRA rank of the value adapter."""
@@ -262,6 +266,7 @@ class Recipe:
     init: Init = field(default_factory=Init)
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
     correction: Correction = field(default_factory=Correction)
+    advantage: Advantage = field(default_factory=Advantage)
     critic: Critic = field(default_factory=Critic)
     brakes: Brakes = field(default_factory=Brakes)
     reward: Reward = field(default_factory=Reward)
@@ -304,6 +309,7 @@ class Recipe:
         self.init.check()
         self.kl_schedule.check()
         self.correction.check()
+        self.advantage.check(self.samples_per_prompt, self.batch_sizes, self.gamma)
         self.critic.check()
         self.brakes.check()
         self.reward.check()

@@ -24,7 +24,7 @@ from rankrl.ppo.rollout import Prompter, Rollouts, Sample
 from rankrl.ppo.services import Services, resolve_model
 from rankrl.recipe.allocation import planned
 from rankrl.recipe.init_section import DRAWN, Init
-from rankrl.recipe.plan import Run
+from rankrl.recipe.plan import Run, neediest
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
 from rankrl.report.result import Result
@@ -99,7 +99,7 @@ class Bench:
     def _start(self, again: bool) -> Services:
         largest = max(run.max_rank * run.recipe.init.served_ranks for run in self.runs)
         try:
-            return Services(self.runs[0], largest, self.parallel_runs)
+            return Services(neediest(self.runs), largest, self.parallel_runs)
         except (ValueError, ray.exceptions.RayError) as error:
             raise ClusterLost(" ".join(str(error).split())[:500]) if again else error from error
 

@@ -18,7 +18,7 @@ import psutil
 
 from rankrl.data.loading import load_items
 from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
-from rankrl.recipe.plan import Run
+from rankrl.recipe.plan import Run, neediest
 from rankrl.recipe.scale import Execution
 from rankrl.report.ledger import ENDED, write_plan
 from rankrl.report.planned import read_plan
@@ -154,7 +154,7 @@ def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
     local_directory(scale.model)
     items = load_items(scale.data)
     check_measure(recorded, scale.data, items)
-    prepare_process(scale.placement.gpus)
+    prepare_process(neediest(runs).served.placement.gpus)
     from rankrl.ppo.records import versions
     from rankrl.sweep.bench import Bench
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.data.loading import load_items
-from rankrl.recipe.plan import Run
+from rankrl.recipe.plan import Run, neediest
 from rankrl.recipe.scale import Scale
 from rankrl.report.ledger import ENDED, TASKS, ledger, write_plan
 from rankrl.report.read import read_result
@@ -115,7 +115,7 @@ def print_tasks(runs: list[Run], directory: Path) -> str:
     if todo:
         (root / TASKS).mkdir(parents=True, exist_ok=True)
         dealt = deal([run.run_id for run in todo], runs[0].scale.slurm.runs_per_task, array_limit())
-        options = sbatch_options(runs[0].scale, len(dealt))
+        options = sbatch_options(neediest(runs).served, len(dealt))
         lines = [str(root), *map(" ".join, options), *map(",".join, dealt)]
         print("\n".join(lines))
     return f"{why}; {told}" if staged(runs) else told

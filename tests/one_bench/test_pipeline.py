@@ -348,6 +348,7 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "norm_skipped",
         "response_tokens_mean",
         "truncated_frac",
+        "uniform_group_frac",
         "sync_bytes",
         "sync_gap_nats",
         "rollout_s",
@@ -468,6 +469,15 @@ def test_a_stop_file_saves_the_run_and_a_corrupt_checkpoint_restarts_it(bench, m
     assert bench.attempt(run, attempts=1).status == "finished"
     assert "checkpoint unreadable" in capsys.readouterr().out
     assert [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_run_without_a_critic_leaves_the_value_worker_alone(attach, bench):
+    trainer = attach("ranks=[1]", "advantage.method=group_mean", "critic.warmup_steps=1", "rules.warmup=0")
+    line = trainer.step(0)
+    assert line["grad_norm"] > 0 and "value_loss" not in line and set(trainer.state(1)) >= {"policy", "step"}
+    assert "critic" not in trainer.state(1)
+    with pytest.raises(ray.exceptions.RayTaskError, match="KeyError"):
+        ray.get(bench.services.critic.async_run_method("state", f"{trainer.run.run_id}-value"))
 
 
 def test_critic_warmup_leaves_the_policy_where_it_is(attach):

@@ -21,6 +21,7 @@ SERIES = {
     "entropy": "entropy, nats",
     "response_tokens_mean": "response, tokens",
     "clip_frac": "clipped share",
+    "uniform_group_frac": "share of uniform groups",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
 }
