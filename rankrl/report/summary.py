@@ -85,4 +85,6 @@ def _key(claim: Claim) -> str:
 def confirmation(sweep: SweepRecords) -> list[dict[str, Any]]:
     """Statistics of the cells on the seeds that were not used to choose among them; [] if none."""
     fresh = [result for result in sweep.counted if result["seed"] in sweep.confirming]
-    return grouped(fresh, CELL) if fresh else []
+    rows = grouped(fresh, CELL) if fresh else []
+    add_pooled(rows, fresh, CELL)
+    return rows
