@@ -53,6 +53,8 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
         "n_runs": len(results),
         "n_failed": len(sweep.failed),
         "n_unfinished": max(len(sweep.unfinished), (sweep.n_planned or 0) - len(sweep.results)),
+        "n_short_cells": made.ranks.short,
+        "n_lost_ranks": len(_subjects(sweep.failed) - _subjects(results)),
         "worst_case": worst_case(found, results, sweep.failed, limits),
         "n_planned": sweep.n_planned,
     }
@@ -60,6 +62,10 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
     whole["answer"] = answer(whole)
     whole["words"] = words(whole)
     return whole
+
+
+def _subjects(results: list[Result]) -> set[tuple[str, int]]:
+    return {(run["arm"], run["rank"]) for run in results}
 
 
 def worst_case(
