@@ -129,9 +129,9 @@ class Blocks:
             return np.sqrt(alone_G), np.maximum(n_G - 1.0, 1)
         level = (noise_G * n_G)[able].mean()
         shared = max(0.0, float((own_G - noise_G * n_G)[able].mean()))
-        seed_G = shared / n_G
-        uncertain_G = (shared + level / able.sum()) / n_G
         with np.errstate(divide="ignore", invalid="ignore"):
+            seed_G = shared / n_G
+            uncertain_G = (shared + level / able.sum()) / n_G
             several = np.isfinite(self.gain_GBS).any(2).sum(1) > 1
             known_G = 1 / (1 / self.spread.freedom_G + several / self.spread.correlation_freedom)
             freedom_G = (seed_G + noise_G) ** 2 / (uncertain_G**2 / (n_G - 1) + noise_G**2 / known_G)
