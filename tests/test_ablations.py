@@ -35,8 +35,8 @@ def test_every_arm_trains_and_is_compared_with_off(tmp_path, recipe, rank):
     assert [(row["against"], row["n_pairs"]) for row in rows] == [("off", 2)] * len(arms)
     assert {row["arm"] for row in rows} == arms
     assert all(0.99 <= row["params_ratio"] <= 1.01 for row in rows)
-    for row in rows:
-        assert (row["difference_ci95"] is None) == (abs(row["differences"][0] - row["differences"][1]) < 1e-9)
+    varies = any(abs(row["differences"][0] - row["differences"][1]) >= 1e-9 for row in rows)
+    assert all((row["difference_ci95"] is not None) == varies for row in rows)  # the noise is told by all arms
     ends = [json.loads(path.read_text().splitlines()[-1]) for path in (tmp_path / recipe).glob("*/metrics.jsonl")]
     assert len({line["grad_norm"] for line in ends}) == len(runs), "arms that do the same thing"
     assert "gain minus that of arm off" in done.stdout

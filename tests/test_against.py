@@ -40,6 +40,17 @@ def gains(sweep, rank):
     return np.array([json.loads((sweep / f"r{rank}-b16-s{s}" / "result.json").read_text())["gain"] for s in range(6)])
 
 
+def rename(sweep, arm):
+    """Makes the runs of a sweep those of an arm."""
+    for run in sweep.glob("r[0-9]*"):
+        (run / "run.yaml").unlink()
+        content = json.loads((run / "result.json").read_text())
+        content |= {"arm": arm, "run_id": f"{arm}-{run.name}"}
+        (run / "result.json").write_text(json.dumps(content))
+        run.rename(sweep / f"{arm}-{run.name}")
+    (sweep / "plan.json").unlink(missing_ok=True)
+
+
 def test_runs_of_one_cell_and_seed_are_paired(two, capsys):
     before, after = two
     content, text = found(after, before, capsys)
@@ -84,15 +95,36 @@ def test_runs_without_a_partner_are_left_out_and_named(two, tmp_path, capsys):
 def test_one_arm_each_is_paired_whatever_its_name(two, tmp_path, capsys):
     before, _ = two
     named = written(tmp_path, "named", 0.14)
-    for run in named.glob("r*"):
-        (run / "run.yaml").unlink()
-        content = json.loads((run / "result.json").read_text())
-        content |= {"arm": "new", "run_id": f"new-{run.name}"}
-        (run / "result.json").write_text(json.dumps(content))
-        run.rename(named / f"new-{run.name}")
-    (named / "plan.json").unlink(missing_ok=True)
+    rename(named, "new")
     content, _ = found(named, before, capsys)
     assert content["n_pairs"] == 12
+
+
+def diverge(sweep, run):
+    path = sweep / run / "result.json"
+    gone = {"status": "diverged", "final_score": None, "best_score": None, "gain": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | gone))
+
+
+@pytest.mark.parametrize("arms", [("", ""), ("on", "off")])
+def test_nothing_is_claimed_in_favour_of_survivors(tmp_path, capsys, arms):
+    """Two of rank 1's runs of one sweep diverged; the others are above."""
+    paths = []
+    for name, arm, gain in (("first", arms[0], 0.10), ("second", arms[1], 0.30)):
+        root = written(tmp_path, name, gain)
+        rename(root, arm) if arm else None
+        paths.append(root)
+    first, second = paths
+    for seed in (0, 2):
+        diverge(second, f"{arms[1]}{'-' if arms[1] else ''}r1-b16-s{seed}")
+    content, text = found(first, second, capsys)
+    rows = {row["rank"]: row["verdict"] for row in content["rows"]}
+    assert rows == {1: "inconclusive", 8: "lower", None: "inconclusive"}
+    supported = [(row["kind"], row["subject"]["rank"]) for row in content["claims"] if row["supported"]]
+    assert supported == [("below", 8)]
+    assert "are not compared: runs diverged" in text and "Diverged, and without a partner here: second: 2." in text
+    content, _ = found(second, first, capsys)
+    assert [row["supported"] for row in content["claims"] if row["subject"]["rank"] != 8] == [False] * 6
 
 
 @pytest.mark.parametrize(
@@ -110,3 +142,12 @@ def test_what_cannot_be_compared_is_refused(two, tmp_path, capsys, other, says):
     paths = {"two": before.parent, "elsewhere": tmp_path / "elsewhere" / "other", "itself": before}
     assert main(["report", str(before), "--against", str(paths.get(other, tmp_path / "none"))]) == 2
     assert re.search(says, capsys.readouterr().err)
+
+
+def test_a_cell_with_few_pairs_is_left_out(tmp_path, capsys):
+    first, second = written(tmp_path, "first", 0.1), written(tmp_path, "second", 0.3)
+    for seed in range(4):
+        shutil.rmtree(second / f"r1-b16-s{seed}")
+    content, text = found(first, second, capsys)
+    assert [row["rank"] for row in content["rows"]] == [8, None] and content["n_short_cells"] == 1
+    assert "Cells with less than two thirds of the pairs of others take no part." in text

@@ -136,6 +136,16 @@ def test_nothing_is_claimed_in_favour_of_survivors():
     assert not found["equivalent"]
 
 
+def test_a_cell_with_few_seeds_takes_no_part():
+    """Its noise is not known: at batch 128 it may be five times that of the others."""
+    rng = np.random.default_rng(9)
+    runs = drawn([0.1] * 4, 3, 6, rng)
+    few = [run for run in runs if run["batch_size"] < 64 or run["seed"] < 3]
+    table = blocks(few)
+    assert table.short == 4 and np.isfinite(table.gain_GBS).sum() == 4 * 2 * 6
+    assert blocks([run for run in runs if run["batch_size"] < 64 or run["seed"] < 4]).short == 0
+
+
 def test_a_noisy_subject_keeps_its_own_variance():
     """And a quiet one is drawn up: of few seeds it may be quiet by chance.
 
@@ -235,3 +245,19 @@ def test_a_loss_of_the_margin_is_shown_at_the_promised_seeds(shape):
         again = of_kind(claims(drawn(means, batches, row["seeds_needed"], rng, 0.01)), "below")
         kept.append(any((c["subject"]["rank"], c["than"]["rank"]) == (1, RANKS[ranks - 1]) for c in again))
     assert 0.75 - 2 * 0.023 < np.mean(kept) < 0.9 + 2 * 0.023
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_an_unfinished_sweep_claims_nothing_of_equal_ranks(last):
+    """Four batch sizes; of the noisiest one only the first seeds have ended."""
+    rng, false = np.random.default_rng(10), []
+    for _ in range(500):
+        runs = [run for batch in range(3) for run in moved(drawn([0.1] * 5, 1, 6, rng, 0.008), batch)]
+        runs += moved([run for run in drawn([0.1] * 5, 1, 6, rng, 0.04) if run["seed"] < last], 3)
+        false.append(bool(of_kind(made("below", runs), "below")))
+    assert np.mean(false) <= 0.05 + 2 * 0.0098
+
+
+def moved(runs, batch):
+    return [run | {"batch_size": 16 * 2**batch} for run in runs]

@@ -85,7 +85,7 @@ def test_risk_is_seen_without_scrolling_a_table(window, published):
         heads = window.texts(f"#{name}-table th")
         assert heads.index("risk") <= 3, heads
         right = f"return document.querySelector('#{name}-table ' + arguments[0]).getBoundingClientRect().right"
-        key = "risk" if name == "pareto_points" else "blocked_risk_ci95"
+        key = "risk" if name == "pareto_points" else "design_risk_ci95"
         assert window.run(right, f"th[data-key={key}]") <= window.run(right, ".scroll")
 
 

@@ -38,7 +38,7 @@ def supported(summary):
 def test_ranks_16_and_32_are_dependable_and_lower_ones_are_not_shown_to_be(whole):
     first, second, third, *_ = whole["answer"]
     assert first.startswith("To rely on: rank 16, +0.101 [+0.095, +0.107], 0 of 24 runs negative on 6 seeds")
-    assert "So is rank 32. Of no lower rank (1 to 8) is this shown." in first
+    assert "So is rank 32. Of no smaller one (rank 1 to 8) is this shown." in first
     assert second == "To work on: rank 2, the lowest that is shown to gain over the base (8 of 9 are)."
     assert third.startswith("Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.100, ")
     assert third.endswith("So the best is one of rank 16 and rank 32.")

@@ -44,7 +44,7 @@ def test_a_difference_that_holds_is_said_with_its_interval(tmp_path):
     found = summary_of(plain([0.0, 0.01, -0.01, 0.0, 0.02], 1) + plain([0.2, 0.2, 0.2, 0.21, 0.22], 32), tmp_path)
     assert found["answer"] == [
         "To rely on: rank 32, +0.206 [+0.194, +0.218], 0 of 5 runs negative, risk below 0.52 (95 %); it is above the base "
-        "and less than 0.01 below every other one (95 % each, for all at once). Of no lower rank (1) is this shown.",
+        "and less than 0.01 below every other one (95 % each, for all at once). Of no smaller one (rank 1) is this shown.",
         "To work on: rank 32, the lowest that is shown to gain over the base (1 of 2 are).",
         "Shown, for all pairs at once (95 %): rank 1 below rank 32 by 0.202. So the best is rank 32.",
         "Not known yet: whether rank 32 has a risk below 10%; that takes 31 more seeds.",
@@ -120,7 +120,7 @@ def test_the_answer_comes_first_and_follows_the_reader_s_margin(tmp_path):
 @pytest.mark.parametrize(
     "given, says",
     [
-        ({"margin": 0.0}, r"--margin: got 0\.0, allowed: a gain above 0 and below 1"),
+        ({"margin": 0.0}, r"--margin: got 0\.0, allowed: a gain of at least 0\.000001 and below 1"),
         ({"reference": 0}, "--reference: got 0, allowed: a rank of at least 1"),
         ({"risk": 1.0}, r"--risk: got 1\.0, allowed: a share above 0 and below 1"),
     ],
@@ -140,6 +140,9 @@ SHAPES = {
     "no batch size in common": plain([0.1, 0.2], 1, 16) + plain([0.1, 0.25], 8, 32),
     "equal": plain([0.1] * 3, 1) + plain([0.1] * 3, 8),
     "one equal": plain([0.1] * 3, 1) + plain([0.1, 0.2, 0.15], 8) + plain([0.1, 0.2, 0.16], 16),
+    "short arms": [
+        run | {"arm": arm} for arm, n in (("a", 6), ("b", 2)) for run in plain([0.1 + i / 99 for i in range(n)])
+    ],
     "unbalanced": plain([0.1, 0.2, 0.3], 1, 16) + plain([0.1], 1, 32) + plain([0.2, 0.3], 8, 16) + plain([0.2], 8, 32),
 }
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from rankrl.recipe.require import require
 from rankrl.recipe.whole_file import whole_file
-from rankrl.report.build import print_rows
+from rankrl.report.build import print_rows, shown
 from rankrl.report.read import SweepRecords, read_sweeps
 from rankrl.report.resolved import compared_sections, difference, kind, usual_kind, versions_note
 from rankrl.report.statistics.blocks import Blocks, Subject, blocks
@@ -63,10 +63,11 @@ def _sweep(directory: Path, option: str) -> SweepRecords:
 def compare(ours: SweepRecords, theirs: SweepRecords, limits: Limits = DEFAULT) -> dict[str, Any]:
     """What `against` writes."""
     names = _names(ours, theirs)
-    pairs = _pairs(ours, theirs, names)
+    ours, theirs = shown(ours), shown(theirs)
+    pairs, lost = _pairs(ours, theirs, names)
     ranks, whole = blocks(pairs, ("arm", "rank")), blocks(pairs, ())
-    lost = [{(run["arm"], run["rank"]) for run in sweep.counted if run["gain"] is None} for sweep in (ours, theirs)]
-    rows = [_row(ranks, g, len(ranks.subjects), lost, limits) for g in range(len(ranks.subjects))]
+    able = [g for g, n in enumerate(ranks.seeds_G) if n]
+    rows = [_row(ranks, g, len(able), lost, limits) for g in able]
     rows.append({"arm": None, "rank": None} | _row(whole, 0, 1, lost, limits))
     content = {
         "sweeps": names,
@@ -74,6 +75,8 @@ def compare(ours: SweepRecords, theirs: SweepRecords, limits: Limits = DEFAULT) 
         "n_pairs": len(pairs),
         "unpaired": [len(sweep.counted) - len(pairs) for sweep in (ours, theirs)],
         "failed": [len(sweep.failed) for sweep in (ours, theirs)],
+        "n_short_cells": ranks.short,
+        "diverged": [sum(run["status"] == "diverged" for run in sweep.counted) for sweep in (ours, theirs)],
         "rows": rows,
         "claims": [found for row in rows for found in _claims(row, names, len(rows), limits.margin)],
     }
@@ -91,10 +94,11 @@ def _names(ours: SweepRecords, theirs: SweepRecords) -> list[str]:
     return found
 
 
-def _pairs(ours: SweepRecords, theirs: SweepRecords, names: list[str]) -> list[Result]:
-    """Runs of the first sweep that have a partner, with the difference of the two as their gain.
+def _pairs(ours: SweepRecords, theirs: SweepRecords, names: list[str]) -> tuple[list[Result], list[set[Subject]]]:
+    """(runs of the first sweep that have a partner, subjects of each sweep of which runs diverged).
 
-    Where each sweep has one arm, its name does not matter.
+    The difference of the two is the gain of a run. Where each sweep has one arm, its name does not
+    matter.
     """
     sides = [with_gain(sweep.counted) for sweep in (ours, theirs)]
     arms = [sorted({visible(run["arm"]) for run in side}) for side in sides]
@@ -108,7 +112,10 @@ def _pairs(ours: SweepRecords, theirs: SweepRecords, names: list[str]) -> list[R
         f"a sweep with a run of the arm, rank, batch size and seed of one of {names[0]}",
         f"{names[0]} has the arms {arms[0]}, {names[1]} {arms[1]}",
     )
-    return [keyed[0][key] | {"gain": keyed[0][key]["gain"] - keyed[1][key]["gain"]} for key in common]
+    pairs = [keyed[0][key] | {"gain": keyed[0][key]["gain"] - keyed[1][key]["gain"]} for key in common]
+    named = {arms[1][0]: arms[0][0]} if alone else {}
+    gone = [[run for run in sweep.counted if run["status"] == "diverged"] for sweep in (ours, theirs)]
+    return pairs, [{(named.get(run["arm"], run["arm"]), run["rank"]) for run in side} for side in gone]
 
 
 def _row(table: Blocks, g: int, family: int, lost: list[set[Subject]], limits: Limits) -> Row:
@@ -120,9 +127,9 @@ def _row(table: Blocks, g: int, family: int, lost: list[set[Subject]], limits: L
     mean, error, freedom = float(table.mean_G[g]), float(table.mean_error_G[0][g]), float(table.mean_error_G[1][g])
     known = isfinite(error)
     single, wide = (_interval(mean, error, freedom, m) if known else None for m in (1, 2 * family))
-    shown, n = verdict(wide), int(table.seeds_G[g])
-    better = {"higher": 0, "lower": 1}.get(shown)
-    survivors = better is not None and (lost[better] if not table.subjects[g] else table.subjects[g] in lost[better])
+    found, n = verdict(wide), int(table.seeds_G[g])
+    survivors = [bool(side) if not table.subjects[g] else table.subjects[g] in side for side in lost]
+    refused = survivors[0] if found == "higher" else survivors[1] if found == "lower" else False
     needed = (
         seeds_for_difference(error * n**0.5, limits.margin, bonferroni(2 * family), freedom / (n - 1), freedom)
         if known
@@ -136,7 +143,8 @@ def _row(table: Blocks, g: int, family: int, lost: list[set[Subject]], limits: L
         "standard_error": error if known else None,
         "difference_ci95": single,
         "family_ci95": wide,
-        "verdict": "inconclusive" if survivors else shown,
+        "verdict": "inconclusive" if refused else found,
+        "survivors": survivors,
         "seeds_needed": needed,
     }
 
@@ -157,9 +165,15 @@ def _claims(row: Row, names: list[str], family: int, margin: float) -> list[Clai
         below = claim("below", second, first, -mean, [-ends[1], -ends[0]], family, shown)
     return [
         below,
-        claim("noninferior", first, second, mean, ends, family, ends[0] > -margin),
-        claim("equivalent", first, second, mean, ends, family, -margin < ends[0] and ends[1] < margin),
+        claim("noninferior", first, second, mean, ends, family, ends[0] > -margin and not row["survivors"][0]),
+        claim("equivalent", first, second, mean, ends, family, _within(row, margin)),
     ]
+
+
+def _within(row: Row, margin: float) -> bool:
+    """Whether the two are shown to differ by less than the margin, neither as survivors alone."""
+    ends = row["family_ci95"]
+    return bool(ends) and -margin < ends[0] and ends[1] < margin and not any(row["survivors"])
 
 
 def _differ(ours: SweepRecords, theirs: SweepRecords) -> list[str]:
@@ -179,17 +193,21 @@ def _answer(content: dict[str, Any], margin: float) -> list[str]:
     ours, theirs = content["sweeps"]
     whole = next((row for row in content["rows"] if row["rank"] is None), None)
     cells = [row for row in content["rows"] if row["rank"] is not None]
-    shown = [row for row in cells if row["verdict"] != "inconclusive"]
+    apart = [row for row in cells if row["verdict"] != "inconclusive"]
     said = [_sentence(f"Over {content['n_pairs']} pairs of runs of one cell and seed, {ours}", whole, theirs, margin)]
-    if shown:
-        told = [f"{named(row)} by {row['mean_difference']:+.3f} {interval(row['family_ci95'])}" for row in shown]
+    if apart:
+        told = [f"{named(row)} by {row['mean_difference']:+.3f} {interval(row['family_ci95'])}" for row in apart]
         said.append(f"{ours} minus {theirs}, shown for all pairs at once (95 %): {listed(told)}.")
-    if len(shown) < len(cells):
-        said.append(f"Of {len(cells) - len(shown)} of {len(cells)} ranks no difference is shown.")
+    if len(apart) < len(cells):
+        said.append(f"Of {len(cells) - len(apart)} of {len(cells)} ranks no difference is shown.")
     lost = [f"{name}: {n}" for name, n in zip(content["sweeps"], content["unpaired"], strict=True) if n]
     said += [f"Left out, since the other sweep has no such run with a score: {', '.join(lost)}."] if lost else []
     failed = [f"{name}: {n}" for name, n in zip(content["sweeps"], content["failed"], strict=True) if n]
     said += [f"Failed, and missing here: {', '.join(failed)}."] if failed else []
+    if content["n_short_cells"]:
+        said.append("Cells with less than two thirds of the pairs of others take no part.")
+    gone = [f"{name}: {n}" for name, n in zip(content["sweeps"], content["diverged"], strict=True) if n]
+    said += [f"Diverged, and without a partner here: {', '.join(gone)}."] if gone else []
     return said + [f"The sweeps differ: {text}." for text in content["differ"]]
 
 
@@ -199,8 +217,10 @@ def _sentence(start: str, row: Row | None, theirs: str, margin: float) -> str:
         return f"{start} and {theirs} cannot be told apart: one seed, or nothing varies."
     low, high = row["family_ci95"]
     said = {"higher": "is above", "lower": "is below", "inconclusive": "is not distinguishable from"}[row["verdict"]]
-    if row["verdict"] == "inconclusive" and -margin < low and high < margin:
+    if row["verdict"] == "inconclusive" and _within(row, margin):
         said = f"differs by less than {margin} from"
+    elif row["verdict"] == "inconclusive" and not low <= 0 <= high:
+        return f"{start} and {theirs} are not compared: runs diverged, and the others are survivors."
     more = row["seeds_needed"] and max(1, row["seeds_needed"] - row["n_blocks"])
     cost = f"; a difference of {margin} would take {more} more seeds" if said.startswith("is not") and more else ""
     return f"{start} {said} {theirs}: difference {row['mean_difference']:+.3f} {interval(row['family_ci95'])}{cost}."

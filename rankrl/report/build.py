@@ -42,7 +42,7 @@ def build_all(
     reports = []
     for sweep in sweeps:
         try:
-            reports.append(_build(_shown(sweep), limits, tables_only))
+            reports.append(_build(shown(sweep), limits, tables_only))
         except OSError as error:
             if len(sweeps) == 1:
                 raise
@@ -67,7 +67,7 @@ def _build(sweep: SweepRecords, limits: Limits, tables_only: bool) -> dict[str, 
     return statistics | {"sweep": sweep.name, "page": drawn}
 
 
-def _shown(sweep: SweepRecords) -> SweepRecords:
+def shown(sweep: SweepRecords) -> SweepRecords:
     """The sweep with all text that a reader sees made visible. Run ids are also names of files."""
     return replace(
         sweep,

@@ -16,6 +16,7 @@ from rankrl.recipe.run_id import parse_run_id
 from rankrl.report.eval_rows import MOST_ROWS
 from rankrl.report.model_text import shortened
 from rankrl.report.read import json_lines
+from rankrl.report.statistics.evaluation import UNREADABLE
 from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def read_evaluations(run: Path, steps: Sequence[int]) -> pd.DataFrame:
 
 def _columns(run: Path, names: list[str], steps: Sequence[int] | None = None) -> pd.DataFrame:
     import pandas as pd
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = _file(run, "evals.parquet")
@@ -96,7 +98,7 @@ def _columns(run: Path, names: list[str], steps: Sequence[int] | None = None) ->
         wanted = None if steps is None else [("step", "in", list(steps))]
         table = pq.read_table(path, columns=names + texts, filters=wanted, partitioning=None)
         frame = table.to_pandas().astype({name: TYPES[name] for name in names})
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:  # pyarrow's own are among these
+    except (*UNREADABLE, ArithmeticError, pa.ArrowException) as error:
         said = visible(" ".join(str(error).split())[:120])
         raise ValueError(
             f"RUN_DIR: {path} is damaged ({said}); allowed: the evals.parquet of a run (restore it from a copy; the other "

@@ -54,6 +54,8 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
         "n_runs": len(results),
         "n_failed": len(sweep.failed),
         "n_unfinished": max(len(sweep.unfinished), (sweep.n_planned or 0) - len(sweep.results)),
+        "n_short_cells": made.ranks.short,
+        "n_lost_ranks": len(_subjects(sweep.failed) - _subjects(results)),
         "worst_case": worst_case(found, results, sweep.failed, limits, base_error),
         "n_planned": sweep.n_planned,
     }
@@ -61,6 +63,10 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
     whole["answer"] = answer(whole)
     whole["words"] = words(whole)
     return whole
+
+
+def _subjects(results: list[Result]) -> set[tuple[str, int]]:
+    return {(run["arm"], run["rank"]) for run in results}
 
 
 def worst_case(
@@ -86,4 +92,6 @@ def _key(claim: Claim) -> str:
 def confirmation(sweep: SweepRecords) -> list[dict[str, Any]]:
     """Statistics of the cells on the seeds that were not used to choose among them; [] if none."""
     fresh = [result for result in sweep.counted if result["seed"] in sweep.confirming]
-    return grouped(fresh, CELL) if fresh else []
+    rows = grouped(fresh, CELL) if fresh else []
+    add_pooled(rows, fresh, CELL)
+    return rows

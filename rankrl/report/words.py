@@ -49,7 +49,8 @@ def gain(row: Row) -> str:
 
 def _risk(ends: list[float], bad: int) -> str:
     low, high = ends
-    return f"below {high:.2f}" if bad == 0 else f"{low:.2f} to {high:.2f}"
+    upper = f"{max(high, 0.01):.2f}"  # never below 0.00
+    return f"below {upper}" if bad == 0 else f"{low:.2f} to {upper}"
 
 
 def _mean_of(row: Row) -> str:
@@ -92,7 +93,12 @@ def _missing(summary: dict[str, Any]) -> str:
     plural = "has" if unfinished == 1 else "have"
     told = [f"{failed} failed"] * (failed > 0) + [f"{unfinished} {plural} no result"] * (unfinished > 0)
     n = summary["n_runs"] + failed + unfinished
-    return f" Of {n} runs {' and '.join(told)}: they are missing in all that follows." if told else ""
+    said = f" Of {n} runs {' and '.join(told)}: they are missing in all that follows." if told else ""
+    short = summary["n_short_cells"]
+    cells = "1 cell has" if short == 1 else f"{short} cells have"
+    return said + (
+        f" {cells} less than two thirds of the seeds of others, and no part in comparisons." if short else ""
+    )
 
 
 def _divergence(summary: dict[str, Any]) -> list[str]:
@@ -130,8 +136,9 @@ def _dependable(summary: dict[str, Any], rows: dict[tuple[str, int], Row]) -> st
         )
     chosen, *more = summary["dependable"]
     also = f" So {'is' if len(more) == 1 else 'are'} {listed([named(one) for one in more])}." if more else ""
-    smaller = [subject for subject in rows if subject[1] < chosen["rank"]]
-    not_shown = f" Of no lower rank ({_span(smaller)}) is this shown." if smaller else ""
+    size = rows[chosen["arm"], chosen["rank"]]["trainable_params"]
+    smaller = [subject for subject, row in rows.items() if row["trainable_params"] < size]
+    not_shown = f" Of no smaller one (rank {_span(smaller)}) is this shown." if smaller else ""
     return (
         f"To rely on: {named(chosen)}, {gain(rows[chosen['arm'], chosen['rank']])}; it is above the base and less than "
         f"{margin} below every other one (95 % each, for all at once).{also}{not_shown}"
@@ -162,7 +169,8 @@ def _below(summary: dict[str, Any]) -> str:
 def _among(summary: dict[str, Any]) -> str:
     """Where the best one is, if few are left: all others are shown to be below another one."""
     members = [named(row) for row in summary["best_set"]["members"]]
-    if len(members) > MOST_NAMED:
+    unknown = summary["n_unfinished"] or summary["n_short_cells"] or summary["n_lost_ranks"]
+    if not members or len(members) > MOST_NAMED or unknown:
         return ""
     return f" So the best is {'' if len(members) == 1 else 'one of '}{listed(members)}."
 
@@ -213,6 +221,8 @@ def _against(row: Row | None, able: bool) -> str:
     if row is None:
         return ""
     reference, ends = f"rank {row['reference_rank']}", interval(row["family_ci95"])
+    if row["verdict"] == "inconclusive" and not row["complete"]:
+        return f"; not compared with {reference}: of one of the two, runs diverged"
     if row["verdict"] != "inconclusive":
         side = "above" if row["verdict"] == "higher" else "below"
         return f"; {side} {reference} by {abs(row['mean_difference']):.3f} (difference {ends}, for all pairs at once)"
@@ -224,6 +234,9 @@ def _against(row: Row | None, able: bool) -> str:
 def _arms(summary: dict[str, Any]) -> list[str]:
     says = []
     for row in summary["arm_comparisons"]:
+        if row["verdict"] == "inconclusive" and not row["complete"]:
+            says.append(f"{_capital(named(row))} is not compared with arm {row['against']}: of one, runs diverged.")
+            continue
         verdict = {"higher": "higher than", "lower": "lower than", "inconclusive": "not distinguishable from"}
         said = f"{verdict[row['verdict']]} arm {row['against']}: difference {row['mean_difference']:+.3f}"
         seeds = f"{row['n_pairs']} pairs on {row['n_blocks']} seeds"

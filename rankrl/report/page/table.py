@@ -71,7 +71,7 @@ class Table:
         plots = self.plots
         lines = [[_head(key, column, key == self.link) for key, column in shown.items()]]
         lines += [_cells(row, shown, self.link) for row in self.rows[:VISIBLE_ROWS]]
-        if not plots or len(self.rows) > VISIBLE_ROWS:
+        if not plots or len(self.rows) > VISIBLE_ROWS or not any(key in shown for key in plots):
             return lines
         at = 1 + max(list(shown).index(key) for key in plots if key in shown)
         drawn = ['<th scope="col" class="plot">drawn</th>', *forest(self.rows, *plots)]

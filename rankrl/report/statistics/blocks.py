@@ -19,6 +19,10 @@ from rankrl.report.statistics.cells import CELL, Result, by_key
 from rankrl.report.statistics.intervals import EQUAL
 from rankrl.report.statistics.spread import Spread, spread
 
+MANY = 9
+"""Seeds of which two thirds always are enough."""
+ENOUGH = 2 / 3
+"""Share of the seeds of the largest cell below which a cell takes no part in comparisons."""
 Subject = tuple[Any, ...]
 """(arm, rank), or the values of other keys."""
 
@@ -33,6 +37,8 @@ class Blocks:
     complete_G: np.ndarray
     """Whether all runs of a subject ended with a score. If some diverged without one, its mean is
     that of the survivors, and nothing may be claimed in its favour."""
+    short: int = 0
+    """Cells that are left out, since others have far more seeds."""
 
     @cached_property
     def spread(self) -> Spread:
@@ -123,9 +129,9 @@ class Blocks:
             return np.sqrt(alone_G), np.maximum(n_G - 1.0, 1)
         level = (noise_G * n_G)[able].mean()
         shared = max(0.0, float((own_G - noise_G * n_G)[able].mean()))
-        seed_G = shared / n_G
-        uncertain_G = (shared + level / able.sum()) / n_G
         with np.errstate(divide="ignore", invalid="ignore"):
+            seed_G = shared / n_G
+            uncertain_G = (shared + level / able.sum()) / n_G
             several = np.isfinite(self.gain_GBS).any(2).sum(1) > 1
             known_G = 1 / (1 / self.spread.freedom_G + several / self.spread.correlation_freedom)
             freedom_G = (seed_G + noise_G) ** 2 / (uncertain_G**2 / (n_G - 1) + noise_G**2 / known_G)
@@ -144,8 +150,20 @@ def blocks(results: list[Result], keys: tuple[str, ...] = ("arm", "rank")) -> Bl
     for g, runs in enumerate(groups.values()):
         for run in runs:
             table[g, cells[tuple(run[key] for key in rest)], seeds[run["seed"]]] = run["gain"]
-    lost = {tuple(run[key] for key in keys) for run in results if run["gain"] is None}
-    return Blocks(list(groups), table, np.array([subject not in lost for subject in groups], dtype=bool))
+    lost = {tuple(run[key] for key in keys) for run in results if run["gain"] is None or run["status"] == "diverged"}
+    short_GB = _short(table)
+    table[short_GB] = np.nan
+    complete_G = np.array([subject not in lost for subject in groups], dtype=bool)
+    return Blocks(list(groups), table, complete_G, int(short_GB.sum()))
+
+
+def _short(gain_GBS: np.ndarray) -> np.ndarray:
+    """Cells with less than ENOUGH of the seeds of the largest cell, or of MANY, `[G, B]`.
+
+    Their noise is not known, and may be larger than that of the cells that would stand for it.
+    """
+    n_GB = np.isfinite(gain_GBS).sum(2)
+    return (n_GB > 0) & (n_GB < ENOUGH * min(n_GB.max(initial=0), MANY))
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

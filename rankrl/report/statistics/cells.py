@@ -80,6 +80,7 @@ def summarise(results: list[Result]) -> dict[str, Any]:
         "risk_ci95": clopper_pearson(bad, n),
         "mean_tokens": tokens,
         "token_efficiency": gains["mean_gain"] / (tokens / 1e6) if tokens and gains["mean_gain"] is not None else None,
+        "trainable_params": sum(result["trainable_params"] for result in results) / n,
         "diverged_runs": diverged,
         "diverged_share": diverged / n,
         "diverged_ci95": clopper_pearson(diverged, n),

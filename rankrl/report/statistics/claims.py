@@ -112,14 +112,15 @@ def of_kind(found: list[Claim], kind: str) -> list[Claim]:
 
 
 def dependable(found: list[Claim], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Subjects shown to be above the base and non-inferior to every other, the smallest first.
+    """Subjects shown to be above the base and non-inferior to every other.
 
-    `rows`: statistics by arm and rank. Of one rank, the arm of the higher mean comes first.
+    `rows`: statistics by arm and rank. That of the fewest parameters comes first, of equal ones
+    that of the higher mean.
     """
-    means = {(row["arm"], row["rank"]): row["mean_gain"] for row in rows}
+    size = {(row["arm"], row["rank"]): (row["trainable_params"], -(row["mean_gain"] or 0.0)) for row in rows}
     gains = [row["subject"] for row in of_kind(found, "above")]
     able = [row["subject"] for row in of_kind(found, "noninferior") if row["subject"] in gains]
-    return sorted(able, key=lambda one: (one["rank"], -means[one["arm"], one["rank"]]))
+    return sorted(able, key=lambda one: size[one["arm"], one["rank"]])
 
 
 def best_set(found: list[Claim], subjects: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,6 +144,8 @@ def pair_quantile(subjects: int, pairs: int, freedom: float, alpha: float = ALPH
     that is shorter, as where few of the pairs are compared.
     """
     widest = t_quantile(1 - alpha / 2 / max(1, pairs), freedom)
+    if pairs < subjects * (subjects - 1) / 4:  # Tukey's, which takes long, is for twice as many at least
+        return widest
     return min(float(stats.studentized_range.ppf(1 - alpha, subjects, freedom)) / sqrt(2), widest)
 
 

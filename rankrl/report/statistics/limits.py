@@ -20,8 +20,8 @@ class Limits:
     """Reliable means a smaller share of runs that end below the base."""
 
     def __post_init__(self) -> None:
-        fine = isfinite(self.margin) and 0 < self.margin < 1
-        require(fine, "--margin", self.margin, "a gain above 0 and below 1", "0.01 is one point")
+        fine = isfinite(self.margin) and 1e-6 <= self.margin < 1
+        require(fine, "--margin", self.margin, "a gain of at least 0.000001 and below 1", "0.01 is one point")
         require(self.reference >= 1, "--reference", self.reference, "a rank of at least 1")
         require(0 < self.risk < 1, "--risk", self.risk, "a share above 0 and below 1")
 

@@ -46,7 +46,10 @@ def comparisons(results: list[Result]) -> list[Row]:
         if against is None or arm == against or not (common := sorted(runs.keys() & reference.keys())):
             continue
         where = {"arm": arm, "against": against, "rank": rank, "batch_size": batch_size}
-        found = difference(table, place[arm, rank, batch_size], place[against, rank, batch_size])
+        i, j = place[arm, rank, batch_size], place[against, rank, batch_size]
+        if not table.common_GG[i, j]:  # one of the two has few seeds
+            continue
+        found = difference(table, i, j)
         pairs = _pairs([(runs[seed], reference[seed]) for seed in common])
         rows.append({**where, **found, **pairs, "unpaired_seeds": len(runs.keys() ^ reference.keys())})
     return judge(rows)
@@ -129,7 +132,9 @@ def _claimed(given: Tables, table: Blocks, i: int, j: int, limits: Limits) -> Ro
     shown = verdict(ends)
     better = {"higher": i, "lower": j}.get(shown, i)
     seeds = _seeds_needed(partial(given.quantile, table), row, limits.margin)
+    complete = bool(table.complete_G[i] and table.complete_G[j])
     return row | {
+        "complete": complete,
         "family_ci95": ends,
         "verdict": shown if table.complete_G[better] else "inconclusive",
         "seeds_needed": seeds,

@@ -8,7 +8,7 @@ import numpy as np
 
 from rankrl.report.statistics.blocks import Blocks, blocks
 from rankrl.report.statistics.cells import Result
-from rankrl.report.statistics.intervals import bonferroni, clopper_pearson
+from rankrl.report.statistics.intervals import EQUAL, bonferroni, clopper_pearson
 
 
 def add_pooled(rows: list[dict[str, Any]], results: list[Result], keys: tuple[str, ...]) -> None:
@@ -30,8 +30,8 @@ def add_pooled(rows: list[dict[str, Any]], results: list[Result], keys: tuple[st
         row["design_risk_ci95"] = clopper_pearson(*counts)
         subject = tuple(row[key] for key in keys)
         g = table.subjects.index(subject) if subject in table.subjects else None
-        if g is None or not np.isfinite(error_G[g]):
-            row["pooled_ci95"] = None
+        if g is None or not np.isfinite(error_G[g]) or abs(table.mean_G[g] - row["mean_gain"]) > EQUAL:
+            row["pooled_ci95"] = None  # also where some of its cells are left out
             continue
         half = float(bonferroni(1)(freedom_G[g]) * error_G[g])
         row["pooled_ci95"] = [max(row["mean_gain"] - half, lowest), min(row["mean_gain"] + half, highest)]

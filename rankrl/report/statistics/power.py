@@ -44,7 +44,7 @@ def _ranks(against: list[Row], margin: float, lowest: set[tuple[str, int]]) -> l
             "lowest": (row["arm"], row["rank"]) in lowest,
         }
         for row in against
-        if row["verdict"] == "inconclusive" and not row["noninferior"] and row["seeds_needed"]
+        if row["verdict"] == "inconclusive" and row["complete"] and not row["noninferior"] and row["seeds_needed"]
     ]
 
 
@@ -56,7 +56,7 @@ def _arms(summary: dict[str, Any], margin: float) -> list[dict[str, Any]]:
             "lowest": False,
         }
         for row in summary["arm_comparisons"]
-        if row["verdict"] == "inconclusive" and row["seeds_needed"]
+        if row["verdict"] == "inconclusive" and row["complete"] and row["seeds_needed"]
     ]
 
 
