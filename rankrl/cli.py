@@ -341,24 +341,7 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"
     )
     evaluation.add_argument("--json", action="store_true", help="print JSON")
-    report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
-    report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
-    report.add_argument("--margin", type=float, default=0.01, metavar="GAIN", help="loss that is none (default 0.01)")
-    report.add_argument("--reference", type=int, default=32, metavar="RANK", help="rank to compare with (default 32)")
-    report.add_argument("--risk", type=float, default=0.1, metavar="SHARE", help="reliable is below (default 0.1)")
-    report.add_argument(
-        "--against", metavar="DIR2", help="compare one sweep with another, run by run, and nothing else"
-    )
-    report.add_argument("--tables-only", action="store_true", help="tables, claims and words, no figures and no page")
-    read = command("samples", _samples, "read responses, and which items a run gained and lost", recipe=False)
-    read.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run, finished or not")
-    read.add_argument("--step", type=int, metavar="N", help="of this step (default: the last; 0 is the base)")
-    read.add_argument("--verdict", metavar="WORD", help="only correct, wrong, unparsable or timeout")
-    read.add_argument("--source", metavar="NAME", help="only items of this source")
-    read.add_argument("--training", action="store_true", help="samples of training, not of an evaluation")
-    read.add_argument("--gained", action="store_true", help="items solved at the end and not at step 0, both texts")
-    read.add_argument("--lost", action="store_true", help="items solved at step 0 and not at the end, both texts")
-    read.add_argument("--limit", type=int, default=20, metavar="N", help="show at most N (default: 20)")
+    _reading(command)
     after = command("next", _next, "which cells should get the next seeds, and whether to stop", recipe=False)
     after.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
     after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")
@@ -377,6 +360,26 @@ def parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
         )
     return top
+
+
+def _reading(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the commands that read what runs have left."""
+    report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
+    report.add_argument("dir", metavar="DIR", help="runs directory, or the directory of one sweep")
+    report.add_argument("--margin", type=float, default=0.01, metavar="GAIN", help="loss that is none (default 0.01)")
+    report.add_argument("--reference", type=int, default=32, metavar="RANK", help="rank to compare with (default 32)")
+    report.add_argument("--risk", type=float, default=0.1, metavar="SHARE", help="reliable is below (default 0.1)")
+    report.add_argument("--against", metavar="DIR2", help="only compare with another sweep, run by run")
+    report.add_argument("--tables-only", action="store_true", help="tables, claims and words, no figures and no page")
+    read = command("samples", _samples, "read responses, and which items a run gained and lost", recipe=False)
+    read.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run, finished or not")
+    read.add_argument("--step", type=int, metavar="N", help="of this step (default: the last; 0 is the base)")
+    read.add_argument("--verdict", metavar="WORD", help="only correct, wrong, unparsable or timeout")
+    read.add_argument("--source", metavar="NAME", help="only items of this source")
+    read.add_argument("--training", action="store_true", help="samples of training, not of an evaluation")
+    read.add_argument("--gained", action="store_true", help="items solved at the end and not at step 0, both texts")
+    read.add_argument("--lost", action="store_true", help="items solved at step 0 and not at the end, both texts")
+    read.add_argument("--limit", type=int, default=20, metavar="N", help="show at most N (default: 20)")
 
 
 def main(words: list[str] | None = None) -> int:

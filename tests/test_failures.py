@@ -205,10 +205,11 @@ def test_error_txt_says_what_ray_knows_of_a_killed_worker(record):
 
 
 def test_error_txt_is_bounded(record):
-    from rankrl.sweep.error_text import error_text, shortened
+    from rankrl.report.model_text import shortened
+    from rankrl.sweep.error_text import error_text
 
     assert shortened("abcdefghij", 10) == "abcdefghij"
-    assert shortened("abcdefghij", 6) == "ab\n... 4 characters left out ...\nghij"
+    assert shortened("abcdefghij", 6) == "abc\n[... 4 characters left out ...]\nhij"
     assert len(error_text(failure(record), RuntimeError("x" * 1_000_000))) < 60_000
 
 

@@ -11,7 +11,6 @@ from huggingface_hub import ModelCardData
 
 from rankrl.recipe.rank_table import serving_rank
 from rankrl.report.read import finite_steps, read_result, read_sweep
-from rankrl.report.resolved import TreeLoader
 from rankrl.report.statistics.cells import summarise
 from rankrl.report.statistics.intervals import t_interval
 from rankrl.report.visible import markdown
@@ -55,7 +54,7 @@ def card(run: Path, rank_served: int) -> str:
     """
     result = read_result(run)
     try:
-        resolved = yaml.load((run / "run.yaml").read_text(), Loader=TreeLoader)
+        resolved = yaml.safe_load((run / "run.yaml").read_text())
         rows = pd.read_parquet(run / "evals.parquet", columns=["step", "item_id", "correct"])
         assert result is not None
         cell = [

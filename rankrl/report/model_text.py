@@ -1,4 +1,4 @@
-"""Text that a model wrote: how it is stored and shortened. It is data and never executed."""
+"""Text that a model wrote, or a process: how it is stored and shortened. It is never executed."""
 
 from __future__ import annotations
 

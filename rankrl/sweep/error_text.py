@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ray._private import worker as ray_worker
 
+from rankrl.report.model_text import shortened
 from rankrl.report.result import Result
 from rankrl.sweep.owner import me
 from rankrl.sweep.progress import SAID
@@ -43,15 +44,6 @@ def error_text(failure: Result, error: BaseException) -> str:
 
 def section(title: str, text: str) -> list[str]:
     return ["", f"== {title} ==", text.strip("\n") or "(nothing)"]
-
-
-def shortened(text: str, most: int) -> str:
-    """The first third and the last two thirds of `most` characters of a longer text."""
-    left_out = len(text) - most
-    if left_out <= 0:
-        return text
-    first = most // 3
-    return f"{text[:first]}\n... {left_out} characters left out ...\n{text[first - most :]}"
 
 
 def ray_logs() -> Path | None:

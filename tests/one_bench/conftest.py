@@ -20,3 +20,22 @@ def bench(tmp_path_factory) -> Iterator:
 
     with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs"), PARALLEL_RUNS) as bench:
         yield bench
+
+
+@pytest.fixture
+def attach(bench):
+    """Attaches a run to the services: attach("ranks=[1]") -> trainer. All are detached after it."""
+    from rankrl.ppo.loop import RunTrainer
+
+    attached = []
+
+    def attach(*overrides, trainer_class=RunTrainer):
+        run = runs_of("demo", "seeds=[0]", *overrides)[0]
+        trainer = trainer_class(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)
+        assert trainer.attach() == run.trainable_params
+        attached.append(trainer)
+        return trainer
+
+    yield attach
+    for trainer in attached:
+        trainer.detach()
