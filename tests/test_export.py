@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
     from rankrl.recipe.init_section import Init
     from rankrl.recipe.rank_table import ModuleRank
 
-    (run,) = runs_of("demo", "ranks=[8]", "seeds=[0]")
+    (run,) = runs_of("demo", "ranks=[8]", "seeds=[0]", "rules.lr={rule: equal_kl, c: 4}")
     path = EMBEDDED[run.scale.model.path]
     host = AdapterHost(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), run.scale.model.modules, 2)
     table = [ModuleRank(name, *shape, i % 6, 4.0 + i) for i, (name, shape) in enumerate(host.shapes.items()) if i % 6]
