@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankrl.recipe.allocation import Importance
+from rankrl.recipe.idle import idle_critics
 from rankrl.recipe.load import Experiment, load_experiment
-from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, idle_critics, plan
+from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
 from rankrl.recipe.require import require
 from rankrl.report.visible import visible
 
@@ -81,7 +82,8 @@ def _explain(args: argparse.Namespace) -> int:
     for run in _cells(load_experiment(args.recipe, args.overrides)):
         share = run.trainable_params / run.scale.model.base_params
         title = f"{run.arm + ', ' if run.arm else ''}rank {run.rank}: {run.trainable_params:,} parameters, {share:.3%} of the base"
-        title += f"; advantage by {run.recipe.advantage.method}, {'a' if run.critic else 'no'} critic"
+        critics = ("no critic", "a critic", "two critics")[run.critics]
+        title += f"; advantage by {run.recipe.advantage.method}, {critics}"
         table = Table(title=title, title_justify="left", box=None)
         for column in ("knob", "value", "rule", "formula", "reference point", "source", "evidence"):
             table.add_column(column)

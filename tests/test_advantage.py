@@ -11,8 +11,9 @@ from conftest import ROOT, rankrl, runs_of
 
 from rankrl.recipe.estimate import estimates
 from rankrl.recipe.history import completed
+from rankrl.recipe.idle import idle_critics
 from rankrl.recipe.memory import memory_bytes
-from rankrl.recipe.plan import idle_critics, micro_batch, neediest
+from rankrl.recipe.plan import micro_batch, neediest
 
 METHODS = ("gae", "group_mean", "rloo", "group_norm", "batch_mean", "shrinkage")
 REWARDS_PK = [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
@@ -34,7 +35,7 @@ def maker(run, kl_coef: float):
 
     policy = SimpleNamespace(group=SimpleNamespace(workers=[None]))
     strategy, kl_ctl = SimpleNamespace(args=arguments(run, "model")), SimpleNamespace(value=kl_coef)
-    return ExperienceMaker(run, policy, None, None, kl_ctl, strategy, None)
+    return ExperienceMaker(run, policy, [], None, kl_ctl, strategy, None)
 
 
 def rollout(rewards_N: torch.Tensor, tokens: int, seed: int) -> list:

@@ -173,6 +173,20 @@ WRONG = {
     "shrinkage to one other prompt": (["advantage.method=shrinkage", "batch_sizes=[2]"], "batch_sizes", "at least 3"),
     "discount without a critic": (["advantage.method=group_mean", "gamma=0.9"], "gamma", "allowed: 1", "group_mean"),
     "dropped groups that teach": (["advantage.drop_uniform_groups=true"], "advantage.drop_uniform_groups", "gae"),
+    "a critic's lambda above 1": (["critic.lambda=2"], "critic.lambda", "2.0", "at most 1, or null"),
+    "a lambda by its field": (["critic.lambda_=1"], "critic.lambda_", "not in 'Critic'", "mean: 'lambda'"),
+    "a lambda of the wrong type": (["critic.lambda=x"], "rankrl: critic.lambda: got", "'x'"),
+    "two lambdas of the policy": (["gae_length_alpha=0.05", "gae_lambda=0.9"], "gae_lambda", "0.9", "drop one"),
+    "no length": (["gae_length_alpha=0"], "gae_length_alpha", "above 0"),
+    "three critics": (["critic.ensemble=3"], "critic.ensemble", "1 or 2"),
+    "one critic that agrees": (["critic.mask_agreed=0.2"], "critic.mask_agreed", "critic.ensemble=2"),
+    "nothing left to learn": (["critic.ensemble=2", "critic.mask_agreed=1"], "critic.mask_agreed", "below 1"),
+    "prompts for two critics": (["critic.ensemble=2", "batch_sizes=[16,3]"], "batch_sizes", "[3]", "even numbers"),
+    "samples for two critics": (
+        ["critic.ensemble=2", "batch_sizes=[2]", "samples_per_prompt=1"],
+        "batch_sizes",
+        "critics * value workers = 4",
+    ),
     "not an override": (["seeds"], "seeds", "key=value"),
 }
 

@@ -179,6 +179,27 @@ def test_upstreams_step_has_the_verbs_of_ours_in_our_order():
     assert "self.kl_ctl.value" in inspect.getsource(RemoteExperienceMaker.compute_advantages_and_returns)
 
 
+def test_upstreams_values_are_where_ours_are():
+    """ExperienceMaker gives policy and critic their own lambda, and each critic its own values."""
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+    from openrlhf.trainer.ray.ppo_critic import CriticPPOTrainer
+
+    gae = inspect.signature(RemoteExperienceMaker.get_advantages_and_returns).parameters
+    assert list(gae) == ["self", "values", "rewards", "action_mask", "gamma", "lambd"]
+    assert (
+        list(inspect.signature(RemoteExperienceMaker.get_cumulative_returns).parameters)
+        == list(gae)[:1] + list(gae)[2:5]
+    )
+    source = inspect.getsource(RemoteExperienceMaker.compute_advantages_and_returns)
+    assert source.count("self.get_advantages_and_returns(") == 1 and "experience.values," in source
+    after = source.index("self.get_advantages_and_returns(") < source.index("exp.advantages = (exp.advantages - mean)")
+    assert after and "samples.values = value" in inspect.getsource(RemoteExperienceMaker.make_experience)
+    step = inspect.getsource(CriticPPOTrainer.training_step)
+    for word in ("old_values = experience.values", "returns = experience.returns", '"critic_lr"', '"critic_grad_norm"'):
+        assert word in step
+    assert "self.strategy.accumulated_gradient" in inspect.getsource(CriticPPOTrainer.ppo_train)
+
+
 def test_vllm_still_has_what_the_receiver_calls():
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.model_manager import LRUCacheLoRAModelManager

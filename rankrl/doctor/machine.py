@@ -189,7 +189,7 @@ def disk(run: Run, runs: Path) -> Check:
     place = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     if not os.access(place, os.W_OK):
         return Check("FAIL", "disk", f"{place} is not writable", "--runs DIR elsewhere")
-    critic, packed = adapter_params(run.scale, run.critic_rank), likely_parallel_runs([run])
+    critic, packed = adapter_params(run.scale, run.critic_ranks), likely_parallel_runs([run])
     training = packed * CHECKPOINT_BYTES * (run.trainable_params + critic)
     free = shutil.disk_usage(place).free
     said = (

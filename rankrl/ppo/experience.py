@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from rankrl.data.items import request_seed
 from rankrl.ppo.advantages import by_prompt, drop_uniform, shrinkage_baseline, uniform_groups
 from rankrl.ppo.rollout import Sample, experience, tokens_by_position
+from rankrl.ppo.values import dealt, gaps, length_lambda, mask_agreed, set_mean_values, value_metrics
 from rankrl.recipe.plan import Run
 from rankrl.reward.grade import shaped
 
@@ -61,9 +63,16 @@ class Logprobs(NamedTuple):
 class ExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's forward passes, rewards with KL penalty, advantages and returns for one run."""
 
-    def __init__(self, run: Run, policy: Any, critic: Any, reference: Any, kl_ctl: Any, strategy: Any, tokenizer: Any):
-        super().__init__(policy, critic, None, reference, kl_ctl, strategy, tokenizer)
+    def __init__(
+        self, run: Run, policy: Any, critics: list[Any], reference: Any, kl_ctl: Any, strategy: Any, tokenizer: Any
+    ):
+        first, self.second_critic = (*critics, None, None)[:2]
+        super().__init__(policy, first, None, reference, kl_ctl, strategy, tokenizer)
         self.run, self.workers = run, len(policy.group.workers)
+        self.values: list[list[torch.Tensor]] = []
+        """Values [B, A] of the last rollout's micro-batches, by critic."""
+        self.returns: list[torch.Tensor] = []
+        """Monte-Carlo returns [B, A] of the same, with the KL penalty."""
         if run.recipe.advantage.method == "shrinkage":  # upstream subtracts nothing for a name that it does not know
             self.strategy = SimpleNamespace(args=copy.deepcopy(self.args))
             self.strategy.args.algo.advantage.estimator = "shrinkage"
@@ -75,14 +84,22 @@ class ExperienceMaker(RemoteExperienceMaker):
         This is upstream's `make_experience_batch`, which drops the log-probabilities.
         """
         batches = self.split_rollout_samples(samples, request_seed("micro-batches", self.run.seed, step))
-        previous_refs = self._ask_previous(batches)
+        previous_refs, second_refs = self._ask_previous(batches), self._ask_second_critic(batches)
         experiences = self.make_experience(batches)
+        self.values = [[batch.values for batch in experiences]] if self.run.critic else []
+        if second_refs:
+            self.values = set_mean_values(experiences, self._flatten_results(second_refs, 1))
         logprobs = self._logprobs(experiences, self._flatten_results(previous_refs, 1))
         return self.compute_advantages_and_returns(experiences), logprobs
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
-        """Upstream's, with what it lacks: the shrinkage baseline, and uniform groups left out."""
+        """Upstream's, with what it lacks.
+
+        That is the shrinkage baseline; uniform groups, and tokens on which two critics agree, left
+        out.
+        """
+        self.returns = []
         section, samples = self.run.recipe.advantage, self.run.recipe.samples_per_prompt
         rewards_PK = by_prompt(experiences, samples)
         rewards = [batch.rewards for batch in experiences]
@@ -95,7 +112,34 @@ class ExperienceMaker(RemoteExperienceMaker):
             batch.rewards = given
         if section.drop_uniform_groups:
             drop_uniform(experiences, uniform_groups(rewards_PK), samples)
+        if len(self.values) == 2:
+            mask_agreed(experiences, gaps(experiences, self.values), self.run.recipe.critic.masked_share)
         return experiences
+
+    @torch.no_grad()
+    def get_advantages_and_returns(
+        self, values: torch.Tensor, rewards: torch.Tensor, action_mask: torch.Tensor, gamma: float, lambd: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Upstream's GAE of a micro-batch, with a lambda of its own for policy and critic."""
+        self.returns.append(self.get_cumulative_returns(rewards, action_mask, gamma))
+        alpha, target = self.run.recipe.gae_length_alpha, self.run.recipe.critic.lambda_ or lambd
+        policy = lambd if alpha is None else length_lambda(action_mask, alpha)
+        advantages, returns = super().get_advantages_and_returns(values, rewards, action_mask, gamma, policy)
+        if policy is not lambd or target != lambd:
+            _, returns = super().get_advantages_and_returns(values, rewards, action_mask, gamma, target)
+        return advantages, returns
+
+    def value_metrics(self, experiences: list[Experience]) -> dict[str, float | None]:
+        """What metrics.jsonl says of the critic's values of this rollout; {} without a critic."""
+        return value_metrics(experiences, self.returns, self.values) if self.values else {}
+
+    def shares_of_critics(self, experiences: list[Experience]) -> list[list[Experience]]:
+        """The micro-batches that each critic learns from, with its own values as the old ones."""
+        critics = len(self.values)
+        return [
+            [replace(batch, values=own) for batch, own in zip(experiences[k::critics], values[k::critics], strict=True)]
+            for k, values in enumerate(self.values)
+        ]
 
     def uniform_group_frac(self, experiences: list[Experience]) -> float:
         """Share of the prompts whose responses all have one reward, from 0 to 1."""
@@ -105,11 +149,13 @@ class ExperienceMaker(RemoteExperienceMaker):
         """Micro-batches of samples by lot, which the update uses as they are.
 
         Sorted by length, they would be padded less, but then an optimizer step or the first few
-        micro-batches would have samples of one length only.
+        micro-batches would have samples of one length only. Those for two critics take turns.
         """
         order = np.random.default_rng(seed).permutation(len(rollout_samples)).tolist()
-        size = self.args.rollout.micro_batch_size
-        return [self._micro_batch(rollout_samples, order[i : i + size]) for i in range(0, len(order), size)]
+        size, critics = self.args.rollout.micro_batch_size, max(self.run.critics, 1)
+        shares = dealt(order, self.run.recipe.samples_per_prompt, critics) if critics > 1 else [order]
+        starts = range(0, len(shares[0]), size)
+        return [self._micro_batch(rollout_samples, share[i : i + size]) for i in starts for share in shares]
 
     def _micro_batch(self, rollout_samples: list[Sample], index: list[int]) -> Experience:
         samples, lengths = [rollout_samples[i] for i in index], self.run.scale.lengths
@@ -129,6 +175,17 @@ class ExperienceMaker(RemoteExperienceMaker):
             sequences=[batch.sequences for batch in few],
             action_mask=[batch.action_mask for batch in few],
             attention_mask=[batch.attention_mask for batch in few],
+        )
+
+    def _ask_second_critic(self, batches: list[Experience]) -> list[Any]:
+        """Ray references to the second critic's values of all micro-batches; none without it."""
+        if self.second_critic is None:
+            return []
+        return self.second_critic.async_run_method_batch(
+            "forward",
+            sequences=[batch.sequences for batch in batches],
+            action_mask=[batch.action_mask for batch in batches],
+            attention_mask=[batch.attention_mask for batch in batches],
         )
 
     def _logprobs(self, experiences: list[Experience], previous: list[torch.Tensor]) -> Logprobs:

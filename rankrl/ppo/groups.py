@@ -57,12 +57,12 @@ class WorkerGroup(RayActorGroup):
             return [getattr(w, method_name).remote(*args) for w, args in zip(self.workers, arguments, strict=True)]
 
 
-def value_name(run_id: str) -> str:
-    """The name of a run's value adapter.
+def value_names(run_id: str, critics: int = 2) -> list[str]:
+    """The names of a run's value adapters, of which there are at most two.
 
-    It differs from the policy adapter's, because both may be on the same base.
+    They differ from the policy adapter's, because all may be on the same base.
     """
-    return f"{run_id}-value"
+    return [f"{run_id}-value", f"{run_id}-value-2"][:critics]
 
 
 class RunView:

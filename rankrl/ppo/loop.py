@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import asdict
@@ -12,12 +13,12 @@ import ray
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from rankrl.adapter.start import Start
-from rankrl.data.items import Item, step_indices
+from rankrl.data.items import Item, request_seed, step_indices
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary, SyncError, check_digests
 from rankrl.ppo.examples import examples
 from rankrl.ppo.experience import ExperienceMaker, Logprobs, mean_of
-from rankrl.ppo.groups import PolicyView, RunView, value_name
+from rankrl.ppo.groups import PolicyView, RunView, value_names
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score, verdict_counts
 from rankrl.ppo.schedules import KLController, clip_share
 from rankrl.ppo.services import Services
@@ -69,10 +70,10 @@ class RunTrainer:
         self.run, self.services, self.train_items, self.eval_items = run, services, train_items, eval_items
         self.args = arguments(run, services.model_path)
         self.policy = PolicyView(services.policy, run.run_id, run.scale.model.dtype)
-        self.critic = RunView(services.critic, value_name(run.run_id)) if run.critic else None
+        self.critics = [RunView(services.critic, name) for name in value_names(run.run_id, run.critics)]
         self.reference = RunView(services.policy, run.run_id, {"forward": "forward_reference"})
         self.kl_ctl = KLController(run["kl"], run.recipe.kl_schedule, run.recipe.steps)
-        groups, strategy = (self.policy, self.critic, self.reference), SimpleNamespace(args=self.args)
+        groups, strategy = (self.policy, self.critics, self.reference), SimpleNamespace(args=self.args)
         self.experience_maker = ExperienceMaker(run, *groups, self.kl_ctl, strategy, prompter.tokenizer)
         self.rollouts = Rollouts(prompter, services.engines, run.scale, services.grader)
         self.canary, self.tokens_total = Canary(run.scale.gap_limit_nats), 0
@@ -113,7 +114,7 @@ class RunTrainer:
             "kl_step": logprobs.kl_step(),
             "kl_coef": kl_coef,
             "policy_loss": float(status.get("policy_loss", 0.0)),
-            **({"value_loss": float(status["critic_loss"])} if self.critic else {}),
+            **self.of_critic(experiences, status),
             "clip_low": clip_low,
             "clip_high": clip_high,
             "clip_frac": float(status.get("ppo_clip_ratio", 0.0)),
@@ -174,22 +175,36 @@ class RunTrainer:
             raise Diverged(f"step {step + 1}: the policy has blown up: {error}", max(step - 1, 0)) from error
 
     def append(self, experiences: list[Experience]) -> None:
-        """Adds the experiences to the replay buffers of policy and critic."""
-        for role in filter(None, (self.policy, self.critic)):
-            role.async_run_method_batch("append", experience=experiences)
+        """Adds the experiences to the policy's replay buffer, and its share to each critic's."""
+        self.policy.async_run_method_batch("append", experience=experiences)
+        for critic, share in zip(self.critics, self.experience_maker.shares_of_critics(experiences), strict=True):
+            critic.async_run_method_batch("append", experience=share)
 
     def update(self, step: int) -> dict[str, Any]:
         """Makes the optimizer steps on the rollout, critic and policy at the same time.
 
-        Returns upstream's status, each value a mean over the steps. During the critic's warm-up the
-        policy is not trained and its rollout is dropped.
+        Returns upstream's status, each value a mean over the steps and over the critics. During the
+        critic's warm-up the policy is not trained and its rollout is dropped.
         """
-        refs = self.critic.async_run_method("fit") if self.critic else []
+        critics = [critic.async_run_method("fit") for critic in self.critics]
+        refs = []
         if step >= self.run.critic_warmup_steps:
-            refs += self.policy.async_run_method("fit")
+            refs = self.policy.async_run_method("fit")
         else:
             self.policy.async_run_method("forget_rollout")
-        return {key: value for status in ray.get(refs) for key, value in status.items()}
+        of_critics = mean_status([merged(ray.get(refs)) for refs in critics])
+        return of_critics | merged(ray.get(refs))
+
+    def of_critic(self, experiences: list[Experience], status: dict[str, Any]) -> dict[str, float | None]:
+        """What metrics.jsonl says of the critic and of its update; {} without one."""
+        if not self.critics:
+            return {}
+        return {
+            "value_loss": float(status["critic_loss"]),
+            **self.experience_maker.value_metrics(experiences),
+            "critic_lr": status["critic_lr"],
+            "critic_grad_norm": status["critic_grad_norm"],
+        }
 
     def sync(self) -> int:
         """Sends the adapter, and nothing else, from worker 0 through Ray to every engine.
@@ -242,20 +257,24 @@ class RunTrainer:
             constant_normaliser=recipe.advantage.normaliser == "constant",
         )
         refs = self.services.policy.async_run_method("attach", policy, start)
-        self._attach_critic()
+        self._attach_critics()
         params = ray.get(refs)[0]
         self.sync()
         return params
 
-    def _attach_critic(self) -> None:
-        """Attaches the run's value adapter and head, if it has a critic."""
+    def _attach_critics(self) -> None:
+        """Attaches the run's value adapters and heads, if it has a critic.
+
+        Each takes as many optimizer steps as one critic alone, on batches of its share of samples.
+        """
         run, critic = self.run, self.run.recipe.critic
-        if not self.critic:
-            return
         table = uniform(self.services.value_shapes, critic.rank, lambda rank: critic.alpha)
-        steps, offset = run.optimizer_steps, run.recipe.warmup_offset
-        spec = AdapterSpec(value_name(run.run_id), self.args, table, run.seed, 1.0, steps, warmup_offset=offset)
-        ray.get(self.services.critic.async_run_method("attach", spec))
+        steps, offset, args = run.optimizer_steps, run.recipe.warmup_offset, copy.deepcopy(self.args)
+        args.train.batch_size //= max(run.critics, 1)
+        seeds = (run.seed, request_seed("second critic", run.seed))
+        for view, seed in zip(self.critics, seeds, strict=False):
+            spec = AdapterSpec(view.name, args, table, seed, 1.0, steps, warmup_offset=offset)
+            ray.get(self.services.critic.async_run_method("attach", spec))
 
     def detach(self) -> None:
         """Removes the run from the services."""
@@ -279,8 +298,8 @@ class RunTrainer:
     def _parts(self) -> dict[str, tuple[Any, str]]:
         """Role -> the worker group that holds this run, and the run's name in it."""
         policy, critic = self.services.policy, self.services.critic
-        value = {"critic": (critic, value_name(self.run.run_id))} if self.critic else {}
-        return {"policy": (policy, self.run.run_id), **value}
+        values = zip(("critic", "second_critic"), self.critics, strict=False)
+        return {"policy": (policy, self.run.run_id), **{role: (critic, view.name) for role, view in values}}
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything that is needed to continue the run after `step` PPO steps."""
@@ -309,6 +328,16 @@ class RunTrainer:
         self.tokens_total, self.kl_ctl.adapted = state["tokens_total"], state["kl_adapted"]
         self.canary = Canary.from_state(state["canary"], self.run.scale.gap_limit_nats)
         self.sync()
+
+
+def merged(statuses: list[dict[str, Any]]) -> dict[str, Any]:
+    """The statuses of all workers in one, which has all their keys."""
+    return {key: value for status in statuses for key, value in status.items()}
+
+
+def mean_status(statuses: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of the critics' statuses by key; {} without any. NaN and infinity show in it."""
+    return {key: sum(status[key] for status in statuses) / len(statuses) for key in merged(statuses)}
 
 
 def check_finite(step: int, status: dict[str, Any]) -> None:

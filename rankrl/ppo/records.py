@@ -41,6 +41,7 @@ TABS = {
     "verdict": ("verdict_correct", "verdict_wrong", "verdict_unparsable", "verdict_timeout"),
     "kl": ("kl_ref", "kl_step", "kl_coef"),
     "ppo": ("policy_loss", "value_loss", "clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
+    "critic": ("explained_variance", "value_mean", "value_gap", "critic_lr", "critic_grad_norm"),
     "brakes": ("kl_stopped", "norm_skipped"),
     "correction": ("engine_ratio_mean", "corrected_frac"),
     "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac", "uniform_group_frac"),
@@ -150,7 +151,8 @@ class Record:
         with (self.dir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         for tab, names in TABS.items():
-            for name in (name for name in names if name in line):  # a run without a critic has no value_loss
+            # a run without a critic has no value_loss; returns that are all equal explain nothing
+            for name in (name for name in names if line.get(name) is not None):
                 self.board.add_scalar(f"{tab}/{name}", line[name], line["step"])
 
     def examples(self, lines: list[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from rankrl.ppo.arguments import arguments
 from rankrl.ppo.cluster import check_resources, start_ray
 from rankrl.ppo.critic import ValueWorker
 from rankrl.ppo.engine import RemoteEngine
-from rankrl.ppo.groups import ValueRole, WorkerGroup, value_name
+from rankrl.ppo.groups import ValueRole, WorkerGroup, value_names
 from rankrl.ppo.placement import Seat, take_seats
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.strategy import AdapterStrategy
@@ -115,8 +115,8 @@ class Services:
     def detach(self, name: str, adapter_id: int) -> None:
         """Removes a run from all workers and engines."""
         refs = self.policy.async_run_method("detach", name)
-        if self.critic:
-            refs += self.critic.async_run_method("detach", value_name(name))
+        for value in value_names(name) if self.critic else ():  # also one that is not there
+            refs += self.critic.async_run_method("detach", value)
         ray.get(refs + [engine.drop_adapter.remote(adapter_id) for engine in self.engines])
 
     def stop(self) -> None:

@@ -135,9 +135,9 @@ def cost(run: Run, parallel_runs: int) -> Cost:
     policy_s, value_s = forward_s / place.policy_workers, run.critic * forward_s / place.value_workers
     apart = place.critic_per_node and not place.colocated
     together = max if apart else sum  # on separate GPUs, or one after the other on the same
-    experience_s = together(((2 + PREVIOUS_SHARE) * policy_s, value_s))
-    update_s = together((update * policy_s, update * value_s))
-    busiest_s = together(((2 + PREVIOUS_SHARE + update) * policy_s, (1 + update) * value_s))
+    experience_s = together(((2 + PREVIOUS_SHARE) * policy_s, run.critics * value_s))  # all judge all samples
+    update_s = together((update * policy_s, update * value_s))  # each critic learns from its own share
+    busiest_s = together(((2 + PREVIOUS_SHARE + update) * policy_s, (run.critics + update) * value_s))
     sync_s = run.trainable_params * model.bytes_per_param / device.link_bytes_s
     rollout_s = generation_s(scale, samples, run.batch_size)
     evaluations = 1 + (recipe.steps - 1) // recipe.eval_every if recipe.eval_every else 1
@@ -163,10 +163,11 @@ class Memory:
     run: float
 
 
-def memory(scale: Scale, params: int, critic_rank: int) -> Memory:
+def memory(scale: Scale, params: int, critic_ranks: int) -> Memory:
     """Bytes of weights under the ZeRO stage, and of one run's adapters with their optimizers.
 
-    The policy's adapter has `params` parameters; `critic_rank` is 0 without a value adapter.
+    The policy's adapter has `params` parameters; `critic_ranks` is the sum of the ranks of the
+    run's value adapters, 0 without any.
     Activations are not included.
     """
     place, model = scale.placement, scale.model
@@ -177,5 +178,5 @@ def memory(scale: Scale, params: int, critic_rank: int) -> Memory:
         weights / shards[0],
         weights / shards[1] if place.critic_per_node else 0.0,
         weights / place.tensor_parallel,
-        TRAIN_BYTES * (params + (0 if place.critic_per_node else adapter_params(scale, critic_rank))),
+        TRAIN_BYTES * (params + (0 if place.critic_per_node else adapter_params(scale, critic_ranks))),
     )

@@ -56,7 +56,7 @@ def fitting_runs(runs: Sequence[Run], busy: int, room_bytes: float) -> int:
     Their adapters and optimizers are counted.
     """
     most, params = neediest(runs), max(run.trainable_params for run in runs)
-    return max(1, min(MOST_PARALLEL, busy, int(room_bytes / memory(most.served, params, most.critic_rank).run)))
+    return max(1, min(MOST_PARALLEL, busy, int(room_bytes / memory(most.served, params, most.critic_ranks).run)))
 
 
 def gpu_room_bytes(scale: Scale) -> float:
@@ -119,7 +119,7 @@ def _gpus(run: Run) -> Line:
 
 
 def _memory(kinds: list[Run], packed: int) -> list[Line]:
-    run = max(kinds, key=lambda run: (run.critic, micro_batch(run)))
+    run = max(kinds, key=lambda run: (run.critics, micro_batch(run)))
     scale, rank = run.served, max(run.rank for run in kinds)
     found, device = memory_bytes(run, rank, packed), scale.placement.device
     limit = "" if device == "cpu" else f" of {size(DEVICES[device].memory_bytes)}"

@@ -7,11 +7,12 @@ key gave it. So a key can be added to the dataclasses of recipe/ without a chang
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from rankrl.recipe.key import as_keys, other_name
 from rankrl.recipe.scale import Scale
 from rankrl.recipe.schema import Recipe, Rules
 
@@ -48,7 +49,7 @@ def recorded(section: str, value: Any) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """`value` in the types that YAML reads: dataclasses as dicts, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+        value = as_keys(value)
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
@@ -90,8 +91,8 @@ def _completed_section(record: dict[str, Any], kind: Any, default: Any, key: str
     if record.get("rule", rule) != rule:  # another rule does not get the options of the default one
         default = MISSING
     known = {
-        name: _completed(record.get(name, MISSING), part, getattr(default, name, own), f"{key}.{name}", record)
-        for name, (part, own) in _keys(kind).items()
+        name: _completed(record.get(name, MISSING), part, getattr(default, field, own), f"{key}.{name}", record)
+        for name, (field, part, own) in _keys(kind).items()
     }
     others = {name: value for name, value in record.items() if name not in known and value is not None}
     return {name: value for name, value in known.items() if value is not MISSING} | others
@@ -107,19 +108,20 @@ def _unknown(record: Any, kind: Any, key: str) -> Iterator[tuple[str, Any]]:
     known = _keys(kind) if _is_section(kind) else None
     for name, value in record.items() if isinstance(record, dict) else ():
         if known is None or name in known:
-            yield from _unknown(value, _part(kind) if known is None else known[name][0], f"{key}.{name}")
+            yield from _unknown(value, _part(kind) if known is None else known[name][1], f"{key}.{name}")
         elif value is not None:
             yield f"{key}.{name}", value
 
 
 @cache
-def _keys(kind: Any) -> dict[str, tuple[Any, Any]]:
-    """Key of a section -> (type, default); the default is MISSING if there is none."""
+def _keys(kind: Any) -> dict[str, tuple[str, Any, Any]]:
+    """Key of a section -> (field, type, default); the default is MISSING if there is none."""
     types = get_type_hints(kind)
-    return {
-        key.name: (types[key.name], key.default if key.default_factory is MISSING else key.default_factory())
-        for key in fields(kind)
-    }
+    return {other_name(key.name): (key.name, types[key.name], _default(key)) for key in fields(kind)}
+
+
+def _default(key: Field) -> Any:
+    return key.default if key.default_factory is MISSING else key.default_factory()
 
 
 def _is_section(kind: Any) -> bool:

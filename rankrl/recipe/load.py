@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from rankrl.recipe.advantage_section import Advantage
+from rankrl.recipe.key import as_fields, as_key
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import OPTIONS
 from rankrl.recipe.scale import Execution, Scale
@@ -19,6 +21,7 @@ from rankrl.recipe.schema import Recipe
 
 T = TypeVar("T", Recipe, Scale, Execution, Advantage)
 ROOT = Path(__file__).resolve().parents[2]
+_QUOTED = re.compile(r"'(\w+)'")
 GRID = {"ranks", "batch_sizes", "seeds", "arms", "name", "equal_params", "stages"}
 
 
@@ -124,7 +127,7 @@ def build(kind: type[T], *layers: dict[str, Any]) -> T:
     Raises ValueError, in one line that names the key.
     """
     try:
-        merged = OmegaConf.merge(_schema(kind), *layers)  # type: ignore[arg-type]
+        merged = OmegaConf.merge(_schema(kind), *(as_fields(kind, layer) for layer in layers))  # type: ignore[arg-type]
         missing = OmegaConf.missing_keys(merged)
         if not missing:
             return OmegaConf.to_object(merged)
@@ -138,11 +141,11 @@ def _diagnosis(kind: type, layers: Sequence[dict[str, Any]], error: Exception) -
     for layer in layers:
         for key, value in layer.items():
             try:
-                OmegaConf.merge(_schema(kind), {key: value})
+                OmegaConf.merge(_schema(kind), as_fields(kind, {key: value}))
             except Exception as cause:
+                full_key = as_key(str(getattr(cause, "full_key", None) or key))
                 if isinstance(cause, ConfigKeyError):
-                    return f"{cause.full_key}: {_one_line(cause)}"
-                full_key = getattr(cause, "full_key", None) or key
+                    return f"{full_key}: {_QUOTED.sub(lambda name: repr(as_key(name[1])), _one_line(cause))}"
                 allowed = {known.name: known.type for known in fields(kind)}.get(key, "another type")
                 return f"{full_key}: got {value!r}, allowed: {allowed}"
     return f"{kind.__name__.lower()}: {_one_line(error)}"

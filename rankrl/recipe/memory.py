@@ -105,8 +105,8 @@ def memory_bytes(run: Run, rank: int, parallel_runs: int) -> dict[str, Parts]:
     `rank` is that of their adapters (the largest of the runs).
     """
     scale, place = run.served, run.served.placement
-    process, critic_rank = PROCESS_BYTES[place.device], run.critic_rank
-    trained = memory(scale, adapter_params(scale, rank), critic_rank).run
+    process, critic_ranks = PROCESS_BYTES[place.device], run.critic_ranks
+    trained = memory(scale, adapter_params(scale, rank), critic_ranks).run
     found = {
         "policy worker": {
             **base_bytes(scale, place.policy_workers),
@@ -118,7 +118,7 @@ def memory_bytes(run: Run, rank: int, parallel_runs: int) -> dict[str, Parts]:
     if place.critic_per_node:
         found["value worker"] = {
             **base_bytes(scale, place.value_workers),
-            "adapters": parallel_runs * TRAIN_BYTES * adapter_params(scale, critic_rank),
+            "adapters": parallel_runs * TRAIN_BYTES * adapter_params(scale, critic_ranks),
             "activations": activation_bytes(run, logits=False),
             "process": process,
         }

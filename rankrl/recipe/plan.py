@@ -23,7 +23,7 @@ from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
 from rankrl.recipe.run_id import run_id
 from rankrl.recipe.scale import Scale
-from rankrl.recipe.schema import Critic, Recipe
+from rankrl.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,19 @@ class Run:
         return self.recipe.advantage.critic
 
     @property
+    def critics(self) -> int:
+        """Number of value adapters, each with a head: 0 without a critic, 2 in an ensemble."""
+        return self.recipe.critic.ensemble if self.critic else 0
+
+    @property
     def critic_rank(self) -> int:
-        """Rank of the value adapter; 0 without one."""
+        """Rank of a value adapter; 0 without one."""
         return self.recipe.critic.rank if self.critic else 0
+
+    @property
+    def critic_ranks(self) -> int:
+        """Sum of the ranks of the value adapters, which are as large as one of that rank."""
+        return self.critics * self.critic_rank
 
     @property
     def critic_warmup_steps(self) -> int:
@@ -235,31 +245,8 @@ def _check_equal_params(runs: list[Run]) -> None:
 
 
 def neediest(runs: Sequence[Run]) -> Run:
-    """The run whose services can serve all of `runs`: the first with a critic, if any has one."""
-    return max(runs, key=lambda run: run.critic)
-
-
-def idle_critics(runs: list[Run]) -> list[str]:
-    """A warning for each arm without a critic that has settings of one.
-
-    Settings that it shares with an arm that has a critic act there.
-    """
-    arms = {run.arm: run.recipe for run in runs}
-    acting = [_critic_settings(recipe) for recipe in arms.values() if recipe.advantage.critic]
-    said = []
-    for arm, recipe in arms.items():
-        found = _critic_settings(recipe)
-        if found and found not in acting and not recipe.advantage.critic:
-            name = f"arm {arm}: " if arm else ""
-            why = f"advantage.method={recipe.advantage.method} has no critic"
-            said.append(f"warning: {name}{', '.join(found)} without effect: {why}")
-    return said
-
-
-def _critic_settings(recipe: Recipe) -> dict[str, Any]:
-    """Dotted key -> value of the settings of the critic that are not the default."""
-    given = {f"critic.{key}": value for key, value in asdict(recipe.critic).items() if value != getattr(Critic, key)}
-    return given | ({"gae_lambda": recipe.gae_lambda} if recipe.gae_lambda != Recipe.gae_lambda else {})
+    """The run whose services can serve all of `runs`: the first with the most value adapters."""
+    return max(runs, key=lambda run: run.critics)
 
 
 def idle_allocations(runs: list[Run]) -> list[str]:
@@ -318,7 +305,8 @@ def _check(recipe: Recipe, scale: Scale) -> None:
     workers = {"policy": place.policy_workers}
     if recipe.advantage.critic:
         require(recipe.critic.rank <= most, "critic.rank", recipe.critic.rank, f"1 to {most} at scale {scale.name}")
-        workers["value"] = place.value_workers
+        critics = recipe.critic.ensemble
+        workers["value" if critics == 1 else "critics * value"] = critics * place.value_workers
     for batch_size in recipe.batch_sizes:
         for role, world in workers.items():
             samples, share = batch_size * recipe.samples_per_prompt, recipe.updates_per_rollout * world
@@ -360,8 +348,8 @@ def micro_batch(run: Run) -> int:
 
     It is the largest within the scale's that divides every worker's share of an optimizer step.
     """
-    place = run.served.placement
-    share = gcd(*(run.train_batch // workers for workers in (place.policy_workers, place.value_workers)))
+    place, critics = run.served.placement, max(run.critics, 1)  # two critics share the samples
+    share = gcd(run.train_batch // place.policy_workers, run.train_batch // (critics * place.value_workers))
     return max(m for m in range(1, min(place.micro_batch, share) + 1) if share % m == 0)
 
 

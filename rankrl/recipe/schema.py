@@ -32,6 +32,8 @@ LENGTH_TERMS: dict[str, tuple[str, ...]] = {
 }
 KEEP_RESPONSES = ("first", "all", "none")
 LR_SHAPES = ("constant", "linear", "cosine")
+AGREED_SHARE = 0.2
+"""Share of the response tokens that two critics mask by default (arXiv 2510.01656)."""
 EVAL_SEEDS = ("shared", "per_seed")
 
 
@@ -142,14 +144,36 @@ class Critic:
     """Global gradient norm above which the critic's gradient is scaled down."""
     warmup_steps: int = 0
     """PPO steps at the start in which only the critic learns."""
+    lambda_: Optional[float] = None
+    """Lambda of the return that the critic learns (key: critic.lambda); null takes gae_lambda."""
+    ensemble: int = 1
+    """Number of value adapters and heads, 1 or 2. Two learn from disjoint halves of the prompts of
+    each rollout, and their mean is the value."""
+    mask_agreed: Optional[float] = None
+    """Share of a rollout's response tokens, those on whose value the two agree most, that the
+    policy does not learn from; null is 0.2 with ensemble=2."""
+
+    @property
+    def masked_share(self) -> float:
+        """Share of the response tokens that the policy does not learn from; 0 with one critic."""
+        default = AGREED_SHARE if self.ensemble == 2 else 0.0
+        return default if self.mask_agreed is None else self.mask_agreed
 
     def check(self) -> None:
+        """Raises ValueError for a value out of range, or one without effect."""
         require(self.rank >= 1, "critic.rank", self.rank, "an integer of at least 1")
         for name in ("alpha", "value_clip"):
             require(getattr(self, name) > 0, f"critic.{name}", getattr(self, name), "above 0")
         require(self.lr is None or self.lr > 0, "critic.lr", self.lr, "above 0")
         require(self.max_norm >= 0, "critic.max_norm", self.max_norm, "at least 0")
         require(self.warmup_steps >= 0, "critic.warmup_steps", self.warmup_steps, "at least 0")
+        own = self.lambda_
+        require(own is None or 0 < own <= 1, "critic.lambda", own, "above 0 and at most 1, or null", "null: gae_lambda")
+        require(self.ensemble in (1, 2), "critic.ensemble", self.ensemble, "1 or 2")
+        share = self.mask_agreed
+        require(share is None or 0 <= share < 1, "critic.mask_agreed", share, "a share from 0 to below 1, or null")
+        alone, why = self.ensemble == 1 and share is not None, "one critic agrees with itself: critic.ensemble=2"
+        require(not alone, "critic.mask_agreed", share, "null", why)
 
 
 @dataclass(frozen=True)
@@ -249,7 +273,11 @@ class Recipe:
     gamma: float = 1.0
     """Discount factor of the GAE."""
     gae_lambda: float = 1.0
-    """Lambda of the GAE."""
+    """Lambda of the GAE, for the policy's advantages and, unless critic.lambda is set, the critic's
+    target."""
+    gae_length_alpha: Optional[float] = None
+    """The policy's lambda is 1 - 1 / (gae_length_alpha * l) for a response of l tokens, at least 0
+    (VAPO: 0.05, for thousands of tokens); null is off. The critic's target keeps its lambda."""
     eval_every: int = 0
     """PPO steps between evaluations. 0 evaluates only the base and the last step."""
     eval_seeds: str = "shared"
@@ -300,6 +328,7 @@ class Recipe:
         require(self.dual_clip is None or 1 < self.dual_clip < 1e6, "dual_clip", self.dual_clip, "above 1, or null")
         for name in ("gamma", "gae_lambda"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
+        self._check_critics()
         share = self.equal_params
         require(share is None or 0 < share < 1, "equal_params", share, "a share above 0 and below 1, or null")
         require(share is None or bool(self.arms), "equal_params", share, "null: the recipe has no arms to compare")
@@ -319,3 +348,12 @@ class Recipe:
             self.critic.warmup_steps,
             f"below steps={self.steps}",
         )
+
+    def _check_critics(self) -> None:
+        """Raises ValueError for two lambdas of the policy, or an odd batch for two critics."""
+        alpha, policy = self.gae_length_alpha, self.gae_lambda
+        require(alpha is None or alpha > 0, "gae_length_alpha", alpha, "above 0, or null", "null is off")
+        both, why = alpha is not None and policy != 1, "gae_length_alpha gives the policy's lambda: drop one of the two"
+        require(not both, "gae_lambda", policy, "1", why)
+        odd = [size for size in self.batch_sizes if size % 2 and self.advantage.critic and self.critic.ensemble == 2]
+        require(not odd, "batch_sizes", odd, "even numbers", "critic.ensemble=2 deals the prompts to two critics")

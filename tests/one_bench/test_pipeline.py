@@ -317,6 +317,10 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "kl_coef",
         "policy_loss",
         "value_loss",
+        "explained_variance",
+        "value_mean",
+        "critic_lr",
+        "critic_grad_norm",
         "clip_low",
         "clip_high",
         "clip_frac",
@@ -466,7 +470,9 @@ def test_critic_warmup_leaves_the_policy_where_it_is(attach):
     start = worker_state(trainer)["weights"]
     trainer.step(0)
     assert all(torch.equal(start[name], tensor) for name, tensor in worker_state(trainer)["weights"].items())
+    assert worker_state(trainer)["scheduler"]["last_epoch"] == 0  # its own warm-up starts afterwards
     trainer.step(1)
+    assert worker_state(trainer)["scheduler"]["last_epoch"] == trainer.run.recipe.updates_per_rollout
     assert not all(torch.equal(start[name], tensor) for name, tensor in worker_state(trainer)["weights"].items())
 
 
