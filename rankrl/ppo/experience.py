@@ -84,6 +84,7 @@ class ExperienceMaker(RemoteExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Upstream's, with what it lacks: the shrinkage baseline, and uniform groups left out."""
         section, samples = self.run.recipe.advantage, self.run.recipe.samples_per_prompt
+        self.gae_advantages: list[torch.Tensor] = []  # [B, A] of each micro-batch
         rewards_PK = by_prompt(experiences, samples)
         rewards = [batch.rewards for batch in experiences]
         if section.method == "shrinkage":
@@ -96,6 +97,21 @@ class ExperienceMaker(RemoteExperienceMaker):
         if section.drop_uniform_groups:
             drop_uniform(experiences, uniform_groups(rewards_PK), samples)
         return experiences
+
+    def get_advantages_and_returns(self, values: Any, rewards: Any, action_mask: Any, *discounts: float) -> Any:
+        """Upstream's GAE of a micro-batch. The advantages are kept: upstream whitens them later."""
+        advantages_BA, returns_BA = super().get_advantages_and_returns(values, rewards, action_mask, *discounts)
+        self.gae_advantages.append(advantages_BA)
+        return advantages_BA, returns_BA
+
+    def advantage_sd(self, experiences: list[Experience]) -> float:
+        """Standard deviation of the advantage over response tokens, before it is normalised.
+
+        Without a critic, the advantages are then the returns.
+        """
+        raw = self.gae_advantages or [batch.returns for batch in experiences]
+        tokens = [values[batch.action_mask.bool()] for values, batch in zip(raw, experiences, strict=True)]
+        return torch.cat(tokens).double().std(correction=0).item()
 
     def uniform_group_frac(self, experiences: list[Experience]) -> float:
         """Share of the prompts whose responses all have one reward, from 0 to 1."""
