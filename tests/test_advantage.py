@@ -27,6 +27,15 @@ BY_HAND = {
     "shrinkage": [[1 / 8, *[-7 / 8] * 3], [*[73 / 216] * 3, -23 / 24], [1 / 4] * 4],
 }
 
+SD_BY_HAND = {
+    "gae": 2**0.5 / 3,  # not whitened
+    "group_mean": 8**-0.5,
+    "rloo": 2**0.5 / 3,
+    "group_norm": 2**-0.5,
+    "batch_mean": 2**0.5 / 3,
+    "shrinkage": 0.5515,
+}
+
 
 def maker(run, kl_coef: float):
     """The experience maker of a run, without services."""
@@ -79,6 +88,7 @@ def test_a_rollout_worked_by_hand(stack, method):
         assert found == pytest.approx(wanted, abs=1e-6)
     assert all(torch.equal(batch.rewards, rewards_N[batch.index]) for batch in made)
     assert ours.uniform_group_frac(made) == pytest.approx(1 / 3)
+    assert ours.advantage_sd(made) == pytest.approx(SD_BY_HAND[method], abs=1e-3)
 
 
 UPSTREAM = {

@@ -114,6 +114,9 @@ def test_zero2_and_zero3_agree_after_the_first_update(plain, other, request):
     }
     cosine = torch.nn.functional.cosine_similarity(*torch.cat(list(moved.values()), dim=1), dim=0)
     assert cosine > 0.98  # Adam's first step is a sign, so entries with a gradient near zero may flip
+    for name in ("ess_frac", "ratio_max", "delta_norm", "entropy_p10", "entropy_p50", "entropy_p90", "advantage_sd"):
+        assert found.line[name] == pytest.approx(plain.line[name], rel=0.02), name
+    assert -1 < found.line["grad_cosine"] < 1
     assert found.next_line["kl_step"] > 0 and found.next_line["sync_gap_nats"] < 0.01
 
 

@@ -34,9 +34,13 @@ def drawn(directory):
     with look():
         found = {name: rest for name, *rest in drawings(sweep, sweep_summary(sweep)) if rest[0] is not None}
         for canvas, *_ in found.values():
-            lay_out(canvas)
-            FigureCanvasAgg(canvas).draw()  # a legend places its texts when it is drawn
+            place(canvas)
     return found
+
+
+def place(canvas):
+    lay_out(canvas)
+    FigureCanvasAgg(canvas).draw()  # a legend places its texts when it is drawn
 
 
 def texts(canvas):
@@ -252,6 +256,44 @@ def test_ranks_lie_over_each_other_by_step(lost):
     for axes in canvas.axes:
         assert [line.get_color() for line in axes.lines] == list(colours.values())
         assert len(axes.collections) == 4, "a band for each rank"
+
+
+def noisy(steps: range, **more: float) -> list[dict]:
+    """A curve with instruments; there are none while only the critic learns (step 1)."""
+    return [{"step": s, "uniform_group_frac": 0.2, "clip_frac": 0.01, **(more if s > 1 else {})} for s in steps]
+
+
+def test_learning_or_noise_is_drawn_where_it_was_recorded():
+    results = [
+        {"arm": "", "rank": rank, "seed": seed, "run_id": f"{rank}-{seed}"} for rank in (1, 8) for seed in (0, 1)
+    ]
+    more = {"grad_cosine": 0.25, "ess_frac": 0.9, "advantage_sd": 0.5, "delta_norm": 2.0, "explained_variance": 0.1}
+    curves = {run["run_id"]: noisy(range(1, 5), **more) for run in results}
+    with look():
+        assert overlays.noise_by_step({name: noisy(range(1, 5)) for name in curves}, results) is None
+        canvas = overlays.noise_by_step(curves, results)
+        place(canvas)
+    assert overlaps(canvas) == [] and outside(canvas) == []
+    found = {axes.get_ylabel().partition("\n")[0]: axes for axes in canvas.axes if axes.get_visible()}
+    assert [*found] == ["gradient cosine", "effective sample", "advantage sd", "norm of delta W",
+                        "explained variance", "clipped share", "share of"]  # fmt: skip
+    rank_1, rank_8 = found["gradient cosine"].lines
+    assert rank_1.get_xdata().tolist() == [2, 3, 4] and rank_8.get_ydata().tolist() == [0.25] * 3
+    assert found["clipped share"].lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    labelled = [name for name, axes in found.items() if axes.get_xlabel() == "PPO step"]
+    assert labelled == ["norm of delta W", "explained variance", "clipped share", "share of"]
+
+
+def test_of_several_arms_the_first_panels_of_noise_are_drawn():
+    results = [{"arm": arm, "rank": 4, "seed": 0, "run_id": arm} for arm in ("a", "b", "c", "d", "e")]
+    more = dict.fromkeys(overlays.NOISE, 0.5)
+    with look():
+        canvas = overlays.noise_by_step({run["run_id"]: noisy(range(1, 4), **more) for run in results}, results)
+        place(canvas)
+    assert overlaps(canvas) == [] and outside(canvas) == []
+    assert len(canvas.axes) == MOST_PANELS and all(axes.lines for axes in canvas.axes)
+    assert [axes.get_title(loc="left")[0] for axes in canvas.axes[:4]] == ["a", "b", "c", "d"]
+    assert [axes.get_ylabel() for axes in canvas.axes[::4]] == [*overlays.NOISE.values()][:3]
 
 
 def test_colours_follow_the_logarithm_of_the_rank():

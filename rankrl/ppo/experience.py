@@ -73,6 +73,8 @@ class ExperienceMaker(RemoteExperienceMaker):
         """Values [B, A] of the last rollout's micro-batches, by critic."""
         self.returns: list[torch.Tensor] = []
         """Monte-Carlo returns [B, A] of the same, with the KL penalty."""
+        self.gae_advantages: list[torch.Tensor] = []
+        """Advantages [B, A] of the same before they are normalised; none without a critic."""
         if run.recipe.advantage.method == "shrinkage":  # upstream subtracts nothing for a name that it does not know
             self.strategy = SimpleNamespace(args=copy.deepcopy(self.args))
             self.strategy.args.algo.advantage.estimator = "shrinkage"
@@ -99,7 +101,7 @@ class ExperienceMaker(RemoteExperienceMaker):
         That is the shrinkage baseline; uniform groups, and tokens on which two critics agree, left
         out.
         """
-        self.returns = []
+        self.returns, self.gae_advantages = [], []
         section, samples = self.run.recipe.advantage, self.run.recipe.samples_per_prompt
         rewards_PK = by_prompt(experiences, samples)
         rewards = [batch.rewards for batch in experiences]
@@ -120,13 +122,17 @@ class ExperienceMaker(RemoteExperienceMaker):
     def get_advantages_and_returns(
         self, values: torch.Tensor, rewards: torch.Tensor, action_mask: torch.Tensor, gamma: float, lambd: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Upstream's GAE of a micro-batch, with a lambda of its own for policy and critic."""
+        """Upstream's GAE of a micro-batch, with a lambda of its own for policy and critic.
+
+        Its advantages are kept: upstream whitens them later.
+        """
         self.returns.append(self.get_cumulative_returns(rewards, action_mask, gamma))
         alpha, target = self.run.recipe.gae_length_alpha, self.run.recipe.critic.lambda_ or lambd
         policy = lambd if alpha is None else length_lambda(action_mask, alpha)
         advantages, returns = super().get_advantages_and_returns(values, rewards, action_mask, gamma, policy)
         if policy is not lambd or target != lambd:
             _, returns = super().get_advantages_and_returns(values, rewards, action_mask, gamma, target)
+        self.gae_advantages.append(advantages)
         return advantages, returns
 
     def value_metrics(self, experiences: list[Experience]) -> dict[str, float | None]:
@@ -140,6 +146,15 @@ class ExperienceMaker(RemoteExperienceMaker):
             [replace(batch, values=own) for batch, own in zip(experiences[k::critics], values[k::critics], strict=True)]
             for k, values in enumerate(self.values)
         ]
+
+    def advantage_sd(self, experiences: list[Experience]) -> float:
+        """Standard deviation of the advantage over response tokens, before it is normalised.
+
+        Without a critic, the advantages are then the returns.
+        """
+        raw = self.gae_advantages or [batch.returns for batch in experiences]
+        tokens = [values[batch.action_mask.bool()] for values, batch in zip(raw, experiences, strict=True)]
+        return torch.cat(tokens).double().std(correction=0).item()
 
     def uniform_group_frac(self, experiences: list[Experience]) -> float:
         """Share of the prompts whose responses all have one reward, from 0 to 1."""

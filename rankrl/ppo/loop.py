@@ -19,6 +19,7 @@ from rankrl.ppo.canary import Canary, SyncError, check_digests
 from rankrl.ppo.examples import examples
 from rankrl.ppo.experience import ExperienceMaker, Logprobs, mean_of
 from rankrl.ppo.groups import PolicyView, RunView, value_names
+from rankrl.ppo.instruments import READINGS
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score, verdict_counts
 from rankrl.ppo.schedules import KLController, clip_share
 from rankrl.ppo.services import Services
@@ -128,6 +129,8 @@ class RunTrainer:
             "response_tokens_mean": mean_of(experiences, "response_length"),
             "truncated_frac": mean_of(experiences, "truncated"),
             "uniform_group_frac": self.experience_maker.uniform_group_frac(experiences),
+            "advantage_sd": self.experience_maker.advantage_sd(experiences),
+            **{name: status[name] for name in READINGS if name in status},
             "sync_bytes": sync_bytes,
             "sync_gap_nats": gap_nats,
             "rollout_s": rollout_s,

@@ -16,7 +16,7 @@ from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from peft import get_peft_model_state_dict
 from torch import nn
 
-from rankrl.adapter.delta import module_size
+from rankrl.adapter.delta import Factors, delta_norm, module_size
 from rankrl.adapter.eva import Shapes, eva
 from rankrl.adapter.factors import starting_factors
 from rankrl.adapter.gradient import policy_gradient
@@ -25,6 +25,7 @@ from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Reduce, Samples, walk_activations, walk_gradients
 from rankrl.adapter.weights import principal_rows, start_from_weights
 from rankrl.ppo.brakes import Brakes
+from rankrl.ppo.instruments import Instruments
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.serving import Payload, pack, peft_names
@@ -81,6 +82,13 @@ def added_up(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def gathered(values_K: torch.Tensor) -> torch.Tensor:
+    """The vectors [W, K] of all workers."""
+    rows = [torch.empty_like(values_K) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, values_K)
+    return torch.stack(rows)
+
+
 NOTHING_TRAINED = {
     "metrics": {"policy_loss": 0.0},
     "weights": {"policy_loss": None},
@@ -108,13 +116,16 @@ class PolicyTrainer(ActorPPOTrainer):
     Rollout engines are synchronised elsewhere, by sending them the adapter.
     """
 
+    instruments: Instruments
+
     def _init_vllm_sync_group(self, backend: str) -> None:
         """Does nothing: no weights are broadcast, so no group with the engines is needed."""
 
     def training_step(self, experience: Any, *args: Any) -> dict[str, Any]:
         """Upstream's step on a micro-batch; none once the KL brake has stopped the rollout."""
         if not self.actor_optim.brakes.stopped:
-            return super().training_step(experience, *args)
+            with self.instruments.watching(self.actor):
+                return super().training_step(experience, *args)
         self.strategy.optimizer_step(self.actor_optim, self.actor, self.actor_scheduler, name="actor")
         return NOTHING_TRAINED
 
@@ -161,8 +172,9 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             {"params": [a for a, _ in factors], "lr": cfg.adam.lr},
             {"params": [b for _, b in factors], "lr": cfg.adam.lr * spec.lr_ratio},
         ]
-        brakes = Brakes(spec.brakes, added_up)
-        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, strategy.accumulated_gradient, brakes)
+        brakes, instruments = Brakes(spec.brakes, added_up), Instruments(gathered)
+        accumulate = strategy.accumulated_gradient
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, accumulate, brakes, instruments)
         schedule = scheduler(optimizer, spec, cfg.lr_warmup_ratio)
         trainer = PolicyTrainer(
             strategy,
@@ -174,10 +186,12 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             dataloader_pin_memory=torch.cuda.is_available(),
         )
         brakes.watch(trainer.actor_loss_fn)
+        instruments.watch(trainer.actor_loss_fn)
+        trainer.instruments = instruments
         trainer.replay_buffer = ReplayBuffer()
         if spec.constant_normaliser:
             most_tokens = spec.args.train.batch_size * spec.args.rollout.max_new_tokens
-            divide_by(trainer.actor_loss_fn, most_tokens / strategy.accumulated_gradient)
+            divide_by(trainer.actor_loss_fn, most_tokens / accumulate)
         self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
         return sum(p.numel() for pair in factors for p in pair)
 
@@ -200,15 +214,17 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             self._load(run, now)
 
     def fit(self, kl_ctl: float = 0) -> dict[str, Any]:
-        """Upstream's update, the largest weight after it, and what the brakes stopped.
+        """Upstream's update, the largest weight after it, and what brakes and instruments read.
 
         The adapter before it is kept for `forward_previous` and `step_back`.
         """
         run = self.runs[self.host.model.active_adapter]
         run.extra["previous"] = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
-        run.optimizer.brakes.new_rollout()
-        status = super().fit(kl_ctl)
-        return {**status, "actor_weight_max": weight_max(run), **run.optimizer.brakes.counts()}
+        brakes, instruments = run.optimizer.brakes, run.trainer.instruments
+        brakes.new_rollout()
+        instruments.new_update()
+        status = {**super().fit(kl_ctl), **brakes.counts(), **instruments.readings()}
+        return {**status, "actor_weight_max": weight_max(run), "delta_norm": delta_norm(self._update(run))}
 
     def step_back(self) -> bool:
         """Loads the adapter before its last update. Returns whether its weights are finite."""
@@ -238,10 +254,9 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
 
     def update_sizes(self) -> dict[str, dict[str, float]]:
         """Norm and effective rank of the active adapter's delta W, by module."""
-        run = self.runs[self.host.model.active_adapter]
-        name, update = run.spec.name, self.host.update(run.spec.name, run.spec.table)
+        update = self._update(self.runs[self.host.model.active_adapter])
         with torch.no_grad():
-            return {m: module_size(a, b, self.host.layer(m).scaling[name]) for m, (a, b) in update.items()}
+            return {module: module_size(*factors) for module, factors in update.items()}
 
     def peft_files(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The active adapter as PEFT saves it: (adapter_config, tensors)."""
@@ -254,6 +269,11 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         config = {**self.host.model.peft_config[name].to_dict(), "inference_mode": True}
         tensors = get_peft_model_state_dict(self.host.model, adapter_name=name, save_embedding_layers=False)
         return config, {key: t.detach().cpu().clone() for key, t in tensors.items()}
+
+    def _update(self, run: RunState) -> dict[str, Factors]:
+        """Module -> (A, B, scale) of the run's delta W."""
+        update = self.host.update(run.spec.name, run.spec.table)
+        return {m: (a, b, self.host.layer(m).scaling[run.spec.name]) for m, (a, b) in update.items()}
 
     def _load(self, run: RunState, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():

@@ -25,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from rankrl import __version__
+from rankrl.ppo.instruments import READINGS
 from rankrl.ppo.rollout import Sample
 from rankrl.recipe.plan import Run
 from rankrl.recipe.schema import Recipe
@@ -43,6 +44,7 @@ TABS = {
     "ppo": ("policy_loss", "value_loss", "clip_low", "clip_high", "clip_frac", "entropy", "lr", "grad_norm"),
     "critic": ("explained_variance", "value_mean", "value_gap", "critic_lr", "critic_grad_norm"),
     "brakes": ("kl_stopped", "norm_skipped"),
+    "noise": ("advantage_sd", *READINGS),
     "correction": ("engine_ratio_mean", "corrected_frac"),
     "rollout": ("tokens_total", "response_tokens_mean", "truncated_frac", "uniform_group_frac"),
     "sync": ("sync_bytes", "sync_gap_nats"),

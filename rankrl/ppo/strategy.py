@@ -15,6 +15,7 @@ import torch.distributed as dist
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from rankrl.ppo.brakes import Brakes
+from rankrl.ppo.instruments import Instruments, cosine
 
 SHARD_FROM = 50_000_000
 """Adapter parameters from which workers shard the optimizer state (0.4 GB of Adam's moments). With
@@ -35,6 +36,7 @@ class AdapterOptimizer:
         max_norm: float,
         accumulate: int,
         brakes: Brakes | None = None,
+        instruments: Instruments | None = None,
     ):
         options = {
             "lr": adam.lr,
@@ -53,6 +55,8 @@ class AdapterOptimizer:
         self.parameters = [p for group in groups for p in group["params"]]
         self.max_norm, self.accumulate, self.brakes = max_norm, accumulate, brakes or Brakes()
         self.micro_steps, self.grad_norm = 0, 0.0
+        self.instruments = instruments
+        self.first_half_P: torch.Tensor | None = None  # gradient of the first micro-batches of a step
 
     def micro_step(self) -> bool:
         """Counts a backward pass and, after `accumulate` of them, takes the optimizer step.
@@ -60,7 +64,9 @@ class AdapterOptimizer:
         A brake may stop the step. Returns whether it was due.
         """
         self.micro_steps += 1
-        if self.micro_steps % self.accumulate:
+        if done := self.micro_steps % self.accumulate:
+            if self.instruments and not self.brakes.stopped and done == self.accumulate // 2:
+                self.first_half_P = self._gradient()
             return False
         if self.brakes.stopped:
             self.brakes.pass_over()
@@ -69,25 +75,44 @@ class AdapterOptimizer:
         return True
 
     def _step(self) -> None:
-        self._reduce()
+        gradient_P = self._reduce()
+        halves = self._cosine(gradient_P)
         bound = self.max_norm or float("inf")
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, bound).item()
+        if self.instruments:
+            self.instruments.add_step(halves, self.grad_norm > bound)
         if self.brakes.allow(self.grad_norm):
             self.adam.step()
         self.adam.zero_grad()
 
-    def _reduce(self) -> None:
-        """Averages the gradients over workers, in one all-reduce."""
+    def _gradient(self) -> torch.Tensor:
+        """A copy of this worker's gradients so far, as one vector [P]."""
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        if dist.get_world_size() == 1:
-            return
-        flat = torch.cat([p.grad.flatten() for p in self.parameters])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        for p, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
-            p.grad = grad.view_as(p)
+        return torch.cat([p.grad.flatten() for p in self.parameters])
+
+    def _reduce(self) -> torch.Tensor:
+        """Averages the gradients over workers, in one all-reduce. Returns one vector [P]."""
+        flat = averaged(self._gradient())
+        if dist.get_world_size() > 1:
+            for p, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+                p.grad = grad.view_as(p)
+        return flat
+
+    def _cosine(self, gradient_P: torch.Tensor) -> float | None:
+        """The cosine of two gradients on different samples, over all workers; None without them.
+
+        They are the halves of the step's. If it has one micro-batch, it is the step before it in
+        the same rollout that it is compared with.
+        """
+        if self.instruments is None:
+            return None
+        first_P, self.first_half_P = self.first_half_P, None
+        if first_P is None:
+            return self.instruments.cosine_with_last(gradient_P)
+        first_P = averaged(first_P)
+        return cosine(first_P, gradient_P - first_P)
 
     @property
     def local(self) -> torch.optim.Optimizer:
@@ -115,6 +140,14 @@ class AdapterOptimizer:
         """
         for given, taken in zip(source.param_groups, to.param_groups, strict=True):
             taken.update({key: value for key, value in given.items() if key != "params"})
+
+
+def averaged(flat: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over workers, in place."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+    return flat
 
 
 class AdapterStrategy(DeepspeedStrategy):

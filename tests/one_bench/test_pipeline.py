@@ -17,6 +17,8 @@ import torch
 import yaml
 from conftest import runs_of
 
+from rankrl.ppo.instruments import READINGS
+
 pytestmark = pytest.mark.pipeline
 
 
@@ -334,6 +336,8 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
         "response_tokens_mean",
         "truncated_frac",
         "uniform_group_frac",
+        "advantage_sd",
+        *READINGS,
         "sync_bytes",
         "sync_gap_nats",
         "rollout_s",
@@ -468,7 +472,7 @@ def test_a_run_without_a_critic_leaves_the_value_worker_alone(attach, bench):
 def test_critic_warmup_leaves_the_policy_where_it_is(attach):
     trainer = attach("ranks=[1]", "critic.warmup_steps=1", "rules.warmup=0")
     start = worker_state(trainer)["weights"]
-    trainer.step(0)
+    assert not {*READINGS} & {*trainer.step(0)}
     assert all(torch.equal(start[name], tensor) for name, tensor in worker_state(trainer)["weights"].items())
     assert worker_state(trainer)["scheduler"]["last_epoch"] == 0  # its own warm-up starts afterwards
     trainer.step(1)

@@ -10,6 +10,7 @@ import ray
 import torch
 from conftest import runs_of
 
+from rankrl.adapter.delta import norm_of
 from rankrl.recipe.allocation import read_importance
 from rankrl.recipe.init_section import DRAWN, FROM_WEIGHTS, MEASURED, REWRITING
 
@@ -43,7 +44,7 @@ def references():
 def test_the_policy_starts_as_the_base_and_its_engine_follows_it(bench, references, variant):
     from rankrl.ppo.loop import RunTrainer
 
-    run = run_of(variant)
+    run = run_of(variant, "scale.placement.micro_batch=32")  # two micro-batches a step
     trainer = RunTrainer(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)
     try:
         assert trainer.attach(None, bench.start(run)) == run.trainable_params
@@ -65,7 +66,12 @@ def test_the_policy_starts_as_the_base_and_its_engine_follows_it(bench, referenc
         assert all(line["sync_gap_nats"] < 0.01 for line in lines)
         assert (logprobs(trainer.policy, batch) - reference).abs().max() > 1e-3
         assert torch.equal(logprobs(trainer.reference, batch), reference)
-        assert all(size["delta_norm"] > 0 for size in trainer.update_sizes().values())
+        sizes = trainer.update_sizes().values()
+        assert all(size["delta_norm"] > 0 for size in sizes)
+        assert lines[1]["delta_norm"] == pytest.approx(norm_of(sizes)) and lines[0]["delta_norm"] > 0
+        assert all(-1 <= line["grad_cosine"] <= 1 and 0 < line["ess_frac"] < 1 <= line["ratio_max"] for line in lines)
+        assert all(0 <= line["entropy_p10"] < line["entropy"] < line["entropy_p90"] for line in lines)
+        assert all(line["norm_clipped_frac"] in (0, 0.5, 1) and line["advantage_sd"] > 0 for line in lines)
     finally:
         trainer.detach()
 

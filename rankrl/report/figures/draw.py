@@ -234,7 +234,8 @@ def _steps(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iter
 
 
 def _policy(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
-    ranks = {run["rank"] for run in sweep.counted}
+    ranks, arms = ({run[key] for run in sweep.counted} for key in ("rank", "arm"))
+    few = " Of several arms the first panels are drawn; the details of a run have all curves." if len(arms) > 1 else ""
     yield (
         "policy_by_step",
         overlays.policy_by_step(curves, sweep.counted),
@@ -242,6 +243,16 @@ def _policy(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Ite
         f"KL to the base, entropy, and the share of tokens whose ratio was clipped, all batch sizes together: {MEDIAN}."
         f"{left_out(len(ranks), MOST_RANKS, 'ranks')}",
         f"KL to the base over PPO steps by rank, at the last one: {overlays.last_values(curves, sweep.counted, 'kl_ref')}",
+    )
+    yield (
+        "noise_by_step",
+        overlays.noise_by_step(curves, sweep.counted),
+        "Learning or noise",
+        "Gradient cosine: of the two halves of an optimizer step's micro-batches, about 0 where the gradient is noise. "
+        "Effective sample: of the importance ratios, 1 while the policy is the one that sampled. Advantage sd: before it "
+        f"is normalised. All batch sizes together: {MEDIAN}.{few}{left_out(len(ranks), MOST_RANKS, 'ranks')}",
+        "Gradient cosine over PPO steps by rank, at the last one: "
+        f"{overlays.last_values(curves, sweep.counted, 'grad_cosine')}",
     )
 
 

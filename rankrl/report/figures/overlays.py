@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,18 @@ POLICY = {
     "entropy": "entropy\n(nats per token)",
     "clip_frac": "clipped share",
 }
+NOISE = {
+    "grad_cosine": "gradient cosine",
+    "ess_frac": "effective sample\n(share of tokens)",
+    "advantage_sd": "advantage sd",
+    "delta_norm": "norm of delta W",
+    "norm_clipped_frac": "steps with a\nclipped gradient",
+    "explained_variance": "explained variance\nof the returns",
+    "clip_frac": "clipped share\nof tokens",
+    "uniform_group_frac": "share of\nuniform groups",
+}
+SINCE_LONG = {"clip_frac", "uniform_group_frac"}
+"""What is drawn beside the rest of NOISE, and not alone: records of before have these, too."""
 
 
 def held_out_by_step(curves: Curves, results: list[Row]) -> Canvas | None:
@@ -73,6 +86,31 @@ def policy_by_step(curves: Curves, results: list[Row]) -> Canvas | None:
         line[0].set_title(f"{arm}{', ' if arm else ''}{_n(ours)}")
     for axes in grid[-1]:
         axes.set_xlabel("PPO step")
+    _rank_legend(canvas, colours)
+    return canvas
+
+
+def noise_by_step(curves: Curves, results: list[Row]) -> Canvas | None:
+    """Figure: what tells learning from noise by PPO step, a panel each; with arms, a column each.
+
+    At most MOST_PANELS: of several arms, the first of NOISE. None if no curve has more of it than
+    runs have recorded since long.
+    """
+    names = [name for name in NOISE if any(points(curve, name) for curve in curves.values())]
+    if not {*names} - SINCE_LONG:
+        return None
+    arms = sorted({run["arm"] for run in results})[:MOST_ARMS]
+    names, columns = names[: MOST_PANELS // len(arms)], MOST_ARMS if len(arms) == 1 else len(arms)
+    canvas, grid = panels(len(names) * len(arms), 2.5, 1.7, columns, sharex=True)
+    colours = rank_colours(overlaid(results))
+    for i, (name, arm) in enumerate(product(names, arms)):
+        axes, ours = grid.flat[i], [run for run in results if run["arm"] == arm]
+        _overlay(axes, curves, ours, name, colours)
+        axes.set_ylabel(NOISE[name] if arm == arms[0] else "")
+        axes.set_title(f"{arm}{', ' if arm else ''}{_n(ours)}" if name == names[0] else "")
+        lowest = i + grid.shape[1] >= len(names) * len(arms)
+        axes.tick_params(labelbottom=lowest)
+        axes.set_xlabel("PPO step" if lowest else "")
     _rank_legend(canvas, colours)
     return canvas
 

@@ -29,7 +29,7 @@ from rankrl.report.figures.canvas import (
     thinned,
     zero_line,
 )  # fmt: skip
-from rankrl.report.figures.overlays import POLICY, Curves
+from rankrl.report.figures.overlays import NOISE, POLICY, Curves
 from rankrl.report.figures.pareto import dot
 from rankrl.report.figures.series import GAIN, Row, fates, fit, gain, mark, scored, style, window
 
@@ -49,7 +49,7 @@ KNOBS = {
 
 def drawn(curve: Curve) -> Curve:
     """The curve with only what figures need: whole curves of 10,000 runs would fill the memory."""
-    return [{key: line[key] for key in ("step", "accuracy", *POLICY) if key in line} for line in curve]
+    return [{key: line[key] for key in ("step", "accuracy", *POLICY, *NOISE) if key in line} for line in curve]
 
 
 def learning_curves(curves: Curves, results: list[Row]) -> Canvas | None:

@@ -22,6 +22,13 @@ SERIES = {
     "response_tokens_mean": "response, tokens",
     "clip_frac": "clipped share",
     "uniform_group_frac": "share of uniform groups",
+    "grad_cosine": "gradient cosine",
+    "ess_frac": "effective sample, share of tokens",
+    "ratio_max": "largest importance ratio",
+    "advantage_sd": "advantage sd",
+    "delta_norm": "norm of delta W",
+    "explained_variance": "explained variance",
+    "norm_clipped_frac": "steps with a clipped gradient",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
 }

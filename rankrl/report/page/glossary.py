@@ -30,6 +30,15 @@ WORDS = {
     ),
     "upside": (r"upside(?: index)?", "How far the best run lies above the mean, in standard deviations of the runs."),
     "iqm": (r"IQM", "Interquartile mean: the mean of the middle half of the runs."),
+    "gradient_cosine": (
+        r"[Gg]radient cosine",
+        "Of the two halves of an optimizer step's micro-batches: 1 where both say the same, about 0 where the "
+        "gradient is noise.",
+    ),
+    "effective_sample": (
+        r"[Ee]ffective sample",
+        "As many tokens of the policy at hand would say as much as those that an older one sampled; a share of them.",
+    ),
     "pareto": (r"Pareto(?: front)?", "The cells that no other one beats at the same or a lower cost in tokens."),
 }
 """Name -> (how it is written, as a regular expression; what it means)."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FIRST_FIGURE = "rank_bands"
 """The figure on the first screen; where it is not drawn, the first one is."""
-FOLDED_FIGURES = ("distributions", "budget", "footprint", "knobs_by_rank")
+FOLDED_FIGURES = ("distributions", "budget", "footprint", "noise_by_step", "knobs_by_rank")
 GOING_ON = ("running", "queued")
 RELOAD_S = 60
 
