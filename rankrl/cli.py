@@ -195,21 +195,10 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _print_status(name: str, entries: list) -> None:
-    from rankrl.report.ledger import counts
+    from rankrl.report.ledger import counts, shown
 
     print(f"{visible(name)}: {len(entries)} runs, " + ", ".join(f"{n} {state}" for state, n in counts(entries).items()))
-    shown = [
-        {
-            "run": entry.run_id,
-            "state": entry.state,
-            "step": f"{entry.step}/{entry.steps}",
-            "attempts": entry.attempts,
-            "left": "" if entry.eta_s is None else f"{entry.eta_s / 60:.0f} min",
-            "note": entry.note[:100],
-        }
-        for entry in entries
-    ]
-    _print_rows(shown)
+    _print_rows(shown(entries))
 
 
 def _report(args: argparse.Namespace) -> int:

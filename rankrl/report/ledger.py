@@ -185,3 +185,18 @@ def counts(entries: Iterable[Entry]) -> dict[str, int]:
 
 def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     return [asdict(entry) for entry in entries]
+
+
+def shown(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """The rows of `rankrl status`, for people."""
+    return [
+        {
+            "run": entry.run_id,
+            "state": entry.state,
+            "step": f"{entry.step}/{entry.steps}",
+            "attempts": entry.attempts,
+            "left": "" if entry.eta_s is None else f"{entry.eta_s / 60:.0f} min",
+            "note": entry.note[:100],
+        }
+        for entry in entries
+    ]
