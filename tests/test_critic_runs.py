@@ -25,7 +25,7 @@ METRICS = {"value_loss", "explained_variance", "value_mean", "critic_lr", "criti
 def bench(tmp_path_factory) -> Iterator:
     from rankrl.sweep.local import prepare_process
 
-    prepare_process(2)
+    prepare_process(3)
     from rankrl.sweep.bench import Bench
 
     with Bench(RUNS, tmp_path_factory.mktemp("runs"), len(RUNS)) as bench:
