@@ -248,7 +248,7 @@ def _policy(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Ite
         "noise_by_step",
         overlays.noise_by_step(curves, sweep.counted),
         "Learning or noise",
-        "Gradient cosine: of the two halves of an optimizer step's micro-batches, about 0 where the gradient is noise. "
+        "Gradient cosine: of the gradients on two halves of the samples, about 0 where the gradient is noise. "
         "Effective sample: of the importance ratios, 1 while the policy is the one that sampled. Advantage sd: before it "
         f"is normalised. All batch sizes together: {MEDIAN}.{few}{left_out(len(ranks), MOST_RANKS, 'ranks')}",
         "Gradient cosine over PPO steps by rank, at the last one: "

@@ -32,8 +32,8 @@ WORDS = {
     "iqm": (r"IQM", "Interquartile mean: the mean of the middle half of the runs."),
     "gradient_cosine": (
         r"[Gg]radient cosine",
-        "Of the two halves of an optimizer step's micro-batches: 1 where both say the same, about 0 where the "
-        "gradient is noise.",
+        "Of the policy's gradients on two halves of the samples (docs/noise.md): 1 where both say the same, about 0 "
+        "where the gradient is noise.",
     ),
     "effective_sample": (
         r"[Ee]ffective sample",
