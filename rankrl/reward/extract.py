@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-BOX = r"\boxed{"
+import re
+
+BOX = re.compile(r"\\boxed *\{")
 LONGEST = 20_000  # characters searched, from the end: a response cannot make extraction slow
 
 
@@ -12,11 +14,12 @@ def last_boxed(text: str) -> str | None:
     Takes one pass over the text.
     """
     text = text[-LONGEST:]
+    starts = {box.end() for box in BOX.finditer(text)}
     opened: list[int | None] = []  # where a box's content starts; None for any other brace
     content = None
     for i, character in enumerate(text):
         if character == "{":
-            opened.append(i + 1 if text.endswith(BOX, 0, i + 1) else None)
+            opened.append(i + 1 if i + 1 in starts else None)
         elif character == "}" and opened:
             start = opened.pop()
             content = text[start:i] if start is not None else content
