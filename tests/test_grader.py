@@ -169,7 +169,7 @@ def test_the_prover_imports_nothing_heavy():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-POWER = (r"\sqrt{2}(a+b+f)^{60}(c+d)^{60}", r"\sqrt{2}(ac+ad+bc+bd+fc+fd)^{60}")
+POWER = (r"\sqrt{2}(a+b+f)^{60}(c+d)^{60}", r"\frac{1}{2}\sqrt{8}(ac+ad+bc+bd+fc+fd)^{60}")
 SURDS = [(rf"2\sqrt{{{n}}}", rf"\sqrt{{{4 * n}}}") for n in range(101, 113)]
 
 

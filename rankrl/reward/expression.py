@@ -84,14 +84,15 @@ class Expression:
     """A recursive-descent parser over the tokens of one text.
 
     Letters in `counted` are small whole numbers, others fractions. Methods raise Unreadable for
-    what they cannot read. `large` tells of parts beyond ordinary sizes, `stepped` of floors and
-    maxima, whose residues prove equality but not difference.
+    what they cannot read. `large` tells of parts beyond ordinary sizes, `opaque` of roots, sines,
+    floors and the like: their residues are drawn by their arguments, so that they prove equality
+    but not difference.
     """
 
     def __init__(self, found: list[str], point: int, counted: frozenset[str] = frozenset()):
         self.tokens, self.point, self.counted = found, point, counted
         self.at = self.depth = self.letters = self.bars = 0
-        self.large = self.stepped = False
+        self.large = self.opaque = False
         self.degree = formal(math.pi, r"\pi", point) * rational(Fraction(1, 180)) if ANGLES & {*found} else rational(1)
 
     def value(self) -> Value:
@@ -132,17 +133,35 @@ class Expression:
         return total
 
     def product(self) -> Value:
-        value = self.signed()
+        start, value = self.at, self.signed()
         while True:
             token = self.peek()
             if token in PRODUCT:
                 self.take()
-                factor = self.signed()
-                value = self.checked(value * (factor.inverse() if token in ("/", r"\div") else factor))
+                factor = self.divisor(start) if token == "/" else self.signed()
+                value = self.checked(self.over(value, factor) if token in ("/", r"\div") else value * factor)
             elif self.starts_factor(token):
                 value = self.checked(value * self.power())
             else:
                 return value
+
+    def divisor(self, start: int) -> Value:
+        """What `/` divides by: `4R` in `abc/4R`; but `2` in `1/2x`, where only a number stands before."""
+        numerator, value = self.tokens[start : self.at - 1], self.signed()
+        while any(map(is_name, numerator)) and is_name(self.peek()) and self.peek() not in ACCENTS:
+            value = self.checked(value * self.power())
+        return value
+
+    def over(self, top: Value, bottom: Value) -> Value:
+        if self.opaque and abs(bottom.near) < 1e-12:
+            raise Unreadable("a division by what may be 0")
+        return top * bottom.inverse()
+
+    def drawn(self, near: complex, name: str, *arguments: Value) -> Value:
+        """The value of a function of which nothing is known but its arguments."""
+        self.opaque = True
+        keys = [argument.residue for argument in arguments]
+        return Value(near) if None in keys else formal(near, name, keys)
 
     def starts_factor(self, token: str) -> bool:
         """Whether `token` starts a factor that follows without an operator.
@@ -189,7 +208,13 @@ class Expression:
         self.large |= self.letters > letters and abs(exponent.near) > LARGEST_POWER_OF_LETTERS
         if self.peek() in ("^", "!", "'"):
             raise Unreadable("an unbraced tower")
-        return self.checked(raised(base, exponent))
+        return self.raised(base, exponent)
+
+    def raised(self, base: Value, exponent: Value) -> Value:
+        value = raised(base, exponent)
+        if value.residue is None:
+            value = self.drawn(value.near, "power", base, exponent)
+        return self.checked(value)
 
     def argument(self, signed: bool = False) -> Value:
         """The value that a command or `^` applies to: a group or one token.
@@ -218,7 +243,7 @@ class Expression:
         self.bars -= 1
         if value.exact is not None and self.letters == letters:
             return rational(abs(value.exact))
-        return Value(complex(abs(value.near)))  # |x| and x are equal on one side of 0 only
+        return self.drawn(complex(abs(value.near)), "|", value)
 
     def atom(self) -> Value:
         token = self.peek()
@@ -231,7 +256,7 @@ class Expression:
             return self.name(token)
         if token == r"\frac":
             top = self.argument()
-            return self.checked(top * self.argument().inverse())
+            return self.checked(self.over(top, self.argument()))
         if token == r"\sqrt":
             return self.root()
         if token == r"\binom":
@@ -247,7 +272,7 @@ class Expression:
 
     def root(self) -> Value:
         degree = self.group() if self.peek() == "[" else rational(2)
-        return self.checked(raised(self.argument(), degree.inverse()))
+        return self.raised(self.argument(), degree.inverse())
 
     def step(self, opening: str) -> Value:
         """A floor or a ceiling. With letters it is the value less a function of its fraction."""
@@ -260,7 +285,7 @@ class Expression:
         floor = math.floor(sign * value.exact)
         if self.letters == letters:
             return rational(sign * floor)
-        self.stepped = True
+        self.opaque = True
         over = formal(complex(sign * value.exact - floor), "floor", sign * value.exact - floor)
         return Value(complex(sign * floor), (value + -(rational(sign) * over)).residue)
 
@@ -270,7 +295,7 @@ class Expression:
         exact = [value.exact for value in values]
         if self.letters == letters and all(x is not None and x.denominator == 1 for x in exact):
             return rational(SEVERAL[name](*(int(x) for x in exact if x is not None)))
-        self.stepped = True
+        self.opaque = True
         keys = [value.residue for value in values if value.residue is not None]
         if len(keys) < len(values) or len(keys) < 2:
             raise Unreadable("a maximum of what has no residue")
@@ -298,9 +323,11 @@ class Expression:
             power = self.argument(signed=True)
         if power is not None and power.exact != 2:
             raise Unreadable("an inverse function or a reciprocal")
-        near = FUNCTIONS[name]((self.group() if self.peek() in CLOSING else self.bare_argument()).near)
+        argument = self.group() if self.peek() in CLOSING else self.bare_argument()
+        near = FUNCTIONS[name](argument.near)
         near = near if base is None else near / cmath.log10(base.near)
-        return self.checked(Value(near if power is None else near**2))
+        value = self.checked(self.drawn(near, name, argument, base or rational(10)))
+        return value if power is None else value * value
 
     def bare_argument(self) -> Value:
         """The argument in `\\sin 2x`: factors up to a sign, a bracket or the next function."""

@@ -18,7 +18,7 @@ Prove = Callable[[str, str, bool], bool | None]
 With `same_ratio`, equal up to a constant factor is enough.
 """
 INFINITE = {r"\infty": 1, r"+\infty": 1, r"-\infty": -1}
-BASE = re.compile(r"(?:\\text\{)?([0-9][0-9A-Z]*|[A-Z]+[0-9][0-9A-Z]*)\}?_\{?(\d\d?)\}?", re.ASCII)
+BASE = re.compile(r"([0-9][0-9A-Z]*|[A-Z]+[0-9][0-9A-Z]*)_\{?(\d\d?)\}?", re.ASCII)
 CLOCK = re.compile(r"(\d\d?):(\d\d) ?(?:([ap])\.? ?m\.?)?", re.ASCII | re.IGNORECASE)
 PLAIN_TEXT = re.compile(r"\\text|(?<![\\A-Za-z])(?!d[a-z])[A-Za-z]{3,}|[^ -~]|['!]")
 COMPUTED = re.compile(r"\\(?:int|sum|prod|lim)(?![A-Za-z])")
@@ -53,7 +53,7 @@ def is_word(node: Node) -> bool:
 
 def base(text: str) -> tuple[str, str] | None:
     """(digits, base) of `204_5`, `\\text{AB3}_{12}`: it is compared as written."""
-    found = BASE.fullmatch(text)
+    found = BASE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
     return (found[1], found[2]) if found and all(int(digit, 36) < int(found[2]) for digit in found[1]) else None
 
 
@@ -72,7 +72,7 @@ def same_words(given: Node, gold: Node) -> bool:
         return True
     runs = given.text + gold.text
     product = not (given.mark or gold.mark) and runs.isalpha() and runs.islower() and len(gold.text) <= 4
-    product = product and (gold.text == "".join(sorted(gold.text)) or not set(gold.text) & set("aeiou"))
+    product = product and ("".join(sorted(gold.text)) in (given.text, gold.text) or not set(gold.text) & set("aeiou"))
     return product and sorted(given.text) == sorted(gold.text) and not {given.text, gold.text} & set(SHORT_WORD.split())
 
 

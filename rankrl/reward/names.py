@@ -21,6 +21,7 @@ QUANTITY = [
         rf"[A-Z]{SCRIPT}:[A-Z]{SCRIPT}",
         r"(?:[A-Z]|\\text\{ ?[A-Z][A-Za-z]* ?\}|\\Pr)(?:_\{?\w+\}?)?[(\[][^()\[\]]*[)\]]",
         r"\\frac\{(?:d|\\partial) ?\\?[A-Za-z]+\}\{(?:d|\\partial) ?[A-Za-z]+\}",
+        rf"\\(?:sin|cos|tan|cot|sec|csc)(?:\^2)? ?(?:{NAME}|\({NAME}\))",
         r"[A-Za-z ]{2,40}",
     )
 ]

@@ -28,13 +28,13 @@ PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|[Nn][Oo])(?![A-Za-z])")
 class Estimate:
     """The values of an expression at its points: None where it has none.
 
-    `exact` if all have residues. `large` and `stepped` are those of Expression.
+    `exact` if all have residues. `large` and `opaque` are those of Expression.
     """
 
     values: tuple[Value | None, ...]
     exact: bool
     large: bool
-    stepped: bool
+    opaque: bool
 
 
 def letters_of(text: str) -> set[str]:
@@ -101,7 +101,7 @@ def estimate(text: str, whole: frozenset[str] = frozenset()) -> Estimate | None:
     if len(known) < (ENOUGH if whole else POINTS):
         return None
     exact = all(value.residue is not None for value in known)
-    return Estimate(values, exact, any(p.large for p in points), any(p.stepped for p in points))
+    return Estimate(values, exact, any(p.large for p in points), any(p.opaque for p in points))
 
 
 def _value(point: Expression) -> Value | None:
@@ -135,7 +135,7 @@ def agree(given: Estimate, gold: Estimate) -> bool | None:
     pairs = together(given, gold)
     if given.exact and gold.exact and pairs:
         same = all(a.residue == b.residue for a, b in pairs)
-        if same or not (given.stepped or gold.stepped):
+        if same or not (given.opaque or gold.opaque):
             return same
     return None if pairs and all(close(a.near, b.near) for a, b in pairs) else False
 
@@ -151,6 +151,7 @@ def factor(given: Estimate, gold: Estimate) -> tuple[float, bool] | None:
     near = [a.near / b.near for a, b in pairs]
     if given.exact and gold.exact:
         ratios = {a.residue * pow(b.residue, -1, PRIME) % PRIME for a, b in pairs if a.residue and b.residue}
-        return (near[0].real, True) if len(ratios) == 1 else None
+        if len(ratios) == 1 or not (given.opaque or gold.opaque):
+            return (near[0].real, True) if len(ratios) == 1 else None
     constant = all(close(ratio, near[0]) for ratio in near) and close(near[0], near[0].real)
     return (near[0].real, False) if constant else None

@@ -25,9 +25,7 @@ CASES = re.compile(
 )
 MEMBER = re.compile(rf"({NAME}) ?\\in(?![A-Za-z])(.*)", re.ASCII)
 BUILDER = re.compile(rf"\\\{{ ?(?P<name>{NAME})(?P<domain> ?\\in ?[^|:]*)? ?(?:\||:) ?(?P<condition>.*)\\\}}", re.ASCII)
-CONGRUENCE = re.compile(
-    r"(.+?)\\equiv(?![A-Za-z])(.+?),? *\(?\\?(?:[pb]?mod|text\{mod\})(?![A-Za-z])[ {]*(\w+)[ })]*", re.ASCII
-)
+CONGRUENCE = re.compile(r"(.+?)\\equiv(?![A-Za-z])(.+?),? *\(?\\mod\{(\w+)\}\)?", re.ASCII)
 POINT = re.compile(r"([A-Z](?:'|_\{?\w\}?)?) ?(\(.*\))", re.ASCII)
 QUALIFIED = re.compile(r"(?P<value>.*?[^ ,;]),?;? *(?P<words>\b(?:for|where)(?: |\})[^=<>+*/^0-9]*)", re.ASCII)
 QUALIFIER = re.compile(
@@ -106,13 +104,13 @@ def _special(text: str) -> Node | None:
     if builder:
         domain = squeezed(builder["domain"] or "").removeprefix(r"\in").strip().replace(r"\reals", "")
         return Node("builder", text, (read(builder["condition"]),), domain, squeezed(builder["name"]))
-    matrix = MATRIX.fullmatch(text) if r"\begin" in text else None
-    if matrix:
-        return _matrix(text, matrix["scalar"].strip(), matrix["body"])
     cases = CASES.fullmatch(text) if r"\begin" in text else None
     if cases:
         rows = [row.rstrip(",; ").replace("&=", "=").replace("&", " , ") for row in _rows(cases["body"])]
         return _values(text, [read(row) if "," not in row else Node("row", row, tuple(_parts(row))) for row in rows])
+    matrix = MATRIX.fullmatch(text) if r"\begin" in text else None
+    if matrix:
+        return _matrix(text, matrix["scalar"].strip(), matrix["body"])
     congruence = CONGRUENCE.fullmatch(text) if r"\equiv" in text else None
     if congruence:
         return Node("congruence", text, tuple(read(side) for side in congruence.groups()[:2]), congruence[3])
@@ -126,7 +124,7 @@ def _special(text: str) -> Node | None:
 def qualified(text: str) -> tuple[str, str]:
     """(answer, domain): `for all real numbers t` at its end is left out; the domain is `real`."""
     found = QUALIFIED.fullmatch(text) if "for" in text or "where" in text else None
-    said = unwrapped(found["words"].replace("{", " ").replace("}", " ")).strip(" .") if found else ""
+    said = " ".join(re.sub(r"\\text|[{}]", " ", found["words"]).split()).strip(" .") if found else ""
     if not found or not QUALIFIER.fullmatch(said):
         return text, ""
     return found["value"].removesuffix(r"\text{").strip(" ,;"), next((word for word in DOMAINS if word in said), "")
@@ -211,6 +209,7 @@ def _list(text: str) -> Node | None:
     if not ("," in text or ";" in text or AND_OR.search(text)) or quantity(text).exact is not None:
         return None
     plain = re.sub(r"\\text\{[ ,;]*(and|or)[ ,]*\}", r" \1 ", text)
+    plain = re.sub(r"\\text\{ *([,;]) *\}", r"\1", plain)
     plain = re.sub(r"[,;]? *" + AND_OR.pattern, ",", plain)
     parts = [part for part, _ in split(plain, (",", ";"))]
     if len(parts) < 2 or not all(parts):

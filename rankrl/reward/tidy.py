@@ -51,6 +51,10 @@ LATEX: list[Spelling] = [
     (r"\\!\s*", ""),
     (rf"\\(?:left|right|[bB]igg?[lrm]?){END}\.?", ""),
     (rf"\\(?:{FONTS}){END}\s*", ""),
+    (r"\\(?:underline|uline)\s*(?=\{)", ""),
+    (r"\\boxed\s+\{", r"\\boxed{"),
+    (r"\\(?:pmod|bmod|mod|pod)\s*(?:\{([^{}]*)\}|(\w))", r"\\mod{\1\2}"),
+    (r"\(\s*(?:\\text\{\s*mod\s*\}|\\?mod)\s*\{?(\w+)\}?\s*\)", r"\\mod{\1}"),
     (r"\\(?:text)?color\s*(?:\[\w+\])?\{[^{}]*\}\s*", ""),
     (r"\\\\\s*\[-?[\d.]+\s*[a-z]{2}\]", r"\\\\"),  # \\[4pt]
     (r"(?<!\\)\\[,;: \n]|\\q?quad" + END, " "),
@@ -134,6 +138,8 @@ def peel(text: str) -> str:
         if text.startswith("{") and "," not in text and matching(text, 0) == len(text) - 1:
             text = text[1:-1]
         if text.endswith((".", ",", ";")) and not text.endswith(("...", r"\,", r"\;")):
+            text = text[:-1]
+        if text.endswith("\\") and not text.endswith("\\\\"):
             text = text[:-1]
         if text == before:
             return text

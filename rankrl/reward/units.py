@@ -89,6 +89,7 @@ SUFFIX = re.compile(
     rf"|(?: [A-Za-z][A-Za-z./ ]+|(?:cm|mm|km|kg|ft|mi|mph))\s*(?:{POWER})?)",
     re.ASCII,
 )
+FRACTION = re.compile(r"\\frac\{(\\text\{[^{}]*\}[^{}]*)\}\{(\\text\{[^{}]*\}[^{}]*)\}$")
 UNIT_TOKEN = re.compile(r"\s*(\^-?\d|[A-Za-zμΩÅ°%$€£¥¢]+|/|·)\s*")
 NOUNS = re.compile(r"(?P<value>.*?[0-9}\])])\s*\\text\{(?P<nouns>[A-Za-z][A-Za-z' -]*)\}", re.ASCII)
 NO_NOUN = (
@@ -137,7 +138,7 @@ def _unit_words(name: str) -> list[str]:
     """The words, signs and powers of a unit; `?`, which is no unit, for anything else."""
     plain = re.sub(r"\^\{(-?\d)\}", r"^\1", name).replace(r"\text{", " ").replace(r"\Omega", "Ω")
     plain = re.sub(r"[{}()~]|\.(?=[\s)}]|$)", " ", plain.replace(r"\cdot", " ").replace("µ", "μ"))
-    plain = re.sub(r"(?:\\mu|μ)\s*", "μ", plain)
+    plain = re.sub(r"\b([kMG])\s+Ω", r"\1Ω", re.sub(r"(?:\\mu|μ)\s*", "μ", plain))
     found = UNIT_TOKEN.findall(plain)
     if "".join(found) != re.sub(r"\s", "", plain):
         return ["?"]
@@ -146,7 +147,7 @@ def _unit_words(name: str) -> list[str]:
 
 def split_unit(text: str) -> tuple[str, str | None]:
     """(value, unit or None). A one-letter unit must be written `\\text{m}`: `5m` is a product."""
-    text = text.strip()
+    text = FRACTION.sub(r"\1/\2", text.strip())
     for sign, unit in ((r"\$", "$"), ("€", "€"), ("£", "£"), ("¥", "¥"), ("%", "%")):
         if text.endswith(sign) and text != sign:
             return text[: -len(sign)].strip(), unit
