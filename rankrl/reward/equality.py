@@ -146,7 +146,7 @@ def asked_for(gold: Node) -> tuple[Node, ...]:
     These are the sides after a name, and those of an identity, `\\log_6 216 = 3`.
     """
     first, last = gold.parts[0].text, gold.parts[-1].text
-    if gold.label or operation(first) or not letters_of(first) - set("ei"):
+    if gold.label or operation(first) or not letters_of(gold.text) - set("ei"):
         return gold.parts[1:]
     left, right = estimates(first, last)
     return gold.parts[1:] if left and right and agree(left, right) else ()

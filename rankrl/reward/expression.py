@@ -146,7 +146,7 @@ class Expression:
                 return value
 
     def divisor(self, start: int) -> Value:
-        """What `/` divides by: `4R` in `abc/4R`; but `2` in `1/2x`, where only a number stands before."""
+        """What `/` divides by: `4R` in `abc/4R`; but `2` in `1/2x`, after a number."""
         numerator, value = self.tokens[start : self.at - 1], self.signed()
         while any(map(is_name, numerator)) and is_name(self.peek()) and self.peek() not in ACCENTS:
             value = self.checked(value * self.power())
@@ -292,14 +292,19 @@ class Expression:
     def several(self, name: str) -> Value:
         """A maximum, a minimum or a common divisor of values, whose order does not count."""
         letters, values = self.letters, self.arguments()
-        exact = [value.exact for value in values]
-        if self.letters == letters and all(x is not None and x.denominator == 1 for x in exact):
-            return rational(SEVERAL[name](*(int(x) for x in exact if x is not None)))
+        exact = [value.exact for value in values if value.exact is not None]
+        ordered = name in (r"\max", r"\min")
+        if (
+            self.letters == letters
+            and len(exact) == len(values)
+            and (ordered or all(x.denominator == 1 for x in exact))
+        ):
+            return rational(SEVERAL[name](*(exact if ordered else map(int, exact))))
         self.opaque = True
         keys = [value.residue for value in values if value.residue is not None]
         if len(keys) < len(values) or len(keys) < 2:
             raise Unreadable("a maximum of what has no residue")
-        near = SEVERAL[name](*(value.near.real for value in values)) if name in (r"\max", r"\min") else keys[0] % 1000
+        near = SEVERAL[name](*(value.near.real for value in values)) if ordered else min(keys) % 1000
         return formal(complex(near), name, sorted(keys))
 
     def arguments(self) -> list[Value]:

@@ -30,12 +30,15 @@ SYMBOL = r"\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?"
 SYMBOLS = re.compile(
     rf"{SYMBOL}(?: ?(?:\+|-|/|:|\\cdot ?|\\times ?) ?{SYMBOL})*|\\frac\{{{SYMBOL}\}}\{{{SYMBOL}\}}", re.ASCII
 )
+CURVE = re.compile(r"[xyz]{2,3}")
 INDEXED = re.compile(r"(\\?[A-Za-z]+)_\{?\d+\}?")
 
 
 def label(side: str) -> str:
     """The name of an unknown, of a function or of a measured thing; empty if the side is none."""
     plain = unwrapped(side)
+    if CURVE.fullmatch(plain):
+        return ""
     if LABEL.fullmatch(plain) or any(form.fullmatch(side) or form.fullmatch(plain) for form in QUANTITY):
         return squeezed(plain).replace(" ", "")
     return ""

@@ -211,10 +211,20 @@ def _list(text: str) -> Node | None:
     plain = re.sub(r"\\text\{[ ,;]*(and|or)[ ,]*\}", r" \1 ", text)
     plain = re.sub(r"\\text\{ *([,;]) *\}", r"\1", plain)
     plain = re.sub(r"[,;]? *" + AND_OR.pattern, ",", plain)
-    parts = [part for part, _ in split(plain, (",", ";"))]
+    found = split(plain, (",", ";"))
+    parts = [part for part, _ in found]
     if len(parts) < 2 or not all(parts):
         return None
+    if {separator for _, separator in found[:-1]} == {",", ";"}:
+        return Node("list", text, tuple(_entry(part) for part, _ in split(plain, (";",))))
     return _values(text, [read(part) for part in parts])
+
+
+def _entry(text: str) -> Node:
+    """An entry of `1,2; 3,4`, where commas part the values of one entry: it is a tuple."""
+    node = read(text)
+    plain = node.kind == "list" and not any(part.label for part in node.parts)
+    return Node("group", text, node.parts, "()") if plain else node
 
 
 def _approximation(text: str) -> Node | None:
@@ -300,7 +310,7 @@ def _bracketed(text: str) -> Node | None:
 def _group(text: str, inner: str, opening: str, closing: str) -> Node | None:
     nodes = tuple(read(part) for part, _ in split(inner, (",", ";")))
     if len(nodes) == 1:
-        single = opening + closing in ("()", "[]", r"\{\}")
+        single = opening + closing in ("()", "[]", r"\{\}", "{}")
         return nodes[0] if single else None
     if opening in (r"\{", "{"):
         return _values(text, [*nodes])

@@ -9,11 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+SPELLED = (
+    "alpha beta gamma delta epsilon eta theta lambda mu nu xi rho sigma tau phi chi psi omega "
+    "Gamma Delta Theta Lambda Sigma Phi Psi Omega"
+)
 SIGNS = {
     **{"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∕": "/", "∞": r"\infty "},
     **{"π": r"\pi ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "°": r"^\circ ", "∪": r"\cup ", "∈": r"\in "},
+    **{"∩": r"\cap ", "∖": r"\setminus ", "∉": r"\notin ", "≈": r"\approx ", "≡": r"\equiv ", "∠": r"\angle "},
+    **{"△": r"\triangle ", "∶": ":", "′": "'", "’": "'", "ℝ": r"\reals ", "Ω": r"\Omega "},
+    **{letter: rf"\{name} " for letter, name in zip("αβγδεηθλμνξρστφχψωΓΔΘΛΣΦΨΩ", SPELLED.split(), strict=True)},
     **{"±": r"\pm ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}"},
-    **{"¾": r"\frac{3}{4}", "⟨": "(", "⟩": ")", "∅": r"\emptyset ", "θ": r"\theta ", "\u00a0": " ", "\u202f": " "},
+    **{"¾": r"\frac{3}{4}", "⟨": "(", "⟩": ")", "∅": r"\emptyset ", "\u00a0": " ", "\u202f": " "},
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
     **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width ASCII
 }
@@ -31,6 +38,7 @@ Spelling = tuple[str, str | Callable[[re.Match[str]], str]]
 PLAIN: list[Spelling] = [
     (r"(?<=\d)\{,\}\s*(?=\d{3}(?!\d))", ""),  # 1{,}000
     (r"~", " "),
+    (r"==", "="),
     (r"<=", r"\\leq "),
     (r">=", r"\\geq "),
     (r"(?<= )!=", r"\\neq "),  # 5!=120 is a factorial
@@ -44,7 +52,6 @@ PLAIN: list[Spelling] = [
     (r"(?<!\\)\{\s+", "{"),
     (r"\s+\}", "}"),
     (r"\^\{('+)\}", r"\1"),
-    (r"[′’]", "'"),
 ]
 LATEX: list[Spelling] = [
     (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),  # 1\,000
@@ -57,7 +64,7 @@ LATEX: list[Spelling] = [
     (r"\(\s*(?:\\text\{\s*mod\s*\}|\\?mod)\s*\{?(\w+)\}?\s*\)", r"\\mod{\1}"),
     (r"\\(?:text)?color\s*(?:\[\w+\])?\{[^{}]*\}\s*", ""),
     (r"\\\\\s*\[-?[\d.]+\s*[a-z]{2}\]", r"\\\\"),  # \\[4pt]
-    (r"(?<!\\)\\[,;: \n]|\\q?quad" + END, " "),
+    (r"(?<!\\)\\[,;: \n]|\\q?quad(?:(?![A-Za-z])|(?=[A-Za-z][_=]))", " "),
     (rf"\\[dtc]frac{END}", r"\\frac"),
     (rf"\\[dt]binom{END}", r"\\binom"),
     (r"\\mathbb\s*(?:\{\s*R\s*\}|R(?![A-Za-z]))|\\R(?:eals)?(?![A-Za-z])", r"\\reals "),

@@ -52,7 +52,7 @@ UNIT_WORDS = {
     "yuan": "yuan RMB CNY",
     "rupee": "rupee",
     "ruble": "ruble rouble",
-    "%": "percent pct",
+    "%": "percent pct percentage",
     "Hz": "hertz",
     "N": "newton",
     "J": "joule",
@@ -78,6 +78,7 @@ PREFIXED = [("kMGmμnp", "J W V A F C T H Hz Pa eV N mol"), ("kMG", "Ω cal"), (
 UNITS = {word + s: unit for unit, listed in UNIT_WORDS.items() for word in listed.split() for s in ("", "s")}
 UNITS |= {unit: unit for unit in UNIT_WORDS}
 UNITS |= {prefix + unit: prefix + unit for prefixes, units in PREFIXED for unit in units.split() for prefix in prefixes}
+UNITS |= {"Kg": "kg", "KG": "kg", "Km": "km", "KM": "km"}
 COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kWh": "kW h"}
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 AFTER = {"squared": 2, "cubed": 3}
@@ -93,8 +94,8 @@ FRACTION = re.compile(r"\\frac\{(\\text\{[^{}]*\}[^{}]*)\}\{(\\text\{[^{}]*\}[^{
 UNIT_TOKEN = re.compile(r"\s*(\^-?\d|[A-Za-zμΩÅ°%$€£¥¢]+|/|·)\s*")
 NOUNS = re.compile(r"(?P<value>.*?[0-9}\])])\s*\\text\{(?P<nouns>[A-Za-z][A-Za-z' -]*)\}", re.ASCII)
 NO_NOUN = (
-    "hundred thousand million billion trillion dozen score half third quarter percent or and nor not no minus plus "
-    "less more than times over squared cubed base mod modulo if when except about is in to of under"
+    "hundred thousand million billion trillion dozen score half halve third quarter percent or and nor not no minus plus "
+    "les less more than time over squared cubed base mod modulo if when except about is in to of under"
 )
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -127,7 +128,7 @@ def unit_named(name: str) -> str | None:
         elif word in AFTER or (word[0] == "^" and last):
             powers[last] *= AFTER.get(word) or int(word[1:])
         else:
-            unit = UNITS.get(word) or UNITS.get(word.lower() if len(word) > 1 else "")
+            unit = UNITS.get(word) or UNITS.get(word.lower() if len(word) > 2 else "")
             if unit is None:
                 return None
             powers[unit], pending, last = powers[unit] + sign * pending, 1, unit
@@ -190,7 +191,16 @@ def asked(text: str) -> Quantity | None:
     if word is not None:
         return Quantity(str(word), word, None)
     counted = NOUNS.fullmatch(text.strip())
-    if not counted or set(NO_NOUN.split()) & set(counted["nouns"].lower().replace("-", " ").split()):
+    if not counted or not nouns(counted["nouns"]):
         return None
     found = quantity(counted["value"])
     return found if found.exact is not None else None
+
+
+def nouns(text: str) -> bool:
+    """Whether words beside a number say what is counted.
+
+    They must not change it, as `million` and `tenths` do.
+    """
+    said = [word.removesuffix("s") for word in text.lower().replace("-", " ").split()]
+    return len(text) > 2 and not any(word in NO_NOUN.split() or word.endswith("th") for word in said)

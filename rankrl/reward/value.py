@@ -88,8 +88,8 @@ def raised(base: Value, exponent: Value) -> Value:
     if exponent.exact is None or exponent.exact.denominator != 1:
         return Value(near, *_perfect_root(base, exponent))
     n = exponent.exact.numerator
-    if n < 0 and base.residue == 0:
-        raise Unreadable("a division by 0")
+    if n <= 0 and base.residue == 0:
+        raise Unreadable("0 to the power of 0, or less")
     exact = None
     if base.exact is not None:
         bits = max(base.exact.numerator.bit_length(), base.exact.denominator.bit_length())
@@ -148,12 +148,10 @@ def _factorial_residue(n: int) -> int:
 
 def binomial(top: Value, bottom: Value) -> Value:
     """The binomial coefficient: `top` may be anything, `bottom` is a whole number."""
-    k = whole(bottom, 2 * LARGEST_FACTORIAL)
-    if top.exact is not None and k > top.exact >= 0 and top.exact.denominator == 1:
-        return rational(0)
-    if top.exact is not None and top.exact.denominator == 1 and top.exact >= k:
-        k = min(k, int(top.exact) - k)
+    k = whole(bottom, LARGEST_FACTORIAL)
+    if top.exact is not None and top.exact.denominator == 1 and 0 <= top.exact <= LARGEST_FACTORIAL:
+        return rational(math.comb(top.exact.numerator, k))
     product = rational(1)
-    for j in range(whole(rational(k), 1000)):
+    for j in range(whole(bottom, 100)):
         product = product * (top + rational(-j)) * rational(Fraction(1, j + 1))
     return product
