@@ -23,6 +23,7 @@ import pytest
 from rankrl.reward.grade import Grader
 
 JUDGED = Path(__file__).parent / "judged_pairs.tsv"
+KINDS = Path(__file__).parent / "grader_kinds.tsv"
 
 
 def judged() -> list[tuple[str, str, str]]:
@@ -44,6 +45,15 @@ def test_judged_pairs(grader):
     outcomes = grader.outcomes([(given, gold) for given, gold, _ in rows])
     wrong = [(*row, outcome) for row, outcome in zip(rows, outcomes, strict=True) if outcome != row[2]]
     assert wrong == []
+
+
+def test_kinds_of_answers(grader):
+    """Cases of public graders, real gold answers, and near misses of each rule that accepts."""
+    rows = [tuple(line.split("\t")) for line in KINDS.read_text().splitlines()[1:]]
+    assert len(rows) >= 700 and sum(expected == "not correct" for _, _, expected, _ in rows) >= 500
+    verdicts = grader.grade([response for _, response, _, _ in rows], [gold for gold, _, _, _ in rows])
+    told = ["correct" if verdict.correct else "not correct" for verdict in verdicts]
+    assert [(*row, got.outcome) for row, got, said in zip(rows, verdicts, told, strict=True) if said != row[2]] == []
 
 
 ALPHABET = [

@@ -12,7 +12,7 @@ from functools import lru_cache
 from rankrl.reward.leaves import INFINITE, Prove, rounds, same_leaf, undecided
 from rankrl.reward.names import operation, stem, symbols_only
 from rankrl.reward.number import number
-from rankrl.reward.points import agree, estimates, factor, letters_of, prose
+from rankrl.reward.points import agree, constant, estimates, factor, letters_of, prose
 from rankrl.reward.realset import real_set
 from rankrl.reward.structure import FLIP, Node, both_notations, qualified, read
 from rankrl.reward.tidy import squeezed, tidy
@@ -108,6 +108,8 @@ def some(answers: Iterable[bool | None]) -> bool | None:
 def equal(given: Node, gold: Node, prove: Prove) -> bool | None:
     if given.kind == gold.kind and given.text and squeezed(given.text) == squeezed(gold.text):
         return same_label(given, gold) and given.mark == gold.mark
+    if gold.kind == "either" and not gold.mark and given.kind == "either":
+        return same_parts(given, gold, prove)
     if given.kind == "either":
         if given.mark and not rounds(given.parts[0].text, given.parts[1].text):
             return False
@@ -174,7 +176,7 @@ def same_relation(given: Node, gold: Node, prove: Prove) -> bool | None:
         return given.mark == gold.mark and len(given.parts) == len(gold.parts) and same_parts(given, gold, prove)
     ours, theirs = (f"({n.parts[0].text})-({n.parts[1].text})" for n in (given, gold))
     value, target = estimates(ours, theirs)
-    if value is None or target is None:
+    if value is None or target is None or constant(value) or constant(target):
         return given.mark == gold.mark and same_parts(given, gold, prove)
     found = factor(value, target)
     if found is None:
@@ -214,7 +216,7 @@ def same_list(given: Node, gold: Node, prove: Prove) -> bool | None:
 def unlabelled(parts: tuple[Node, ...]) -> tuple[str, tuple[Node, ...]]:
     """(name, values) where all equations name one unknown, else ("", the parts as they are)."""
     names = {part.label for part in parts if part.kind == "equation" and len(part.parts) == 2}
-    stems = {stem(name) for name in names}
+    stems = {stem(name) for name in names} if len(names) > 1 else names
     if len(stems) != 1 or "" in names or any(part.kind == "equation" and len(part.parts) != 2 for part in parts):
         return "", parts
     return stems.pop(), tuple(part.parts[1] if part.kind == "equation" else part for part in parts)

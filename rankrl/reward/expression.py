@@ -57,6 +57,8 @@ FUNCTIONS: dict[str, Callable[[complex], complex]] = {
 }
 ANGLES = {name for name in FUNCTIONS if name[1:4] in ("sin", "cos", "tan", "cot", "sec", "csc")}
 STEPS = {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+WIDE = r"\lfloor"
+"""Stands among counted letters where others take values up to 64: floors are constant nearby."""
 SEVERAL: dict[str, Callable[..., Fraction | int]] = {r"\max": max, r"\min": min, r"\gcd": math.gcd, r"\lcm": math.lcm}
 PRODUCT = {"*", "/", r"\cdot", r"\times", r"\div"}
 CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
@@ -356,17 +358,20 @@ class Expression:
         if name == "e":
             return formal(math.e, name, self.point)
         self.letters += 1
-        if name.rstrip("'") in CALLED and self.peek() == "(":
+        if self.peek() == "(" and (name.rstrip("'") in CALLED or (self.peek(1)[:1].isdigit() and self.peek(2) == ")")):
             return self.call(name)
         share = zlib.crc32(f"{name} {self.point}".encode())
         if name in self.counted:
             return rational(share % 11 + (13 if name in "mnMN" else 1))
+        if WIDE in self.counted:
+            return rational(Fraction(share, 2**26) * (1 if self.point % 4 else -1))
         return rational(
             Fraction(1, 2) + Fraction(share, 2**32) if self.point < 2 else -Fraction(1, 4) - Fraction(share, 2**32)
         )
 
     def call(self, name: str) -> Value:
-        """f(x): nothing is known of it but that equal arguments give equal values."""
+        """f(x), I(0): nothing is known of it but that equal arguments give equal values."""
+        self.opaque = True
         keys = [value.residue for value in self.arguments()]
         if None in keys:
             raise Unreadable("a function of what has no residue")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-BOX = re.compile(r"\\boxed *\{")
+TOKEN = re.compile(r"\\boxed *\{|\\.|[{}]", re.DOTALL)  # `\{` and `\}` are no braces
 LONGEST = 20_000  # characters searched, from the end: a response cannot make extraction slow
 
 
@@ -14,15 +14,14 @@ def last_boxed(text: str) -> str | None:
     Takes one pass over the text.
     """
     text = text[-LONGEST:]
-    starts = {box.end() for box in BOX.finditer(text)}
     opened: list[int | None] = []  # where a box's content starts; None for any other brace
     content = None
-    for i, character in enumerate(text):
-        if character == "{":
-            opened.append(i + 1 if i + 1 in starts else None)
-        elif character == "}" and opened:
+    for token in TOKEN.finditer(text):
+        if token[0].endswith("{") and token[0] != r"\{":
+            opened.append(token.end() if token[0] != "{" else None)
+        elif token[0] == "}" and opened:
             start = opened.pop()
-            content = text[start:i] if start is not None else content
+            content = text[start : token.start()] if start is not None else content
     return content
 
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rankrl.reward.expression import CONSTANTS, LETTERS, Expression, tokens
+from rankrl.reward.expression import CONSTANTS, LETTERS, WIDE, Expression, tokens
 from rankrl.reward.value import PRIME, Unreadable, Value
 
 POINTS = 3
@@ -21,6 +21,7 @@ ENOUGH = 4
 TOLERANCE = 1e-8
 SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?[A-Za-z]+)")
 RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
+COMMON = frozenset(["for", "and", "the", "are", "not", "all", "any", "when", "then", "with", "where", "otherwise"])
 PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|[Nn][Oo])(?![A-Za-z])")
 
 
@@ -47,18 +48,24 @@ def prose(text: str, other: str = "") -> bool:
     They are a product if the other text has those letters, too.
     """
     runs = PROSE.findall(SUBSCRIPT.sub("", text))
+    if any(run.lower() in COMMON for run in runs):
+        return True
     return bool(runs) and not {letter for run in runs for letter in run} <= letters_of(other)
 
 
 @lru_cache(maxsize=8192)
 def counted(text: str) -> frozenset[str]:
-    """The letters in exponents, factorials and binomials: they stand for whole numbers."""
+    """The letters in exponents, factorials and binomials: they stand for whole numbers.
+
+    WIDE is among them where there are floors.
+    """
+    steps = frozenset({WIDE}) if "floor" in text or "ceil" in text else frozenset()
     if "!" not in text and "binom" not in text and not re.search(r"\^\{?[^{}]*[A-Za-z]", text):
-        return frozenset()
+        return steps
     try:
         found = tokens(text)
     except Unreadable:
-        return frozenset()
+        return steps
     names: set[str] = set()
     for at, token in enumerate(found):
         if token == "^" and found[at - 1 : at] != ["e"]:
@@ -68,7 +75,7 @@ def counted(text: str) -> frozenset[str]:
         elif token == r"\binom":
             top = _group_after(found, at + 1)
             names |= _names(top + _group_after(found, at + 1 + len(top)))
-    return frozenset(names)
+    return steps | names
 
 
 def _group_after(found: list[str], at: int) -> list[str]:
@@ -140,6 +147,12 @@ def agree(given: Estimate, gold: Estimate) -> bool | None:
     return None if pairs and all(close(a.near, b.near) for a, b in pairs) else False
 
 
+def constant(estimated: Estimate) -> bool:
+    """Whether an expression has the same value at all points: it has no letters."""
+    known = [value for value in estimated.values if value]
+    return all(value.near == known[0].near for value in known)
+
+
 def factor(given: Estimate, gold: Estimate) -> tuple[float, bool] | None:
     """(the constant real factor between two expressions, whether it is certain).
 
@@ -153,5 +166,5 @@ def factor(given: Estimate, gold: Estimate) -> tuple[float, bool] | None:
         ratios = {a.residue * pow(b.residue, -1, PRIME) % PRIME for a, b in pairs if a.residue and b.residue}
         if len(ratios) == 1 or not (given.opaque or gold.opaque):
             return (near[0].real, True) if len(ratios) == 1 else None
-    constant = all(close(ratio, near[0]) for ratio in near) and close(near[0], near[0].real)
-    return (near[0].real, False) if constant else None
+    same = all(close(ratio, near[0]) for ratio in near) and close(near[0], near[0].real)
+    return (near[0].real, False) if same else None

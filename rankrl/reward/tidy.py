@@ -115,16 +115,17 @@ PLAIN_SPELLINGS, LATEX_SPELLINGS, LAST_SPELLINGS = (
 )
 WORDY = re.compile(r"[A-Za-z]+(?:(?:[ ,.]+|-(?=[a-z]{3}))[A-Za-z]+)*", re.ASCII)
 RUN_OF_TWO = re.compile(r"[A-Za-z]{2}")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # `\{` and `\}` are no braces
 INFIX = re.compile(r"\\(over|choose)(?![A-Za-z])")
 
 
 def matching(text: str, start: int) -> int:
     """The index of the brace that closes the one at `start`; -1 if none does."""
     depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] == "{") - (text[i] == "}")
+    for brace in BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return i
+            return brace.start()
     return -1
 
 

@@ -190,7 +190,7 @@ def asked(text: str) -> Quantity | None:
     word = NUMBER_WORDS.get(unwrapped(text).lower())
     if word is not None:
         return Quantity(str(word), word, None)
-    counted = NOUNS.fullmatch(text.strip())
+    counted = NOUNS.fullmatch(re.sub(r" \(([A-Za-z -]+)\)$", r"\\text{\1}", text.strip()))
     if not counted or not nouns(counted["nouns"]):
         return None
     found = quantity(counted["value"])
