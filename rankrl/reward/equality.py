@@ -58,7 +58,7 @@ def judge(given: str, gold: str, prove: Prove = undecided) -> str | None:
         if same is None:
             return None
         return "correct" if same else "unparsable" if legible(right) and not legible(left) else "wrong"
-    except (ValueError, RecursionError, IndexError):
+    except (ValueError, ArithmeticError, LookupError, RecursionError):
         return "unparsable"
 
 

@@ -7,11 +7,25 @@ from __future__ import annotations
 
 import cmath
 import math
-import re
+import random
 import zlib
-from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 
+from rankrl.reward.grammar import (
+    ACCENTS,
+    ANGLES,
+    CALLED,
+    CLOSING,
+    ENDS,
+    FUNCTIONS,
+    LETTERS,
+    PRODUCT,
+    SEVERAL,
+    STEPS,
+    WIDE,
+    is_name,
+)
 from rankrl.reward.value import (
     I_RESIDUE,
     Unreadable,
@@ -24,62 +38,16 @@ from rankrl.reward.value import (
 )
 
 DEEPEST = 12
+COUNTED_POINTS = 12
 LARGEST_POWER_OF_LETTERS = 64
 LARGEST_ORDINARY = 1e300
-TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d+|\\[A-Za-z]+|\\[{}]|[A-Za-z]|[-+*/^!()\[\]{}|_',])", re.ASCII)
-GREEK = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega hbar ell partial"
-)
-LETTERS = {rf"\{name}" for name in GREEK.split()}
-OVER = "vec overrightarrow hat widehat bar overline tilde dot ddot angle triangle"
-ACCENTS = {rf"\{name}" for name in OVER.split()}
-VECTORS = {r"\vec", r"\overrightarrow", r"\hat"}
-CALLED = {"f", "g", r"\Gamma", r"\Phi", r"\Psi", r"\zeta"}
-"""Letters that are functions, not factors, before a bracket."""
-CONSTANTS = {r"\pi", "e", "i"}
-FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    r"\sin": cmath.sin,
-    r"\cos": cmath.cos,
-    r"\tan": cmath.tan,
-    r"\cot": lambda z: 1 / cmath.tan(z),
-    r"\sec": lambda z: 1 / cmath.cos(z),
-    r"\csc": lambda z: 1 / cmath.sin(z),
-    r"\arcsin": cmath.asin,
-    r"\arccos": cmath.acos,
-    r"\arctan": cmath.atan,
-    r"\sinh": cmath.sinh,
-    r"\cosh": cmath.cosh,
-    r"\tanh": cmath.tanh,
-    r"\ln": cmath.log,
-    r"\log": cmath.log10,
-    r"\exp": cmath.exp,
-}
-ANGLES = {name for name in FUNCTIONS if name[1:4] in ("sin", "cos", "tan", "cot", "sec", "csc")}
-STEPS = {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
-WIDE = r"\lfloor"
-"""Stands among counted letters where others take values up to 64: floors are constant nearby."""
-SEVERAL: dict[str, Callable[..., Fraction | int]] = {r"\max": max, r"\min": min, r"\gcd": math.gcd, r"\lcm": math.lcm}
-PRODUCT = {"*", "/", r"\cdot", r"\times", r"\div"}
-CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
-ENDS = {")", "]", "!", *STEPS.values()}
 
 
-def tokens(text: str) -> list[str]:
-    found, at = [], 0
-    while at < len(text):
-        match = TOKEN.match(text, at)
-        if not match:
-            raise Unreadable(text[at : at + 10])
-        found.append(match[1])
-        at = match.end()
-    if r"\times" in found and VECTORS & {*found}:
-        raise Unreadable("a product of vectors, whose order counts")
-    return found
-
-
-def is_name(token: str) -> bool:
-    return token in LETTERS or token in CONSTANTS or token in ACCENTS or (len(token) == 1 and token.isalpha())
+@lru_cache(maxsize=256)
+def whole_numbers(name: str) -> list[int]:
+    """The values of a letter that counts, all different: 13 to 24 for m and n, else 1 to 12."""
+    first = 13 if name in "mnMN" else 1
+    return random.Random(name).sample(range(first, first + COUNTED_POINTS), COUNTED_POINTS)
 
 
 class Expression:
@@ -196,8 +164,7 @@ class Expression:
         base = self.atom()
         if self.peek() == "!":
             self.take()
-            self.large |= base.near.real > 100
-            base = self.checked(factorial(base))
+            base = self.checked(self.factorial(base))
         if self.peek() == "^" and self.peek(1) == r"\circ":
             self.at += 2
             base = base * self.degree
@@ -211,6 +178,11 @@ class Expression:
         if self.peek() in ("^", "!", "'"):
             raise Unreadable("an unbraced tower")
         return self.raised(base, exponent)
+
+    def factorial(self, value: Value) -> Value:
+        self.large |= value.near.real > 100
+        whole = value.exact is not None and value.exact.denominator == 1
+        return factorial(value) if whole else self.drawn(complex(math.nan), "!", value)
 
     def raised(self, base: Value, exponent: Value) -> Value:
         value = raised(base, exponent)
@@ -281,9 +253,9 @@ class Expression:
         letters = self.letters
         value = self.sum()
         self.take(STEPS[opening])
-        if value.exact is None:
-            raise Unreadable("a floor of what is no short fraction")
         sign = 1 if opening == r"\lfloor" else -1
+        if value.exact is None:
+            return self.near_step(value, sign, self.letters == letters)
         floor = math.floor(sign * value.exact)
         if self.letters == letters:
             return rational(sign * floor)
@@ -291,9 +263,19 @@ class Expression:
         over = formal(complex(sign * value.exact - floor), "floor", sign * value.exact - floor)
         return Value(complex(sign * floor), (value + -(rational(sign) * over)).residue)
 
+    def near_step(self, value: Value, sign: int, constant: bool) -> Value:
+        """A floor of a number in floating point, if it is clear; with letters, a drawn value."""
+        near = sign * value.near.real
+        if abs(value.near.imag) > 1e-9 or not abs(near) < 1e9 or (constant and abs(near - round(near)) < 1e-6):
+            raise Unreadable("an unclear floor")
+        floor = sign * math.floor(near)
+        return rational(floor) if constant else self.drawn(complex(floor), f"floor {sign}", value)
+
     def several(self, name: str) -> Value:
         """A maximum, a minimum or a common divisor of values, whose order does not count."""
         letters, values = self.letters, self.arguments()
+        if len(values) < 2:
+            raise Unreadable("a maximum of one value")
         exact = [value.exact for value in values if value.exact is not None]
         ordered = name in (r"\max", r"\min")
         if (
@@ -304,7 +286,7 @@ class Expression:
             return rational(SEVERAL[name](*(exact if ordered else map(int, exact))))
         self.opaque = True
         keys = [value.residue for value in values if value.residue is not None]
-        if len(keys) < len(values) or len(keys) < 2:
+        if len(keys) < len(values):
             raise Unreadable("a maximum of what has no residue")
         near = SEVERAL[name](*(value.near.real for value in values)) if ordered else min(keys) % 1000
         return formal(complex(near), name, sorted(keys))
@@ -360,9 +342,9 @@ class Expression:
         self.letters += 1
         if self.peek() == "(" and (name.rstrip("'") in CALLED or (self.peek(1)[:1].isdigit() and self.peek(2) == ")")):
             return self.call(name)
-        share = zlib.crc32(f"{name} {self.point}".encode())
         if name in self.counted:
-            return rational(share % 11 + (13 if name in "mnMN" else 1))
+            return rational(whole_numbers(name)[self.point])
+        share = zlib.crc32(f"{name} {self.point}".encode())
         if WIDE in self.counted:
             return rational(Fraction(share, 2**26) * (1 if self.point % 4 else -1))
         return rational(

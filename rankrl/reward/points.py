@@ -11,13 +11,13 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rankrl.reward.expression import CONSTANTS, LETTERS, WIDE, Expression, tokens
+from rankrl.reward.expression import COUNTED_POINTS, Expression
+from rankrl.reward.grammar import CONSTANTS, LETTERS, WIDE, tokens
 from rankrl.reward.value import PRIME, Unreadable, Value
 
 POINTS = 3
-COUNTED_POINTS = 12
-ENOUGH = 4
-"""Points of whole numbers, and how many of them at least must give a value: k! has none below 0."""
+ENOUGH = 5
+"""How many of the points of whole numbers must give a value: k! has none below 0."""
 TOLERANCE = 1e-8
 SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\\?[A-Za-z]+)")
 RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
