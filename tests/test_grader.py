@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rankrl.reward.equality import judge
 from rankrl.reward.grade import Grader
 
 JUDGED = Path(__file__).parent / "judged_pairs.tsv"
@@ -136,6 +137,23 @@ def test_nothing_a_model_writes_hangs_crashes_runs_or_passes(gold, tmp_path):
     assert {verdict.outcome for verdict in boxed} <= {"wrong", "unparsable", "timeout"}
     assert late_s < 4 + 30  # by the pool's own clock: the deadline, and a margin for a busy machine
     assert not canary.exists()
+
+
+NEW = (
+    r"\max( \gcd \lfloor \rfloor \approx \over \choose \{ \} \pmod \mod{ \begin{cases} \end{cases} \vec \angle ^\circ "
+    r"^\prime \mathbb{R} \cap \setminus \mid \in \mp \dot \Phi( \text{m/s} \color{red} 5000! \equiv \neq \Omega \bf f( ' : for"
+)
+WORDS = [*ALPHABET, *NEW.split(), " for all ", " where "]
+
+
+@pytest.mark.parametrize("gold", [r"\lfloor n/2\rfloor+\sqrt{7}", r"|AB|=59", r"\mathbb{R}\setminus\{59\}"])
+def test_no_text_is_too_much_for_the_exact_rules(gold):
+    draw = random.Random(gold)
+    answers = ["".join(draw.choices(WORDS, k=draw.choice([3, 10, 30, 100, 300]))) for _ in range(1000)]
+    answers += [r"\max(1)", r"\binom{x}{99}" * 20, "n!" * 100, "+".join(f"{4000 + k}!" for k in range(50))]
+    start_s = time.process_time()
+    outcomes = {judge(answer, gold) for answer in answers}
+    assert outcomes <= {"wrong", "unparsable", None} and time.process_time() - start_s < 60
 
 
 def test_half_a_surrogate_pair_reaches_a_worker(grader):

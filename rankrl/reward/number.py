@@ -34,6 +34,8 @@ def number(text: str) -> Fraction | None:
     plain = squeezed(text)
     negative = plain.startswith("-")
     plain = plain[1:].lstrip() if plain.startswith(("-", "+")) else plain
+    if plain.isascii() and plain.isdigit() and len(plain) <= 40:  # as below, but at once
+        return Fraction(-int(plain) if negative else int(plain))
     for form in FORMS:
         match = form.fullmatch(plain)
         if match:

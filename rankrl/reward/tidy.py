@@ -115,6 +115,7 @@ PLAIN_SPELLINGS, LATEX_SPELLINGS, LAST_SPELLINGS = (
 )
 WORDY = re.compile(r"[A-Za-z]+(?:(?:[ ,.]+|-(?=[a-z]{3}))[A-Za-z]+)*", re.ASCII)
 RUN_OF_TWO = re.compile(r"[A-Za-z]{2}")
+NO_SPACE = re.compile(r"(?<![0-9,]) (?=[0-9])|(?<![A-Za-z]) (?=[A-Za-z])| (?![0-9A-Za-z])")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # `\{` and `\}` are no braces
 INFIX = re.compile(r"\\(over|choose)(?![A-Za-z])")
 
@@ -220,7 +221,8 @@ def squeezed(text: str) -> str:
 
     A space stays between two digits, between two letters, and between a comma and a digit.
     """
-    return re.sub(r"(?<![0-9,]) (?=[0-9])|(?<![A-Za-z]) (?=[A-Za-z])| (?![0-9A-Za-z])", "", text.strip())
+    text = text.strip()
+    return NO_SPACE.sub("", text) if " " in text else text
 
 
 def unwrapped(text: str) -> str:
