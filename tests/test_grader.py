@@ -20,9 +20,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rankrl.reward.equality import judge
 from rankrl.reward.grade import Grader
 
 JUDGED = Path(__file__).parent / "judged_pairs.tsv"
+KINDS = Path(__file__).parent / "grader_kinds.tsv"
 
 
 def judged() -> list[tuple[str, str, str]]:
@@ -44,6 +46,15 @@ def test_judged_pairs(grader):
     outcomes = grader.outcomes([(given, gold) for given, gold, _ in rows])
     wrong = [(*row, outcome) for row, outcome in zip(rows, outcomes, strict=True) if outcome != row[2]]
     assert wrong == []
+
+
+def test_kinds_of_answers(grader):
+    """Cases of public graders, real gold answers, and near misses of each rule that accepts."""
+    rows = [tuple(line.split("\t")) for line in KINDS.read_text().splitlines()[1:]]
+    assert len(rows) >= 700 and sum(expected == "not correct" for _, _, expected, _ in rows) >= 500
+    verdicts = grader.grade([response for _, response, _, _ in rows], [gold for gold, _, _, _ in rows])
+    told = ["correct" if verdict.correct else "not correct" for verdict in verdicts]
+    assert [(*row, got.outcome) for row, got, said in zip(rows, verdicts, told, strict=True) if said != row[2]] == []
 
 
 ALPHABET = [
@@ -128,6 +139,23 @@ def test_nothing_a_model_writes_hangs_crashes_runs_or_passes(gold, tmp_path):
     assert not canary.exists()
 
 
+NEW = (
+    r"\max( \gcd \lfloor \rfloor \approx \over \choose \{ \} \pmod \mod{ \begin{cases} \end{cases} \vec \angle ^\circ "
+    r"^\prime \mathbb{R} \cap \setminus \mid \in \mp \dot \Phi( \text{m/s} \color{red} 5000! \equiv \neq \Omega \bf f( ' : for"
+)
+WORDS = [*ALPHABET, *NEW.split(), " for all ", " where "]
+
+
+@pytest.mark.parametrize("gold", [r"\lfloor n/2\rfloor+\sqrt{7}", r"|AB|=59", r"\mathbb{R}\setminus\{59\}"])
+def test_no_text_is_too_much_for_the_exact_rules(gold):
+    draw = random.Random(gold)
+    answers = ["".join(draw.choices(WORDS, k=draw.choice([3, 10, 30, 100, 300]))) for _ in range(1000)]
+    answers += [r"\max(1)", r"\binom{x}{99}" * 20, "n!" * 100, "+".join(f"{4000 + k}!" for k in range(50))]
+    start_s = time.process_time()
+    outcomes = {judge(answer, gold) for answer in answers}
+    assert outcomes <= {"wrong", "unparsable", None} and time.process_time() - start_s < 60
+
+
 def test_half_a_surrogate_pair_reaches_a_worker(grader):
     assert grader.outcomes([("\\sqrt{8},\ud800", "2\\sqrt{2},\\sqrt{8}")]) == ["unparsable"]
 
@@ -169,7 +197,7 @@ def test_the_prover_imports_nothing_heavy():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-POWER = (r"\sqrt{2}(a+b+f)^{60}(c+d)^{60}", r"\sqrt{2}(ac+ad+bc+bd+fc+fd)^{60}")
+POWER = (r"\sqrt{2}(a+b+f)^{60}(c+d)^{60}", r"\frac{1}{2}\sqrt{8}(ac+ad+bc+bd+fc+fd)^{60}")
 SURDS = [(rf"2\sqrt{{{n}}}", rf"\sqrt{{{4 * n}}}") for n in range(101, 113)]
 
 

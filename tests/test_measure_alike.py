@@ -16,6 +16,7 @@ from rankrl.data.items import revision
 from rankrl.data.loading import load_items
 from rankrl.report.read import read_sweep
 from rankrl.report.resolved import versions_apart
+from rankrl.reward.grade import GRADER
 from rankrl.sweep import local
 from rankrl.sweep.evaluate import measured_apart
 from rankrl.sweep.measure_alike import check_measure, recorded_runs
@@ -23,7 +24,7 @@ from rankrl.sweep.tasks import left
 
 VERSIONS = {
     "rankrl": "0.1.0",
-    "grader": "3",
+    "grader": str(GRADER),
     "torch": "2.13.0+cu128.dev1",
     "git_commit": "192b2ac2b763c78550f1ce5b30a04014268cfcd4",
 }
@@ -116,7 +117,7 @@ def test_a_grader_of_another_version_is_refused(begun):
     with pytest.raises(ValueError) as refused:
         local.sweep(runs, root, report=False)
     assert str(refused.value) == (
-        "grader: got version 3, allowed: 2, which graded run r1-b16-s1 (two versions' scores do not compare: "
+        f"grader: got version {GRADER}, allowed: 2, which graded run r1-b16-s1 (two versions' scores do not compare: "
         "use rankrl 0.1.0 at commit 192b2ac2b763c78550f1ce5b30a04014268cfcd4, or choose another --runs directory or "
         "name=)"
     )
@@ -200,14 +201,15 @@ def test_an_evaluation_of_other_items_by_another_grader_is_noted(begun):
     record(run, versions={**VERSIONS, "grader": "2"})
     assert measured_apart(run, items[:3]) == [
         f"the run's own evaluation had evaluation items of revision {revision(items)}, this one has {revision(items[:3])}",
-        "the run's own evaluation had grader of revision 2, this one has 3",
+        f"the run's own evaluation had grader of revision 2, this one has {GRADER}",
     ]
 
 
 def test_other_versions_are_noted(begun):
     root, _ = begun
     record(
-        root / "demo" / "r1-b16-s1", versions={"rankrl": "0.1.0", "grader": "3", "torch": "2.14.0", "vllm": "0.29.0"}
+        root / "demo" / "r1-b16-s1",
+        versions={"rankrl": "0.1.0", "grader": str(GRADER), "torch": "2.14.0", "vllm": "0.29.0"},
     )
     recorded = recorded_runs(root / "demo").values()
     assert versions_apart(recorded, VERSIONS | {"git_commit": "abc"}) == (
@@ -223,7 +225,7 @@ def test_other_versions_are_noted(begun):
     [
         ({"data_revision": {"train": "b", "evaluation": "c"}}, "data_revision.train: 'b' here, 'a' there"),
         ({"data_revision": {"train": "a", "evaluation": "d"}}, "data_revision.evaluation: 'd' here, 'c' there"),
-        ({"versions": {**VERSIONS, "grader": "2"}}, "versions.grader: '2' here, '3' there"),
+        ({"versions": {**VERSIONS, "grader": "2"}}, f"versions.grader: '2' here, '{GRADER}' there"),
     ],
 )
 def test_runs_that_were_measured_differently_are_not_mixed_in_a_report(tmp_path, changes, says):

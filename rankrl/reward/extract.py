@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-BOX = r"\boxed{"
+import re
+
+TOKEN = re.compile(r"\\boxed *\{|\\.|[{}]", re.DOTALL)  # `\{` and `\}` are no braces
 LONGEST = 20_000  # characters searched, from the end: a response cannot make extraction slow
 
 
@@ -14,12 +16,12 @@ def last_boxed(text: str) -> str | None:
     text = text[-LONGEST:]
     opened: list[int | None] = []  # where a box's content starts; None for any other brace
     content = None
-    for i, character in enumerate(text):
-        if character == "{":
-            opened.append(i + 1 if text.endswith(BOX, 0, i + 1) else None)
-        elif character == "}" and opened:
+    for token in TOKEN.finditer(text):
+        if token[0].endswith("{") and token[0] != r"\{":
+            opened.append(token.end() if token[0] != "{" else None)
+        elif token[0] == "}" and opened:
             start = opened.pop()
-            content = text[start:i] if start is not None else content
+            content = text[start : token.start()] if start is not None else content
     return content
 
 

@@ -16,7 +16,7 @@ from rankrl.reward.equality import judge
 from rankrl.reward.extract import answer
 from rankrl.reward.provers import Pair, Pool
 
-GRADER = 3
+GRADER = 4
 """Version of the grading rules.
 
 Scores of different versions are not comparable, so it is part of the key of cached base scores.
