@@ -91,6 +91,17 @@ def test_a_rollout_worked_by_hand(stack, method):
     assert ours.advantage_sd(made) == pytest.approx(SD_BY_HAND[method], abs=1e-3)
 
 
+@pytest.mark.parametrize("reward", [1.05, 1.049, 0.95, -0.05])
+def test_rewards_that_are_all_equal_teach_nothing_in_floating_point_either(stack, reward):
+    """The mean of eight is one rounding off, their sd 0: upstream gives 1.05 an advantage of -119."""
+    run = small("group_norm", "samples_per_prompt=8")
+    rewards_N = torch.tensor([reward] * 16 + [0.0] * 4 + [1.0] * 4)
+    made = maker(run, kl_coef=0.0).compute_advantages_and_returns(rollout(rewards_N, 1, seed=0))
+    assert [*advantages(made, 8)[0], *advantages(made, 8)[1]] == [0.0] * 16
+    assert advantages(made, 8)[2] == pytest.approx([-0.935] * 4 + [0.935] * 4, abs=1e-3)  # sd .535
+    assert all(torch.equal(batch.rewards, rewards_N[batch.index]) for batch in made)
+
+
 UPSTREAM = {
     "gae": "gae",
     "group_mean": "dr_grpo",

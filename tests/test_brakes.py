@@ -64,6 +64,18 @@ def test_without_brakes_every_step_is_taken_and_nothing_is_kept(optimizer):
     assert not of.brakes.norms and of.brakes.counts() == {"kl_stopped": 0, "norm_skipped": 0}
 
 
+def test_no_norm_that_is_not_finite_is_let_through_or_remembered(stack):
+    brakes = Brakes(Section(max_norm_ratio=3.0))
+    assert all(brakes.allow(norm) for norm in [float("nan"), *[1.0] * FEW_NORMS])
+    assert not brakes.allow(float("nan")) and not brakes.allow(float("inf"))
+    assert [*brakes.norms] == [1.0] * FEW_NORMS and brakes.counts()["norm_skipped"] == 2
+
+
+def test_a_median_of_0_brakes_nothing(stack):
+    brakes = Brakes(Section(max_norm_ratio=3.0))
+    assert all(brakes.allow(norm) for norm in [*[0.0] * 20, 1.0, 1.0])
+
+
 def test_the_median_goes_on_after_a_resume(optimizer):
     of, resumed, former = (optimizer(Section(max_norm_ratio=3.0)) for _ in range(3))
     for _ in range(FEW_NORMS):

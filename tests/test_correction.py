@@ -22,6 +22,7 @@ def test_the_precision_decides_unless_the_recipe_does():
     assert run_at().recipe.correction == Correction("none")
     assert run_at(BF16).recipe.correction == Correction("token_clip", 0.0, 2.0)
     assert run_at(BF16, "correction=none").recipe.correction == Correction("none")
+    assert run_at("advantage=rloo").recipe.advantage.method == "rloo"
     mask = run_at("correction.method=token_mask", "correction.high=3").recipe.correction
     assert mask == Correction("token_mask", 0.5, 3.0) and str(mask) == "token_mask, ratio 0.5 to 3"
     assert run_at("correction=sequence_mask").resolved()["recipe"]["correction"] == {

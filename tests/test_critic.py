@@ -70,6 +70,7 @@ def test_explained_variance_by_hand(stack):
     assert explained_variance(returns_N, torch.tensor([0.0, 0.5, 0.5, 1.0])) == pytest.approx(0.5)
     assert explained_variance(returns_N, 1 - returns_N) == -3
     assert explained_variance(torch.ones(4), returns_N) is None
+    assert explained_variance(1 + 1e-6 * returns_N, returns_N) is None  # else -1e12
 
 
 def made_by(*words: str, gap: float):

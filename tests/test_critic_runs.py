@@ -14,7 +14,8 @@ from test_without_critic import lines
 
 pytestmark = pytest.mark.pipeline
 
-SHORT = ("ranks=[8]", "seeds=[0]", "steps=3", "checkpoint_every=1", "rules.warmup=0", "scale.sampling.eval_samples=1")
+SHORT = ("ranks=[8]", "seeds=[0]", "steps=3", "checkpoint_every=1", "rules.warmup=0", "scale.sampling.eval_samples=1",
+         "scale.placement.micro_batch=32")  # two micro-batches a step  # fmt: skip
 WARMED = ("arms.warmup.critic.warmup_steps=1", "arms.ensemble.critic.warmup_steps=1")
 OTHERS = ("arms.ensemble.critic.lambda=1", "arms.ensemble.gae_lambda=0.9")
 RUNS = runs_of("ablate_critic", *SHORT, *WARMED, *OTHERS)

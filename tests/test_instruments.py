@@ -33,6 +33,9 @@ def test_the_cosine_of_two_gradients():
     assert cosine(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])) == 0.0
     assert cosine(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -2.0])) == pytest.approx(-1.0)
     assert cosine(torch.zeros(2), torch.ones(2)) is None
+    assert cosine(torch.full((2,), 1e30), torch.full((2,), 1e-30)) == pytest.approx(1)  # not in single precision
+    assert cosine(torch.tensor([float("inf"), 1.0]), torch.ones(2)) is None
+    assert cosine(torch.tensor([float("nan"), 1.0]), torch.ones(2)) is None
 
 
 def test_the_quantiles_of_entropies():

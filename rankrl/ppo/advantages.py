@@ -18,6 +18,20 @@ def uniform_groups(rewards_PK: torch.Tensor) -> torch.Tensor:
     return rewards_PK.amax(1) == rewards_PK.amin(1)
 
 
+def exactly_uniform(rewards_PK: torch.Tensor) -> torch.Tensor:
+    """The rewards [P, K], with 0 for all of a uniform group.
+
+    Upstream's `group_norm` divides by a standard deviation, which is 0 there, plus 1e-9: of eight
+    rewards of 1.05, whose mean is one rounding off, it makes advantages of -119.
+    """
+    return torch.where(uniform_groups(rewards_PK)[:, None], 0.0, rewards_PK)
+
+
+def less_baseline(rewards_PK: torch.Tensor) -> torch.Tensor:
+    """The rewards [P, K] minus the shrinkage baseline."""
+    return rewards_PK - shrinkage_baseline(rewards_PK)
+
+
 def shrinkage_baseline(rewards_PK: torch.Tensor) -> torch.Tensor:
     """Baselines [P, K]: the mean of a response's group, shrunk to that of the other groups.
 
@@ -50,7 +64,7 @@ def shrinkage_weights(rewards_PK: torch.Tensor) -> torch.Tensor:
 def drop_uniform(experiences: list[Experience], uniform_P: torch.Tensor, samples_per_prompt: int) -> None:
     """Takes uniform groups out of the policy's loss, in place: their advantages become 0.
 
-    So does their share of the KL penalty. The other groups weigh more, as if there were no more.
+    So does their share of the KL penalty. The other groups weigh more, by the number of prompts.
     """
     kept = int((~uniform_P).sum())
     weights_N = (~uniform_P).float().repeat_interleave(samples_per_prompt) * len(uniform_P) / max(kept, 1)

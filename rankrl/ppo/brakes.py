@@ -7,18 +7,18 @@ schedule goes on over a step that is not taken: it is a function of how far the 
 from __future__ import annotations
 
 from collections import deque
+from math import isfinite
 from statistics import median
 from typing import Any
 
 import torch
 
 from rankrl.adapter.watch import Reduce
+from rankrl.recipe.schema import FEW_NORMS
 from rankrl.recipe.schema import Brakes as BrakesSection
 
 NORMS = 64
 """Gradient norms whose median a new one is compared with."""
-FEW_NORMS = 8
-"""Norms that must be known before a step is skipped."""
 
 
 class Brakes:
@@ -72,8 +72,10 @@ class Brakes:
         if self.section.max_norm_ratio is None:
             return False
         known = list(self.norms)
-        self.norms.append(norm)
-        return len(known) >= FEW_NORMS and norm > self.section.max_norm_ratio * median(known)
+        if isfinite(norm):
+            self.norms.append(norm)
+        usual = median(known) if len(known) >= FEW_NORMS else 0.0  # 0 where rollouts have nothing to learn from
+        return usual > 0 and not norm <= self.section.max_norm_ratio * usual
 
     def counts(self) -> dict[str, int]:
         """Optimizer steps of this rollout that were not taken, by reason."""

@@ -9,7 +9,7 @@ rollout, where the adapter is still the base, and to how far the adapter has mov
   e = log p_base - log p_adapter; if it were one sync behind, the same with the previous adapter
   instead of the base. The regression share sum(d e) / sum(e^2) is near 1 for a wrong engine. For a
   right one it is near 0 where e is larger than the trainer's own rounding, which is part of both d
-  and e, and at most 1/2 where e is nothing else. So any share above `WRONG_SHARE` is evidence,
+  and e, and about 1/2 where e is nothing else. So any share above `WRONG_SHARE` is evidence,
   however small e is beside the noise, once it is certain: it adds up until then.
 - Is anything else wrong, such as a corrupted tensor or a wrong scale? The mean and the root mean
   square of d (but for the largest hundredth) must stay near their values at the first rollout,

@@ -101,9 +101,14 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         return super().activate(name)
 
     def fit(self) -> dict[str, Any]:
-        """Upstream's update, and the largest weight after it."""
+        """Upstream's update, and the largest weight after it.
+
+        Rate and gradient norm are those of the last optimizer step, as the policy's are. Upstream
+        would average what it reads at each micro-batch, before the step is due.
+        """
         run = self.runs[self.host.model.active_adapter]
-        return {**super().fit(), "critic_weight_max": weight_max(run)}
+        status = {**super().fit(), "critic_weight_max": weight_max(run)}
+        return {**status, "critic_grad_norm": run.optimizer.grad_norm, "critic_lr": run.scheduler.get_last_lr()[0]}
 
     def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
         return {**super().parameters_of(run), "head": run.extra["head"].weight}

@@ -13,7 +13,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from rankrl.data.items import request_seed
-from rankrl.ppo.advantages import by_prompt, drop_uniform, shrinkage_baseline, uniform_groups
+from rankrl.ppo.advantages import by_prompt, drop_uniform, exactly_uniform, less_baseline, uniform_groups
 from rankrl.ppo.rollout import Sample, experience, tokens_by_position
 from rankrl.ppo.values import dealt, gaps, length_lambda, mask_agreed, set_mean_values, value_metrics
 from rankrl.recipe.plan import Run
@@ -98,17 +98,18 @@ class ExperienceMaker(RemoteExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Upstream's, with what it lacks.
 
-        That is the shrinkage baseline; uniform groups, and tokens on which two critics agree, left
-        out.
+        That is the shrinkage baseline; uniform groups that stay uniform in floating point; and
+        uniform groups, and tokens on which two critics agree, left out.
         """
         self.returns, self.gae_advantages = [], []
         section, samples = self.run.recipe.advantage, self.run.recipe.samples_per_prompt
         rewards_PK = by_prompt(experiences, samples)
         rewards = [batch.rewards for batch in experiences]
-        if section.method == "shrinkage":
-            less_N = (rewards_PK - shrinkage_baseline(rewards_PK)).flatten()
+        if section.method in ("shrinkage", "group_norm"):
+            compared = less_baseline if section.method == "shrinkage" else exactly_uniform
+            compared_N = compared(rewards_PK).flatten()
             for batch in experiences:
-                batch.rewards = less_N[batch.index]
+                batch.rewards = compared_N[batch.index]
         super().compute_advantages_and_returns(experiences)
         for batch, given in zip(experiences, rewards, strict=True):
             batch.rewards = given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,10 @@ def of_ratios(sums_X4: torch.Tensor) -> dict[str, float]:
 
 
 def cosine(a_P: torch.Tensor, b_P: torch.Tensor) -> float | None:
-    """The cosine of two gradients; None if one of them is 0."""
+    """The cosine of two gradients; None if one of them is 0 or not finite."""
+    a_P, b_P = a_P.double(), b_P.double()
     norms = float(a_P.norm()) * float(b_P.norm())
-    return float(a_P.dot(b_P)) / norms if norms else None
+    return float(a_P.dot(b_P)) / norms if norms and isfinite(norms) else None
 
 
 def quantiles(entropies_N: torch.Tensor) -> dict[str, float]:
@@ -114,6 +116,7 @@ class Instruments:
 
     def readings(self) -> dict[str, float]:
         """What was read of the update, alike on all workers; what was not measured is left out."""
+        self.last_P = None
         return {
             **mean_as("grad_cosine", self.cosines),
             **of_ratios(self._of_all(torch.stack(self.sums).flatten()).view(-1, 4) if self.sums else torch.zeros(1, 4)),

@@ -21,7 +21,7 @@ class AdapterReceiver:
     ) -> str:
         """Puts an adapter of scale 1 in place of adapter `adapter_id`.
 
-        Returns the SHA-256 of the tensors that vLLM now holds.
+        Returns the SHA-256 of the tensors that vLLM is given.
 
         The steps are those of vLLM 0.29 LRUCacheWorkerLoRAManager.add_adapter with load_inplace,
         without the file.

@@ -19,11 +19,11 @@ def length_lambda(action_mask_BA: torch.Tensor, alpha: float) -> torch.Tensor:
 def explained_variance(returns_N: torch.Tensor, values_N: torch.Tensor) -> float | None:
     """1 - Var(G - V) / Var(G): 1 if the values say all, 0 if they say as much as a constant.
 
-    None where all returns are equal: there is nothing to explain.
+    None where all returns are equal (sd below 1e-4): there is nothing to explain.
     """
     spread = returns_N.double().var(correction=0)
     left = (returns_N.double() - values_N.double()).var(correction=0)
-    return (1 - left / spread).item() if spread > 0 else None
+    return (1 - left / spread).item() if spread > 1e-8 else None
 
 
 def dealt(order: list[int], samples_per_prompt: int, critics: int) -> list[list[int]]:

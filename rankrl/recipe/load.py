@@ -22,7 +22,7 @@ from rankrl.recipe.schema import Recipe
 T = TypeVar("T", Recipe, Scale, Execution, Advantage)
 ROOT = Path(__file__).resolve().parents[2]
 _QUOTED = re.compile(r"'(\w+)'")
-GRID = {"ranks", "batch_sizes", "seeds", "arms", "name", "equal_params", "stages"}
+GRID = {"ranks", "batch_sizes", "seeds", "arms", "name", "equal_params", "stages", "eval_seeds"}
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,12 @@ def find_scale(name: str) -> Path:
 def _expand(config: dict[str, Any]) -> dict[str, Any]:
     """A recipe with its short forms written out.
 
-    `rules.lr: 1e-4` is short for a constant rule with that value, `correction: NAME` for the method
-    of that name. Arms may be named off and on.
+    `rules.lr: 1e-4` is short for a constant rule with that value, `correction: NAME` and
+    `advantage: NAME` for the method of that name. Arms may be named off and on.
     """
-    if isinstance(config.get("correction"), str):
-        config = {**config, "correction": {"method": config["correction"]}}
+    for section in ("correction", "advantage"):
+        if isinstance(config.get(section), str):
+            config = {**config, section: {"method": config[section]}}
     if isinstance(config.get("arms"), dict):  # YAML reads the keys off and on as false and true
         names = {name: "off" if name is False else "on" if name is True else str(name) for name in config["arms"]}
         config = {**config, "arms": {names[name]: override for name, override in config["arms"].items()}}

@@ -23,7 +23,7 @@ from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
 from rankrl.recipe.run_id import run_id
 from rankrl.recipe.scale import Scale
-from rankrl.recipe.schema import Recipe
+from rankrl.recipe.schema import FEW_NORMS, Recipe
 
 
 @dataclass(frozen=True)
@@ -367,10 +367,16 @@ def _check_no_effect(recipe: Recipe) -> None:
     """Raises ValueError for settings that would silently have no effect."""
     unset = Rules()
     clipping = [name for name in ("clip_low", "clip_high") if getattr(recipe.rules, name) != getattr(unset, name)]
-    clipping += ["clip_final"] * (recipe.clip_final != 1) + ["dual_clip"] * (recipe.dual_clip is not None)
+    clipping = [f"rules.{name}" for name in clipping] + ["clip_final"] * (recipe.clip_final != 1)
+    clipping += ["dual_clip"] * (recipe.dual_clip is not None) + ["brakes.max_kl"] * (recipe.brakes.max_kl is not None)
     if recipe.updates_per_rollout == 1 and clipping:
-        key = clipping[0] if clipping[0] in ("clip_final", "dual_clip") else f"rules.{clipping[0]}"
         raise ValueError(
-            f"{key}: got a value while updates_per_rollout=1, allowed: nothing (the ratio is 1 throughout, so clipping "
+            f"{clipping[0]}: got a value while updates_per_rollout=1, allowed: nothing (the ratio is 1 throughout, so it "
             "cannot act; set updates_per_rollout to 2 or more)"
         )
+    norms, ratio = (
+        (recipe.steps - recipe.critic.warmup_steps) * recipe.updates_per_rollout,
+        recipe.brakes.max_norm_ratio,
+    )
+    why = f"the run has {norms} optimizer steps, and the brake knows a median from the {FEW_NORMS + 1}th on"
+    require(ratio is None or norms > FEW_NORMS, "brakes.max_norm_ratio", ratio, "null", why)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Optional
 
 from rankrl.recipe.advantage_section import Advantage
@@ -32,6 +33,8 @@ LENGTH_TERMS: dict[str, tuple[str, ...]] = {
 }
 KEEP_RESPONSES = ("first", "all", "none")
 LR_SHAPES = ("constant", "linear", "cosine")
+FEW_NORMS = 8
+"""Gradient norms that must be known before `brakes.max_norm_ratio` skips a step."""
 AGREED_SHARE = 0.2
 """Share of the response tokens that two critics mask by default (arXiv 2510.01656)."""
 EVAL_SEEDS = ("shared", "per_seed")
@@ -120,9 +123,11 @@ class Brakes:
     this many times the median of the last 64 ones; null is off."""
 
     def check(self) -> None:
-        require(self.max_kl is None or self.max_kl > 0, "brakes.max_kl", self.max_kl, "above 0, or null", "null is off")
-        ratio = self.max_norm_ratio
-        require(ratio is None or ratio > 1, "brakes.max_norm_ratio", ratio, "above 1, or null", "null is off")
+        most, ratio = self.max_kl, self.max_norm_ratio
+        fine = most is None or 0 < most < inf
+        require(fine, "brakes.max_kl", most, "above 0 and finite, or null", "null is off")
+        fine = ratio is None or 1 < ratio < inf
+        require(fine, "brakes.max_norm_ratio", ratio, "above 1 and finite, or null", "null is off")
 
 
 @dataclass(frozen=True)
