@@ -93,7 +93,7 @@ def test_a_rollout_worked_by_hand(stack, method):
 
 @pytest.mark.parametrize("reward", [1.05, 1.049, 0.95, -0.05])
 def test_rewards_that_are_all_equal_teach_nothing_in_floating_point_either(stack, reward):
-    """The mean of eight is one rounding off, their sd 0: upstream gives 1.05 an advantage of -119."""
+    """The mean of eight is one rounding off, their sd 0: upstream gives 1.05 the advantage -119."""
     run = small("group_norm", "samples_per_prompt=8")
     rewards_N = torch.tensor([reward] * 16 + [0.0] * 4 + [1.0] * 4)
     made = maker(run, kl_coef=0.0).compute_advantages_and_returns(rollout(rewards_N, 1, seed=0))
