@@ -101,7 +101,7 @@ def test_resumed_runs_equal_the_lone_ones(bench, alone):
     for run in RUNS:
         directory = stopped / run.sweep / run.run_id
         assert not (directory / "result.json").exists() and len(lines(stopped, run)) == 1
-        state = torch.load(directory / "checkpoint" / "state.pt", weights_only=False)
+        state = torch.load(directory / "checkpoint" / "state.pt", weights_only=True)
         assert ("second_critic" in state) == (run.arm == "ensemble")
     weights = [state[role][0]["weights"] for role in ("critic", "second_critic")]  # of the last arm
     assert all(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -144,6 +144,50 @@ def test_a_run_continues_from_its_checkpoint_as_if_never_stopped(attach, tmp_pat
         ), name
 
 
+METRICS = {
+    "step",
+    "tokens_total",
+    "reward_mean",
+    "accuracy",
+    "verdict_correct",
+    "verdict_wrong",
+    "verdict_unparsable",
+    "verdict_timeout",
+    "kl_ref",
+    "kl_step",
+    "kl_coef",
+    "policy_loss",
+    "value_loss",
+    "explained_variance",
+    "value_mean",
+    "critic_lr",
+    "critic_grad_norm",
+    "clip_low",
+    "clip_high",
+    "clip_frac",
+    "engine_ratio_mean",
+    "corrected_frac",
+    "entropy",
+    "lr",
+    "grad_norm",
+    "kl_stopped",
+    "norm_skipped",
+    "response_tokens_mean",
+    "truncated_frac",
+    "uniform_group_frac",
+    "advantage_sd",
+    *READINGS,
+    "sync_bytes",
+    "sync_gap_nats",
+    "rollout_s",
+    "experience_s",
+    "update_s",
+    "sync_s",
+    "step_s",
+}
+"""The keys of a line of metrics.jsonl of a run with one critic."""
+
+
 def test_a_run_leaves_the_directory_of_the_contract(bench):
     run = runs_of("demo", "ranks=[8]", "seeds=[5]", "steps=3", "eval_every=2")[0]
     result = bench.attempt(run, attempts=1)
@@ -178,47 +222,7 @@ def test_a_run_leaves_the_directory_of_the_contract(bench):
     }
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert set(lines[0]) == {
-        "step",
-        "tokens_total",
-        "reward_mean",
-        "accuracy",
-        "verdict_correct",
-        "verdict_wrong",
-        "verdict_unparsable",
-        "verdict_timeout",
-        "kl_ref",
-        "kl_step",
-        "kl_coef",
-        "policy_loss",
-        "value_loss",
-        "explained_variance",
-        "value_mean",
-        "critic_lr",
-        "critic_grad_norm",
-        "clip_low",
-        "clip_high",
-        "clip_frac",
-        "engine_ratio_mean",
-        "corrected_frac",
-        "entropy",
-        "lr",
-        "grad_norm",
-        "kl_stopped",
-        "norm_skipped",
-        "response_tokens_mean",
-        "truncated_frac",
-        "uniform_group_frac",
-        "advantage_sd",
-        *READINGS,
-        "sync_bytes",
-        "sync_gap_nats",
-        "rollout_s",
-        "experience_s",
-        "update_s",
-        "sync_s",
-        "step_s",
-    }
+    assert set(lines[0]) == METRICS
     assert all(np.isfinite(value) for line in lines for value in line.values())
     assert all(line["sync_gap_nats"] < 0.01 for line in lines)
     assert all(abs(line["engine_ratio_mean"] - 1) < 1e-5 and line["corrected_frac"] == 0 for line in lines)
