@@ -153,6 +153,13 @@ def test_a_file_is_read_whatever_its_ending(name, tmp_path):
     assert read_items(path, "data.train") == ITEMS
 
 
+def test_whole_numbers_name_an_item(tmp_path):
+    rows = [{"prompt": f"{i}+1?", "answer": i + 1.0, "item_id": name} for i, name in enumerate([7, 8.0, None, "x"])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [(item.item_id, item.answer) for item in read_items(tmp_path / "a.jsonl", "data.evaluation")]
+    assert found == [("7", "1"), ("8", "2"), ("evaluation-a-3", "3"), ("x", "4")]
+
+
 def test_a_mark_of_utf8_and_blank_lines_are_no_rows(tmp_path):
     (tmp_path / "a.jsonl").write_text("\ufeff" + TEXT.replace("\n", "\n\n"), encoding="utf-8")
     assert [item.item_id for item in read_items(tmp_path / "a.jsonl", "data.train")] == ["train-a-1", "train-a-3"]

@@ -92,6 +92,8 @@ REFUSED = {
     "scale.slurm=x": "slurm: got 'x', allowed: a section with the keys partition, account",
     "scale.slurm.gpus_per_node={a: 1}": "slurm.gpus_per_node: got {'a': 1}, allowed: a whole number",
     "scale.model.modules.q_proj=3": "model.modules.q_proj: got 3, allowed: list[int]",
+    "rules.lr.table={010: 0.1}": "rules.lr.table.010: got '010', allowed: a decimal number",
+    "scale.data={template: {a}}": "data.template: got '{a}', allowed: text (in YAML this is a list or a mapping",
     "scale.data.template=[": "data.template: got '[', allowed: chat, null, or a text with {}",
 }
 

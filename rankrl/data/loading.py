@@ -79,15 +79,18 @@ def _item(row: dict[str, Any], item_id: str, source: str, chats: bool) -> Item:
     prompt = prompt_of(row["prompt"])
     if not chats:
         without_template(turns(prompt))
-    given = {name: row.get(name) for name in ("item_id", "source")}
-    for name, value in given.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int) or value == ""):
-            raise ValueError(f"its {name} is {value!r}, allowed: text, a whole number, or null")
-    item_id, source = (
-        default if value is None else str(value)
-        for value, default in zip(given.values(), (item_id, source), strict=True)
-    )
+    item_id, source = (_name(row, key, default) for key, default in (("item_id", item_id), ("source", source)))
     return Item(item_id, source, prompt, gold(row["answer"]))
+
+
+def _name(row: dict[str, Any], key: str, default: str) -> str:
+    """The text under a key; `default` for null or no such key."""
+    value = row.get(key)
+    if isinstance(value, float) and value.is_integer():  # what pandas makes of a column with nulls
+        value = int(value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int) or value == ""):
+        raise ValueError(f"its {key} is {value!r}, allowed: text, a whole number, or null")
+    return default if value is None else str(value)
 
 
 def _stem(path: Path) -> str:

@@ -110,6 +110,9 @@ def _typed(key: str, kind: Any, node: yaml.Node, seen: set[int]) -> yaml.Node:
     """`node` with its text tagged as text. `seen`: collections that are done, which may recur."""
     if isinstance(node, yaml.ScalarNode):
         return _scalar(key, kind, node)
+    written = node.start_mark.buffer[node.start_mark.pointer : node.end_mark.pointer] if node.start_mark.buffer else ""
+    text = bare(kind) is str
+    require(not text, key, written.strip(), "text", "in YAML this is a list or a mapping: put it in quotes")
     if id(node) in seen:
         return node
     seen.add(id(node))
@@ -124,9 +127,14 @@ def _typed(key: str, kind: Any, node: yaml.Node, seen: set[int]) -> yaml.Node:
 def _pair(dot: str, kind: Any, name: yaml.Node, value: yaml.Node, seen: set[int]) -> tuple[yaml.Node, yaml.Node]:
     if name.tag == MERGE:  # `<<: *other` has the keys of this very section
         return name, _typed(dot.rstrip("."), kind, value, seen)
-    named = is_dataclass(kind) or (get_origin(kind) is dict and get_args(kind)[0] is str)
-    key = _quoted(name.value) if named and isinstance(name, yaml.ScalarNode) else name
-    return key, _typed(f"{dot}{name.value}", _below(kind, name.value), value, seen)
+    named = is_dataclass(kind) or _key_type(kind) is str
+    if isinstance(name, yaml.ScalarNode):
+        name = _quoted(name.value) if named else _scalar(f"{dot}{name.value}", _key_type(kind), name)
+    return name, _typed(f"{dot}{name.value}", _below(kind, name.value), value, seen)
+
+
+def _key_type(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is dict else None
 
 
 def _scalar(key: str, kind: Any, node: yaml.ScalarNode) -> yaml.ScalarNode:
