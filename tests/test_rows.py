@@ -33,6 +33,7 @@ GOLDS = [
     (-0.5, "-0.5"),
     (Decimal("2.50"), "2.50"),
     (1e22, "10000000000000000000000"),
+    (10**400, "1" + "0" * 400),
     ("She has 3 + 14 = 17 eggs.\n#### 17", "17"),
     ("#### 5 is wrong\nso\n#### 1,234 ", "1,234"),
     ("We get $x = \\boxed{4}$, no:\n\n\\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
@@ -177,6 +178,7 @@ DAMAGED = {
     "gold": ((GOOD + '{"prompt": "b", "answer": NaN}\n').encode(), "line 2 of .*its answer is nan"),
     "golds": ((GOOD + '{"prompt": "b", "answer": true}\n' * 3).encode(), r"line 2 of .*True.*\(2 more rows are refused\)"),
     "id": ((GOOD + '{"prompt": "b", "answer": "1", "item_id": ["x"]}\n').encode(), r"line 2 of .*its item_id is \['x'\]"),
+    "surrogate": ((GOOD + '{"prompt": "\\ud800", "answer": "1"}\n').encode(), "line 2 of .*surrogates not allowed"),
     "two answers": (
         (GOOD + '{"prompt": "b", "answer": "1"}\n{"prompt": "a ", "answer": "2"}\n').encode(),
         r"has 1 prompts with two answers, for instance line 1 \('1'\) and line 3 \('2'\)",

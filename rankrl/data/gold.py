@@ -48,7 +48,7 @@ def _ground_truth(value: dict[Any, Any]) -> Any:
 
 def _number(value: int | float | Decimal) -> str:
     """A number as text; whole ones without a point, as readers make floats of integers."""
-    if not isfinite(value):
+    if not (isinstance(value, int) or isfinite(value)):
         raise ValueError(f"its answer is {value}, no number")
     return str(int(value)) if value == int(value) else str(value)
 

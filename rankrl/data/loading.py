@@ -80,7 +80,9 @@ def _item(row: dict[str, Any], item_id: str, source: str, chats: bool) -> Item:
     if not chats:
         without_template(turns(prompt))
     item_id, source = (_name(row, key, default) for key, default in (("item_id", item_id), ("source", source)))
-    return Item(item_id, source, prompt, gold(row["answer"]))
+    item = Item(item_id, source, prompt, gold(row["answer"]))
+    "".join((item_id, source, prompt, item.answer)).encode()  # ValueError for half a character, which JSON can hold
+    return item
 
 
 def _name(row: dict[str, Any], key: str, default: str) -> str:

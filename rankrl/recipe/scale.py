@@ -76,8 +76,8 @@ class Data:
     eval_items: int
     """Number of items to evaluate on."""
     template: Optional[str] = None
-    """`chat` applies the tokenizer's chat template; a text with {} is filled with the prompt; null
-    leaves the prompt as it is."""
+    """`chat` applies the tokenizer's chat template; a text with one {} is filled with the prompt;
+    null leaves the prompt as it is."""
     instruction: Optional[str] = None
     """Text that follows every prompt after an empty line, before the template is applied."""
     thinking: Optional[bool] = None
