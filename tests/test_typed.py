@@ -46,6 +46,17 @@ def test_text_of_a_file_is_text(tmp_path):
     assert (scale.data.instruction, scale.data.thinking, scale.reference.lr) == ("In ${x} #1", None, 1e-3)
 
 
+@pytest.mark.parametrize("text", ["Answer #1", "Use #hash and #tags", "a #1."])
+def test_a_text_that_yaml_would_cut_is_refused(text, tmp_path):
+    nano = (ROOT / "rankrl" / "scales" / "nano.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(nano.replace("data:\n", f"data:\n  instruction: {text}\n"))
+    with pytest.raises(ValueError, match=f"data.instruction: got '{text}', allowed: text without # .*in quotes"):
+        load_scale(str(tmp_path / "mine.yaml"))
+    for fine, found in ((f'"{text}"', text), (f"'{text}' #x", text), ("Box it # so", "Box it"), ("a#b ## c", "a#b")):
+        (tmp_path / "mine.yaml").write_text(nano.replace("data:\n", f"data:\n  instruction: {fine}\n"))
+        assert load_scale(str(tmp_path / "mine.yaml")).data.instruction == found
+
+
 def test_the_environment_can_still_be_named(monkeypatch):
     monkeypatch.setenv("MODELS", "/models")
     assert scale_of_words(["nano", "scale.model.path=${oc.env:MODELS}/a"]).model.path == "/models/a"

@@ -32,6 +32,8 @@ ANY_ESCAPED = re.compile(r"(\\*)\$\{")
 ESCAPED = re.compile(r"(\\*)\$\{(?!oc\.)")
 """What begins an interpolation of OmegaConf. Of those in files and words, only the ones of its own
 resolvers are meant, such as ${oc.env:HOME}: others are LaTeX."""
+CUT = re.compile(r"[ \t]+#[^\s#][^\r\n\0]*")
+"""The rest of a line behind a text, which reads like its end and not like a comment."""
 DESCRIBED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -141,6 +143,10 @@ def _scalar(key: str, kind: Any, node: yaml.ScalarNode) -> yaml.ScalarNode:
     plain = bare(kind)
     if plain is str or plain in SHORT:
         null = node.tag == NULL and (optional(kind) or plain in SHORT)
+        end = node.end_mark
+        cut = CUT.match(end.buffer, end.pointer) if node.style is None and end.buffer else None
+        fix = "YAML takes it for a comment: put the text in quotes, or a space after #"
+        require(not cut, key, f"{node.value}{cut[0] if cut else ''}", "text without #", fix)
         return node if null else _text(key, node.value)
     number = plain in (int, float) or is_dataclass(plain)  # a rule may be a number
     other_base = number and node.style is None and NOT_DECIMAL.fullmatch(node.value)
