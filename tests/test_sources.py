@@ -1,5 +1,8 @@
 """From the rows of a data set to questions. Everything is read from local files with `datasets`."""
 
+import gzip
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -207,3 +210,19 @@ def test_shingles_and_numbers():
     assert flat[4] in flat[:3] and flat[3] not in flat[:3]
     assert numbers(tokens("3 cats, 1.5 dogs")) == numbers(tokens("1.5 cats or 3")) != numbers(tokens("1 cat, 3.5 dogs"))
     assert bare(RAW_DAPO) == "Find $x$ if $2x = 68$."
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.jsonl.gz", "a.JSONL.GZ"])
+def test_a_file_is_read_whatever_its_ending(tmp_path, name):
+    text = json.dumps({"question": "1+1", "answer": "#### 2"}).encode() + b"\n"
+    (tmp_path / name).write_bytes(gzip.compress(text) if "gz" in name.lower() else text)
+    for path in (tmp_path / name, tmp_path):
+        found = list(read("gsm8k", SOURCES["gsm8k"], Origin(path=str(path)), None))
+        assert found == [[{"question": "1+1", "answer": "#### 2"}]]
+
+
+def test_a_line_that_is_no_utf8_is_named(tmp_path):
+    text = b'{"question": "1+1", "answer": "#### 2"}\n{"question": "gr\xfcn", "answer": "#### 2"}\n'
+    (tmp_path / "a.jsonl").write_bytes(text)
+    with pytest.raises(ValueError, match=r"line 2 of \S*a\.jsonl, which is no UTF-8 text"):
+        list(read("gsm8k", SOURCES["gsm8k"], Origin(path=str(tmp_path / "a.jsonl")), None))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rankrl.data import nano
+from rankrl.data.gold import gold
 from rankrl.data.items import Item
+from rankrl.data.lines import rows
+from rankrl.data.turns import prompt_of, turns, without_template
 from rankrl.recipe.scale import Data
+from rankrl.reward.equality import judge
 
 
 def load_items(data: Data) -> tuple[list[Item], list[Item]]:
@@ -25,14 +28,15 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
         )
     if data.train in nano.TASKS:
         return nano.splits(data.train_items, data.eval_items, data.train)
-    train = read_items(Path(data.train), "data.train")[: data.train_items]
-    evaluation = read_items(Path(data.evaluation), "data.evaluation")[: data.eval_items]
+    chats = data.template == "chat"
+    train = read_items(Path(data.train), "data.train", chats)[: data.train_items]
+    evaluation = read_items(Path(data.evaluation), "data.evaluation", chats)[: data.eval_items]
     for key, items, count in (("train", train, data.train_items), ("eval", evaluation, data.eval_items)):
         if len(items) < count:
             raise ValueError(f"data.{key}_items: got {count}, allowed: at most the {len(items)} items of the file")
-    ids = [item.item_id for item in train + evaluation]
-    if len(set(ids)) < len(ids):
-        twice = min(item_id for item_id in set(ids) if ids.count(item_id) > 1)
+    ids = Counter(item.item_id for item in train + evaluation)
+    if max(ids.values()) > 1:
+        twice = min(item_id for item_id, times in ids.items() if times > 1)
         raise ValueError(
             f"data.train: got the item_id {twice!r} twice, allowed: one id per item of training and evaluation"
         )
@@ -44,59 +48,69 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
     return train, evaluation
 
 
-def read_items(path: Path, key: str) -> list[Item]:
+def read_items(path: Path, key: str, chats: bool = True) -> list[Item]:
     """The items in the rows {"prompt", "answer"} of a JSONL or Parquet file.
 
     "item_id" defaults to file name and row, "source" to the file name. `key` names the setting in
-    errors. Raises ValueError, one line, for a missing or damaged file, or a row without both keys.
+    errors; without `chats` there is no chat template, and so no turns of the assistant. Raises
+    ValueError, one line, for a missing or damaged file, or a row whose prompt or answer is none.
     """
     if not path.is_file():
         raise ValueError(
             f"{key}: got {str(path)!r}, allowed: nano, or an existing JSONL or Parquet file with the keys prompt and answer "
             f"(rankrl data SCALE --to {path.parent} builds it for a scale with data.mixture)"
         )
-    items = []
-    for number, row in _rows(path, key):
+    items: list[Item] = []
+    numbers, wrong = [], []
+    for number, row in rows(path, key):
         try:
-            prompt, answer = row["prompt"], row["answer"]
-            if prompt is None or answer is None:
-                raise TypeError("null")
-            item_id = str(row.get("item_id", f"{key.partition('.')[2]}-{path.stem}-{number}"))
-            items.append(Item(item_id, str(row.get("source", path.stem)), str(prompt), str(answer)))
-        except (KeyError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"{key}: line {number} of {path} is no JSON object with prompt and answer ({error!r})"
-            ) from error
+            items.append(_item(row, f"{key.partition('.')[2]}-{_stem(path)}-{number}", _stem(path), chats))
+            numbers.append(number)
+        except ValueError as error:
+            wrong.append(f"line {number} of {path}: {error}")
+    if wrong:
+        others = f" ({len(wrong) - 1:,} more rows are refused)" if len(wrong) > 1 else ""
+        raise ValueError(f"{key}: {wrong[0]}{others}")
+    _refuse_contradictions(path, key, numbers, items)
     return items
 
 
-def _rows(path: Path, key: str) -> Iterator[tuple[int, Any]]:
-    """The rows of a file as (number from 1, row)."""
-    if path.suffix == ".parquet":
-        yield from enumerate(_parquet_rows(path, key), 1)
-        return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{key}: line {number} of {path} is no JSON object with prompt and answer ({error!r})"
-                ) from error
+def _item(row: dict[str, Any], item_id: str, source: str, chats: bool) -> Item:
+    prompt = prompt_of(row["prompt"])
+    if not chats:
+        without_template(turns(prompt))
+    item_id, source = (_name(row, key, default) for key, default in (("item_id", item_id), ("source", source)))
+    item = Item(item_id, source, prompt, gold(row["answer"]))
+    "".join((item_id, source, prompt, item.answer)).encode()  # ValueError for half a character, which JSON can hold
+    return item
 
 
-def _parquet_rows(path: Path, key: str) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _name(row: dict[str, Any], key: str, default: str) -> str:
+    """The text under a key; `default` for null or no such key."""
+    value = row.get(key)
+    if isinstance(value, float) and value.is_integer():  # what pandas makes of a column with nulls
+        value = int(value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int) or value == ""):
+        raise ValueError(f"its {key} is {value!r}, allowed: text, a whole number, or null")
+    return default if value is None else str(value)
 
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{key}: {path} is no readable Parquet file ({type(error).__name__})") from error
-    missing = sorted({"prompt", "answer"} - set(table.column_names))
-    if missing:
+
+def _stem(path: Path) -> str:
+    """The name of a file without its endings: `a` of a.jsonl.gz."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def _refuse_contradictions(path: Path, key: str, numbers: list[int], items: list[Item]) -> None:
+    """Raises ValueError, one line, if a prompt stands in a file with two answers that differ."""
+    first: dict[str, tuple[int, str]] = {}
+    found = []
+    for number, item in zip(numbers, items, strict=True):
+        there, answer = first.setdefault(item.prompt.strip(), (number, item.answer))
+        if answer != item.answer and judge(answer, item.answer) != "correct":
+            found.append((there, answer, number, item.answer))
+    if found:
+        there, answer, number, other = found[0]
         raise ValueError(
-            f"{key}: got {path} with {table.column_names}, allowed: with the columns {' and '.join(missing)}"
+            f"{key}: {path} has {len(found)} prompts with two answers, for instance line {there} ({answer[:60]!r}) and "
+            f"line {number} ({other[:60]!r}), allowed: one answer to a prompt"
         )
-    kept = [name for name in ("item_id", "source", "prompt", "answer") if name in table.column_names]
-    return table.select(kept).to_pylist()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rankrl.data.lines import line_no_text
 from rankrl.data.sources import Row, Source
 from rankrl.recipe.mixture_section import Origin
 from rankrl.recipe.require import require
@@ -62,11 +63,16 @@ def _parts(key: str, source: Source, origin: Origin) -> list[dict[str, Any]]:
     require(path.exists(), f"{key}.path", origin.path, "an existing file or directory")
     if (path / "README.md").is_file():
         return [{"path": str(path), "name": config, "split": split} for config, split in source.parts]
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in READERS)
-    endings = {file.suffix for file in files}
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _ending(file) in READERS)
+    endings = {_ending(file) for file in files}
     fine = len(files) > 0 and len(endings) == 1 and endings <= set(READERS)
     require(fine, f"{key}.path", origin.path, f"files of one kind: {', '.join(READERS)}")
-    return [{"path": READERS[files[0].suffix], "data_files": [str(file) for file in files], "split": "train"}]
+    return [{"path": READERS[_ending(files[0])], "data_files": [str(file) for file in files], "split": "train"}]
+
+
+def _ending(file: Path) -> str:
+    """The ending of a file's name in lower case, without that of a compressed one: .jsonl."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def _batches(key: str, source: Source, part: dict[str, Any]) -> Iterator[list[Row]]:
@@ -89,6 +95,10 @@ def _batches(key: str, source: Source, part: dict[str, Any]) -> Iterator[list[Ro
 
 
 def _place(part: dict[str, Any]) -> str:
+    """What could not be read: the line of a file, where one is no UTF-8 text."""
+    for file in part.get("data_files", []) if part["path"] in ("json", "csv") else []:
+        if number := line_no_text(Path(file)):
+            return f"line {number} of {file}, which is no UTF-8 text,"
     return " ".join(str(part[field]) for field in ("data_files", "path", "name", "split") if field in part)
 
 

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from rankrl.data.gold import NO_ANSWER, is_prose
 from rankrl.data.text import bare
 from rankrl.recipe.require import require
 from rankrl.reward.extract import last_boxed
 
-LONGEST_ANSWER = 200  # characters
-NO_ANSWER = {"", "proof", "notfound", "not found", "none", "null", "n/a", "see solution"}
 OPTION = re.compile(r"\(?\b[A-Ea-e]\b\)?[.:]?")
 OPTIONS = re.compile(r"\(\s*B\s*\)|\bB\s*[).:]|\\text(?:bf|rm)?\{\(?B")
 FIGURE = re.compile(r"!\[[^\]]*\]\(|https?://|<image")
@@ -187,8 +186,7 @@ def unfit(question: Question) -> str | None:
         return "no prompt"
     if answer.lower() in NO_ANSWER:
         return "no answer"
-    words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", answer))
-    if len(answer) > LONGEST_ANSWER or "\n\n" in answer or len(words) > 4:
+    if is_prose(answer):
         return "answer is prose"
     if FIGURE.search(prompt):
         return "needs a figure"

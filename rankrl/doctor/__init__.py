@@ -32,7 +32,7 @@ def usual_run(scale: Scale, advantage: Advantage = PPO) -> Run:
 def _build_data(scale: Scale) -> str:
     """The command or settings that give a scale its data."""
     if scale.data.mixture is None:
-        return "scale.data.train=FILE scale.data.evaluation=FILE"
+        return "correct the rows or settings (docs/data.md), or scale.data.train=FILE scale.data.evaluation=FILE"
     return f"rankrl data {scale.name} --to {Path(scale.data.train).parent}"
 
 
@@ -54,7 +54,7 @@ def doctor(scale: Scale, advantage: Advantage, runs: Path) -> int:
         say("attention", machine.INSTALL, machine.attention, scale),
         say("weights", "fetch the model anew", assets.weights, scale.model),
         say("model", correct, assets.model, scale.model),
-        say("data", _build_data(scale), assets.data, scale.data),
+        say("data", _build_data(scale), assets.data, scale),
         say("shm", "mount /dev/shm", machine.shared_memory),
         say("network", "free the port, or start the loopback interface", machine.network, scale),
         say("Slurm", "ask whoever runs the cluster", machine.slurm, scale),

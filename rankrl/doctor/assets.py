@@ -15,7 +15,7 @@ from rankrl.doctor.check import Check
 from rankrl.recipe.architecture import EMBEDDED, SMOLLM2, check_config, config_path, read_config
 from rankrl.recipe.estimate import size
 from rankrl.recipe.plan import Run, deepspeed_config
-from rankrl.recipe.scale import Data, Model
+from rankrl.recipe.scale import Model, Scale
 
 
 def cached(model: Model, file: str) -> Path | None:
@@ -86,11 +86,17 @@ def model(model: Model) -> Check:
     return Check("ok", "model", describe(reach(model, path)))
 
 
-def data(data: Data) -> Check:
+def data(scale: Scale) -> Check:
+    """Checks what a run would check of its items: each prompt, and each gold against itself."""
     from rankrl.data.loading import load_items
+    from rankrl.data.ready import check_ready
 
-    train, evaluation = load_items(data)
-    return Check("ok", "data", f"{len(train):,} training and {len(evaluation):,} evaluation items, prompts disjoint")
+    train, evaluation = items = load_items(scale.data)
+    notes = check_ready(scale, items)
+    said = f"{len(train):,} training and {len(evaluation):,} evaluation items, prompts disjoint"
+    if notes:
+        return Check("warn", "data", "; ".join([said, *notes]), "fetch the model, or correct the rows")
+    return Check("ok", "data", f"{said}, none too long, each gold right as an answer")
 
 
 def deepspeed(run: Run) -> Check:

@@ -40,6 +40,11 @@ def as_keys(section: Any) -> dict[str, Any]:
     return {other_name(option.name): getattr(section, option.name) for option in fields(section)}
 
 
+def as_keys_of(kind: Any) -> list[str]:
+    """The keys of a section's dataclass."""
+    return [other_name(option.name) for option in fields(kind)]
+
+
 @cache
 def _types(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
+from io import StringIO
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import OPTIONS
 from rankrl.recipe.scale import Execution, Scale
 from rankrl.recipe.schema import Recipe
+from rankrl.recipe.typed import at, described, kind_of, literal, parts, typed_word, typed_yaml
 
 T = TypeVar("T", Recipe, Scale, Execution, Advantage)
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,14 +50,16 @@ def _plain(key: str, make: Callable[[], Any]) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(make(), resolve=True)
     except Exception as error:
-        raise ValueError(f"{key}: not readable as YAML: {_one_line(error)}") from error
+        refused = type(error) is ValueError and ", allowed: " in str(error)
+        raise ValueError(f"{key}: {'' if refused else 'not readable as YAML: '}{_one_line(error)}") from error
     require(isinstance(plain, dict), key, plain, "a mapping of keys to values")
     return plain
 
 
-def read_yaml(path: Path, key: str) -> dict[str, Any]:
+def read_yaml(path: Path, key: str, kind: type = Recipe) -> dict[str, Any]:
+    """The content of a YAML file that has the keys of `kind`: text there is as it was typed."""
     require(path.is_file(), key, str(path), "an existing YAML file")
-    return _plain(f"{key} {path}", lambda: OmegaConf.load(path))
+    return _plain(f"{key} {path}", lambda: OmegaConf.load(StringIO(typed_yaml(kind, path.read_text("utf-8")))))
 
 
 def find_scale(name: str) -> Path:
@@ -65,7 +70,7 @@ def find_scale(name: str) -> Path:
     shipped = {path.stem: path for path in sorted((Path(__file__).parents[1] / "scales").glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
-    path = Path(name)
+    path = Path(expanduser(name))
     require(
         path.suffix in (".yaml", ".yml") and path.is_file(),
         "scale",
@@ -79,14 +84,11 @@ def _expand(config: dict[str, Any]) -> dict[str, Any]:
     """A recipe with its short forms written out.
 
     `rules.lr: 1e-4` is short for a constant rule with that value, `correction: NAME` and
-    `advantage: NAME` for the method of that name. Arms may be named off and on.
+    `advantage: NAME` for the method of that name.
     """
     for section in ("correction", "advantage"):
         if isinstance(config.get(section), str):
             config = {**config, section: {"method": config[section]}}
-    if isinstance(config.get("arms"), dict):  # YAML reads the keys off and on as false and true
-        names = {name: "off" if name is False else "on" if name is True else str(name) for name in config["arms"]}
-        config = {**config, "arms": {names[name]: override for name, override in config["arms"].items()}}
     if isinstance(config.get("rules"), dict):
         config = {**config, "rules": {knob: _expand_rule(knob, rule) for knob, rule in config["rules"].items()}}
     return config
@@ -101,8 +103,11 @@ def _expand_rule(knob: str, rule: Any) -> dict[str, Any]:
     return {**afresh, **rule} if "rule" in rule else rule
 
 
-def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """(overrides of the recipe, name of the scale, overrides of the scale) of `key=value` words."""
+def _overrides(words: Sequence[str], kind: type = Recipe) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """(overrides of the recipe, name of the scale, overrides of the scale) of `key=value` words.
+
+    Words that are not the scale's have the keys of `kind`.
+    """
     for word in words:
         fine = "=" in word and not word.startswith(("=", "-", "."))
         require(fine, "override", word, "key=value", "for instance seeds=[0,1]")
@@ -110,10 +115,14 @@ def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, Any
     scale = [word.removeprefix("scale.") for word in words if word.startswith("scale.")]
     recipe = [word for word in words if not word.startswith(("scale=", "scale."))]
     recipe_layer, scale_layer = (
-        _plain(f"override {' '.join(part)}", lambda part=part: OmegaConf.from_dotlist(part))  # type: ignore[misc]
-        for part in (recipe, scale)
+        _plain(f"override {' '.join(part)}", lambda part=part, of=of: _dotlist(of, part))  # type: ignore[misc]
+        for of, part in ((kind, recipe), (Scale, scale))
     )
     return recipe_layer, (names or ["nano"])[-1], scale_layer
+
+
+def _dotlist(kind: type, words: Sequence[str]) -> Any:
+    return OmegaConf.from_dotlist([typed_word(kind, word) for word in words])
 
 
 @cache
@@ -128,7 +137,7 @@ def build(kind: type[T], *layers: dict[str, Any]) -> T:
     Raises ValueError, in one line that names the key.
     """
     try:
-        merged = OmegaConf.merge(_schema(kind), *(as_fields(kind, layer) for layer in layers))  # type: ignore[arg-type]
+        merged = OmegaConf.merge(_schema(kind), *(literal(as_fields(kind, layer)) for layer in layers))  # type: ignore[arg-type]
         missing = OmegaConf.missing_keys(merged)
         if not missing:
             return OmegaConf.to_object(merged)
@@ -142,19 +151,19 @@ def _diagnosis(kind: type, layers: Sequence[dict[str, Any]], error: Exception) -
     for layer in layers:
         for key, value in layer.items():
             try:
-                OmegaConf.merge(_schema(kind), as_fields(kind, {key: value}))
+                OmegaConf.merge(_schema(kind), literal(as_fields(kind, {key: value})))
             except Exception as cause:
                 full_key = as_key(str(getattr(cause, "full_key", None) or key))
                 if isinstance(cause, ConfigKeyError):
                     return f"{full_key}: {_QUOTED.sub(lambda name: repr(as_key(name[1])), _one_line(cause))}"
-                allowed = {known.name: known.type for known in fields(kind)}.get(key, "another type")
-                return f"{full_key}: got {value!r}, allowed: {allowed}"
+                names = parts(full_key)
+                return f"{full_key}: got {at(layer, names)!r}, allowed: {described(kind_of(kind, names))}"
     return f"{kind.__name__.lower()}: {_one_line(error)}"
 
 
 def load_scale(name: str, *layers: Any) -> Scale:
     path = find_scale(name)
-    return build(Scale, {"name": path.stem}, read_yaml(path, "scale"), *layers)
+    return build(Scale, {"name": path.stem}, read_yaml(path, "scale", Scale), *layers)
 
 
 def scale_of_words(words: Sequence[str]) -> Scale:
@@ -174,9 +183,9 @@ def doctor_words(words: Sequence[str]) -> tuple[Scale, Advantage]:
 
     Raises ValueError, in one line, as `load_experiment` does.
     """
-    given = [word for word in words if word.startswith("advantage.")]
+    given = [word for word in words if word.startswith(("advantage.", "advantage="))]
     scale = scale_of_words([word for word in words if word not in given])
-    return scale, build(Advantage, _overrides(given)[0].get("advantage", {}))
+    return scale, build(Advantage, _expand(_overrides(given)[0]).get("advantage", {}))
 
 
 def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -186,10 +195,10 @@ def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experi
     `services=` say how the runs are executed. Raises ValueError, in one line that names the key,
     the value and what is allowed.
     """
-    path = Path(recipe)
+    path = Path(expanduser(recipe))
     here = tuple(f"{option.name}=" for option in fields(Execution))
     words, scale, scale_words = _overrides([word for word in overrides if not word.startswith(here)])
-    execution = _overrides([word for word in overrides if word.startswith(here)])[0]
+    execution = _overrides([word for word in overrides if word.startswith(here)], Execution)[0]
     layers = [{"name": path.stem}, _expand(read_yaml(path, "recipe")), _expand(words)]
     whole = build(Recipe, *layers)
     arms = {name: _arm(name, override, layers) for name, override in whole.arms.items()} or {"": whole}

@@ -68,7 +68,7 @@ class Data:
 
     train: str
     """A generated task (`nano`, `sums` or `gsm_symbolic`), or a JSONL or Parquet file with the keys
-    prompt and answer (item_id and source are optional)."""
+    prompt and answer (item_id and source are optional); docs/data.md says what each may be."""
     evaluation: str
     """The same task, or a file with the same keys."""
     train_items: int
@@ -76,8 +76,8 @@ class Data:
     eval_items: int
     """Number of items to evaluate on."""
     template: Optional[str] = None
-    """`chat` applies the tokenizer's chat template; a text with {} is filled with the prompt; null
-    leaves the prompt as it is."""
+    """`chat` applies the tokenizer's chat template; a text with one {} is filled with the prompt;
+    null leaves the prompt as it is."""
     instruction: Optional[str] = None
     """Text that follows every prompt after an empty line, before the template is applied."""
     thinking: Optional[bool] = None
@@ -91,6 +91,8 @@ class Data:
             require(items >= 1, key, items, "an integer of at least 1")
         fine = self.template is None or self.template == "chat" or "{}" in self.template
         require(fine, "data.template", self.template, "chat, null, or a text with {}")
+        fine = self.template is None or self.template.count("{}") <= 1
+        require(fine, "data.template", self.template, "{} once", "the prompt takes its place: write \\boxed{ }")
         fine = self.thinking is None or self.template == "chat"
         require(fine, "data.thinking", self.thinking, "null", "it is a switch of chat templates: template=chat")
 

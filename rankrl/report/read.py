@@ -17,6 +17,7 @@ from typing import Any
 
 from rankrl.recipe.run_id import parse_run_id
 from rankrl.report.metric_lines import metric_line, number
+from rankrl.report.nothing_right import nothing_right
 from rankrl.report.planned import checked_plan
 from rankrl.report.regular_file import content, missing, opened
 from rankrl.report.resolved import compared_sections, difference, kind, newer, short, usual_kind
@@ -151,15 +152,17 @@ def read_sweep(directory: Path) -> SweepRecords:
     for name, problem in _foreign(directory, results, resolved, set(planned)).items():
         del results[name]
         problems[name] = [problem]
+    lasts = {name: last_line(directory / name / "metrics.jsonl") for name in results}
     for name, result in results.items():
-        last = last_line(directory / name / "metrics.jsonl").get("step")
+        last = lasts[name].get("step")
         notes = run_notes(directory / name, result, resolved[name], damage[name], planned, last)
         problems[name] = [*problems.get(name, []), *notes]
     rows = sorted((_with_base(result, results) for result in results.values()), key=_grid_point)
     unfinished = [name for name, (_, problem) in read.items() if problem == PARTIAL]
     unreadable = [name for name, (result, _) in read.items() if result is None and name not in unfinished]
     confirming, of_confirm = _confirming(directory)
-    of_all = [*sweep_notes(rows, [resolved[name] for name in results]), *of_plan, *of_confirm]
+    of_all = nothing_right(rows, lasts, lambda name: last_line(directory / name / "rollouts.jsonl", 4 * TAIL_BYTES))
+    of_all += [*sweep_notes(rows, [resolved[name] for name in results]), *of_plan, *of_confirm]
     of_all += strays(directory, runs)
     named = [{"run": name, "problem": problem} for name in sorted(problems) for problem in problems[name]]
     return SweepRecords(
@@ -256,12 +259,12 @@ def _foreign(
     return foreign
 
 
-def last_line(path: Path) -> dict[str, Any]:
+def last_line(path: Path, tail_bytes: int = TAIL_BYTES) -> dict[str, Any]:
     """The last complete line of a JSONL file, which is read from its end; {} if there is none."""
     try:
         with opened(path) as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL_BYTES))
+            file.seek(max(0, file.tell() - tail_bytes))
             lines = file.read().split(b"\n")
     except OSError:
         return {}

@@ -18,6 +18,7 @@ from rankrl.data.items import Item, revision
 from rankrl.recipe.scale import Scale
 from rankrl.recipe.whole_file import whole_file
 from rankrl.report.model_text import storable
+from rankrl.report.nothing_right import Tally
 from rankrl.reward.grade import GRADER, Verdict
 
 if TYPE_CHECKING:  # a cached score is read without the training stack
@@ -48,6 +49,21 @@ def sample_rows(samples: list[Sample]) -> pd.DataFrame:
     from rankrl.ppo.records import eval_rows
 
     return pd.DataFrame(eval_rows(0, samples)).assign(truncated=[sample.truncated for sample in samples])
+
+
+def tally_of(samples: list[Sample]) -> Tally:
+    """Verdicts on samples, with an example of those that are not correct."""
+    outcomes = [sample.verdict.outcome for sample in samples]
+    wrong = [sample for sample in samples if not sample.verdict.correct]
+    example = next((sample for sample in wrong if sample.verdict.outcome == "unparsable"), wrong[0] if wrong else None)
+    return Tally(
+        len(samples),
+        outcomes.count("correct"),
+        outcomes.count("unparsable"),
+        sum(sample.truncated for sample in samples) / max(1, len(samples)),
+        (example.response or "") if example else "",
+        example.item.answer if example else "",
+    )
 
 
 def _write(path: Path, samples: list[Sample]) -> None:

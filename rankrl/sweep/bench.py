@@ -28,11 +28,11 @@ from rankrl.recipe.plan import Run, neediest
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
 from rankrl.report.result import Result
-from rankrl.sweep.base_score import base_samples, cache_file
+from rankrl.sweep.base_score import base_samples, cache_file, tally_of
 from rankrl.sweep.error_text import error_text
 from rankrl.sweep.measuring import cached_start
 from rankrl.sweep.owner import owned
-from rankrl.sweep.progress import say
+from rankrl.sweep.progress import ANSWERS, say, say_once
 from rankrl.sweep.training import Stopped, Supplies, result_of, stop_asked, train
 
 
@@ -119,6 +119,8 @@ class Bench:
     def _evaluate_base(self) -> list[Sample]:
         services = self.services
         samples = base_samples(self._rollouts(services), self.eval_items, self.directory, services.model_path)
+        if (found := tally_of(samples)).alarming:
+            say_once(ANSWERS, f"warning: {found.said('the base')}")
         if samples[0].response is None and any(run.recipe.keep_responses != "none" for run in self.runs):
             cached = cache_file(self.scale, self.eval_items, self.directory, services.model_path)
             say(

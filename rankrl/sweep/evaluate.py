@@ -18,6 +18,7 @@ from rankrl.adapter.peft_files import CONFIG, check_fits, read_config
 from rankrl.data.base_model import local_directory
 from rankrl.data.items import Item, revision
 from rankrl.data.loading import load_items
+from rankrl.data.ready import check_ready
 from rankrl.recipe.allocation import module_shapes
 from rankrl.recipe.architecture import EMBEDDED
 from rankrl.recipe.rank_table import serving_rank
@@ -167,6 +168,8 @@ def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
         print(f"note: {line}", file=sys.stderr)
     rows = None if subject.adapter else _cached(cache_file(subject.scale, items, directory, model_path), items)
     if rows is None:
+        for line in check_ready(subject.scale, ([], items), Path(model_path)):
+            print(f"warning: {line}", file=sys.stderr)
         with redirect_stdout(sys.stderr):  # libraries log to stderr; stdout has the answer alone
             rows = _sampled(subject, items, directory, model_path)
     results = pass_rows(rows.to_dict("records"))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from rankrl.data.loading import load_items
+from rankrl.data.ready import check_ready
 from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
 from rankrl.recipe.plan import Run, neediest
 from rankrl.recipe.scale import Execution
@@ -144,16 +145,19 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
 def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
     """A bench for as many of `runs` at once as this machine has room for.
 
-    Raises ValueError, before anything is started, where model or data are missing, or not those of
-    the sweep's recorded runs.
+    Raises ValueError, before anything is started, where model or data are missing, not as the scale
+    says, not such that a run takes them, or not those of the sweep's recorded runs.
     """
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(runs), len(runs))
+    from rankrl.adapter.reach import reach
     from rankrl.data.base_model import local_directory
 
     scale, recorded = runs[0].scale, recorded_runs(directory / runs[0].sweep)
-    local_directory(scale.model)
-    items = load_items(scale.data)
+    base, items = local_directory(scale.model), load_items(scale.data)
+    reach(scale.model, base / "config.json")
     check_measure(recorded, scale.data, items)
+    for note in check_ready(scale, items, base):
+        say(f"warning: {note}")
     prepare_process(neediest(runs).served.placement.gpus)
     from rankrl.ppo.records import versions
     from rankrl.sweep.bench import Bench

@@ -9,12 +9,23 @@ from rankrl.report.result import Result
 
 SAID: deque[str] = deque(maxlen=40)
 """The last lines that this process has printed, for error.txt."""
+TOLD: set[str] = set()
+"""What `say_once` has told."""
+ANSWERS = "answers"
+"""The topic of answers of which none is right: the base's evaluation, or the first rollout."""
 
 
 def say(text: str) -> None:
     """Prints one line with the time of day."""
     SAID.append(f"{time.strftime('%H:%M:%S')} {text}")
     print(SAID[-1], flush=True)
+
+
+def say_once(topic: str, text: str) -> None:
+    """Prints a line the first time that this process has one on `topic`; runs share the topic."""
+    if topic not in TOLD:
+        TOLD.add(topic)
+        say(text)
 
 
 def progress(result: Result, done: int, total: int, eta_s: float) -> str:

@@ -31,8 +31,9 @@ from rankrl.recipe.allocation import Importance, allocation_document, write_impo
 from rankrl.recipe.init_section import Init
 from rankrl.recipe.plan import Run
 from rankrl.recipe.rank_table import as_json, from_plain, span
+from rankrl.report.nothing_right import tally
 from rankrl.report.result import Result
-from rankrl.sweep.progress import say
+from rankrl.sweep.progress import ANSWERS, say, say_once
 
 
 class Stopped(Exception):
@@ -149,7 +150,10 @@ def take_step(run: Run, record: Record, trainer: RunTrainer, step: int) -> None:
     Evaluation, adapter size and checkpoint follow when they are due. Raises Stopped if the run was
     asked to stop and is saved.
     """
-    record.step(trainer.step(step))
+    metrics = trainer.step(step)
+    record.step(metrics)
+    if step == 0 and (found := tally(metrics, trainer.examples)).alarming:
+        say_once(ANSWERS, f"warning: {found.said('the first rollout')}")
     record.prove_checkpoint()
     done, recipe = step + 1, run.recipe
     if keeps_examples(done, recipe.steps):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-SERIOUS = ("failed", "diverged")
+from rankrl.report.nothing_right import BEGINNING
+
+SERIOUS = (BEGINNING, "failed", "diverged")
 """How the problems begin that come first, in this order (report/read.py)."""
 WHOLE = "(the whole sweep)"
 
 
 def grouped(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Rows of problem, n_runs and runs: failures first, then divergences, then the rest.
+    """Rows of problem, n_runs and runs: first that nothing is right, failures and divergences.
 
     Within these, what most runs have comes first. n_runs is None for a problem of the whole sweep.
     """

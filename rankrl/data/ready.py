@@ -1,0 +1,107 @@
+"""What a run asks of its data and model, all checked before services start.
+
+`rankrl doctor`, sweeps and evaluations call `check_ready`, so that none refuses what another takes.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rankrl.data.items import Item
+from rankrl.data.prompt import check_template, prompt_text, tokenizer_here
+from rankrl.recipe.architecture import EMBEDDED, config_path, read_config
+from rankrl.recipe.require import require
+from rankrl.recipe.scale import Scale
+from rankrl.reward.grade import Grader
+
+Items = tuple[list[Item], list[Item]]
+KEYS = ("data.train", "data.evaluation")
+MOST_UNMATCHED = 0.05
+"""Share of a file's golds that may be such that no answer is right; more are an error."""
+BATCH = 1000
+
+
+def check_ready(scale: Scale, items: Items, directory: Path | None = None) -> list[str]:
+    """Notes on (training items, evaluation items) of a scale, a line each.
+
+    `directory` is that of the base; None looks for it on this machine, in the hub's cache too, and
+    a note says if there is no tokenizer. Raises ValueError, one line, for what no run would take:
+    no chat template, an empty prompt or one that is too long, lengths beyond the model's, golds
+    that no answer matches.
+    """
+    here = Path(EMBEDDED.get(scale.model.path, scale.model.path))
+    directory = directory or (here if here.is_dir() else None)
+    check_positions(scale, directory)
+    notes = [note for key, part in zip(KEYS, items, strict=True) for note in check_golds(part, key)]
+    tokenizer = tokenizer_here(scale.model, directory)
+    if tokenizer is not None:
+        check_template(scale, tokenizer)
+        for key, part in zip(KEYS, items, strict=True):
+            check_prompts(scale, tokenizer, part, key)
+        return notes
+    require(directory is None, "model.path", str(directory), "a directory with a tokenizer", "copy its files there")
+    return [*notes, f"prompts are not measured: the tokenizer of {scale.model.path} is not here"]
+
+
+def check_positions(scale: Scale, directory: Path | None) -> None:
+    """Raises ValueError, one line, for sequences that are longer than the model's positions."""
+    path = directory / "config.json" if directory else config_path(scale.model)
+    if path is None or not path.is_file():
+        return
+    config = read_config(path)
+    config = config.get("text_config", config)
+    stretched = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    most = config.get("max_position_embeddings") or config.get("n_positions")
+    kind = stretched.get("rope_type", stretched.get("type", "default"))
+    asked = scale.lengths.prompt_tokens + scale.lengths.response_tokens
+    fine = most is None or kind != "default" or asked <= most
+    fix = "lengths.prompt_tokens + response_tokens; the engine would refuse to start"
+    require(fine, "lengths", asked, f"at most {most}, the max_position_embeddings of {scale.model.path}", fix)
+
+
+def check_prompts(scale: Scale, tokenizer: Any, items: list[Item], key: str) -> None:
+    """Raises ValueError, one line, for a prompt of no tokens, or of more than the scale allows."""
+    longest, too_long = scale.lengths.prompt_tokens, []
+    for start in range(0, len(items), BATCH):
+        batch = items[start : start + BATCH]
+        texts = [_text(scale, tokenizer, item, key) for item in batch]
+        lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        for item, tokens in zip(batch, lengths, strict=True):
+            require(tokens > 0, key, item.item_id, "prompts of at least one token", "the item's prompt has none")
+        too_long += [(item.item_id, tokens) for item, tokens in zip(batch, lengths, strict=True) if tokens > longest]
+    if too_long:
+        name, tokens = max(too_long, key=lambda found: found[1])
+        raise ValueError(
+            f"lengths.prompt_tokens: got {longest}, but {len(too_long):,} of {len(items):,} prompts of {key} are longer; "
+            f"the longest, item {name}, has {tokens:,} prompt tokens (scale.lengths.prompt_tokens={tokens}, or drop them)"
+        )
+
+
+def _text(scale: Scale, tokenizer: Any, item: Item, key: str) -> str:
+    try:
+        return prompt_text(tokenizer, scale.data, item.prompt)
+    except Exception as error:  # templates raise what they like, for instance where they know no system turn
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{key}: the template of {scale.model.path} refuses item {item.item_id} ({said})") from error
+
+
+def check_golds(items: list[Item], key: str) -> list[str]:
+    """A note if the grader finds golds wrong that are answered as they stand, in a box.
+
+    Raises ValueError, one line, if they are more than a few. No algebra is needed for right ones.
+    """
+    golds = list(dict.fromkeys(item.answer for item in items))
+    with closing(Grader()) as grader:
+        verdicts = grader.grade([f"\\boxed{{{gold}}}" for gold in golds], golds)
+    bad = {gold for gold, verdict in zip(golds, verdicts, strict=True) if not verdict.correct}
+    failing = [item for item in items if item.answer in bad]
+    if not failing:
+        return []
+    first = failing[0]
+    said = f"{len(failing):,} of {len(items):,} golds are wrong even as an answer"
+    example = f"for instance {first.answer[:60]!r} of item {first.item_id}"
+    if len(failing) > MOST_UNMATCHED * len(items):
+        raise ValueError(f"{key}: {said}, {example}, allowed: golds that the grader reads (docs/grader.md)")
+    return [f"{key}: {said}, {example}: they teach nothing"]
