@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
-from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.idle import idle_critics
 from rankrl.recipe.load import Experiment, load_experiment
@@ -24,8 +24,6 @@ from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Command = Callable[[argparse.Namespace], int]
 
 
 def _console() -> Console:
@@ -288,102 +286,23 @@ def _eval(args: argparse.Namespace) -> int:
     return evaluate(args.model, scale_of_words(args.overrides), Path(args.runs), args.json)
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="rankrl", description="Tiny LoRA adapters, reliable in reasoning RL.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Command, says: str, recipe: bool = True, runs: bool = False) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=says, description=says)
-        sub.set_defaults(run=run)
-        if recipe:
-            sub.add_argument(
-                "recipe", metavar="RECIPE", type=expanduser, help="recipe file, for instance recipes/low_rank.yaml"
-            )
-        if runs:
-            sub.add_argument(
-                "--runs",
-                metavar="DIR",
-                type=expanduser,
-                default="runs",
-                help="where run directories live (default: runs)",
-            )
-        return sub
-
-    plans = command("plan", _plan, "list every run with its derived hyperparameters")
-    plans.add_argument("--json", action="store_true", help="print JSON")
-    command("explain", _explain, "for each rank: knob, value, formula, reference point, source, evidence")
-    adapter = command("adapter", _adapter, "where the rank goes and what the adapter weighs, without training")
-    adapter.add_argument("--rank", type=int, required=True, metavar="R", help="the dial")
-    adapter.add_argument(
-        "--importance", metavar="FILE", type=expanduser, help="importance.json, for greedy and proportional"
-    )
-    adapter.add_argument("--all", action="store_true", help="print every module")
-    adapter.add_argument("--to", metavar="DIR", type=expanduser, help="write allocation.json and draw the map there")
-    command("sweep", _sweep, "run everything here, resume what broke, report", runs=True)
-    one = command("run", _run, "one run of a recipe", runs=True)
-    one.add_argument("run_id", metavar="RUN_ID", help="for instance r1-b16-s0; several, with commas, share services")
-    command("tasks", _tasks, "deal the runs that are left out to Slurm tasks (for slurm/sweep.sh)", runs=True)
-    attempt = command("outcome", _outcome, "what an attempt of a task came to (for slurm/sweep.sh)", recipe=False)
-    for name, says in (
-        ("root", "a sweep's directory"),
-        ("run_ids", "with commas"),
-        ("begun", "file touched at its start"),
-    ):
-        attempt.add_argument(name, metavar=name.upper(), help=says)
-    status = command("status", _status, "where every run stands", recipe=False)
-    status.add_argument("dir", metavar="DIR", type=expanduser, help="runs directory, or the directory of one sweep")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    says = "pass@1 and pass@k of a base, a model, an adapter or a finished run, with intervals over items"
-    evaluation = command("eval", _eval, says, recipe=False, runs=True)
-    says = (
-        "base (the scale's), a model's directory or hub id, an adapter's directory, or the directory of a finished run"
-    )
-    evaluation.add_argument("model", metavar="MODEL|RUN_DIR", type=expanduser, help=says)
-    evaluation.add_argument(
-        "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"
-    )
-    evaluation.add_argument("--json", action="store_true", help="print JSON")
-    _reading(command)
-    after = command("next", _next, "which cells should get the next seeds, and whether to stop", recipe=False)
-    after.add_argument("dir", metavar="DIR", type=expanduser, help="runs directory, or the directory of one sweep")
-    after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")
-    after.add_argument("--json", action="store_true", help="print JSON")
-    exported = command("export", _export, "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
-    exported.add_argument("run_dir", metavar="RUN_DIR", type=expanduser, help="directory of a finished or diverged run")
-    exported.add_argument("--to", metavar="DIR", type=expanduser, required=True, help="new directory")
-    built = command("data", _data, "build the training and evaluation mixture of a scale", recipe=False)
-    built.add_argument("overrides", nargs="+", metavar="SCALE", help="scale name or file, and scale.KEY=VALUE")
-    built.add_argument("--to", metavar="DIR", type=expanduser, required=True, help="new directory")
-    checked = command("doctor", _doctor, "check this machine for a scale, and say what to do", recipe=False, runs=True)
-    what = "scale name or file (default: nano), scale.KEY=VALUE, and advantage.method=METHOD"
-    checked.add_argument("overrides", nargs="*", metavar="SCALE", help=what)
-    for name in ("plan", "explain", "adapter", "sweep", "run", "tasks"):
-        commands.choices[name].add_argument(
-            "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
-        )
-    return top
-
-
-def _reading(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds the commands that read what runs have left."""
-    report = command("report", _report, "statistics, figures and page from run directories", recipe=False)
-    report.add_argument("dir", metavar="DIR", type=expanduser, help="runs directory, or the directory of one sweep")
-    report.add_argument("--margin", type=float, default=0.01, metavar="GAIN", help="loss that is none (default 0.01)")
-    report.add_argument("--reference", type=int, default=32, metavar="RANK", help="rank to compare with (default 32)")
-    report.add_argument("--risk", type=float, default=0.1, metavar="SHARE", help="reliable is below (default 0.1)")
-    report.add_argument(
-        "--against", metavar="DIR2", type=expanduser, help="only compare with another sweep, run by run"
-    )
-    report.add_argument("--tables-only", action="store_true", help="tables, claims and words, no figures and no page")
-    read = command("samples", _samples, "read responses, and which items a run gained and lost", recipe=False)
-    read.add_argument("run_dir", metavar="RUN_DIR", type=expanduser, help="directory of a run, finished or not")
-    read.add_argument("--step", type=int, metavar="N", help="of this step (default: the last; 0 is the base)")
-    read.add_argument("--verdict", metavar="WORD", help="only correct, wrong, unparsable or timeout")
-    read.add_argument("--source", metavar="NAME", help="only items of this source")
-    read.add_argument("--training", action="store_true", help="samples of training, not of an evaluation")
-    read.add_argument("--gained", action="store_true", help="items solved at the end and not at step 0, both texts")
-    read.add_argument("--lost", action="store_true", help="items solved at step 0 and not at the end, both texts")
-    read.add_argument("--limit", type=int, default=20, metavar="N", help="show at most N (default: 20)")
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "plan": _plan,
+    "explain": _explain,
+    "adapter": _adapter,
+    "sweep": _sweep,
+    "run": _run,
+    "tasks": _tasks,
+    "outcome": _outcome,
+    "status": _status,
+    "eval": _eval,
+    "next": _next,
+    "export": _export,
+    "data": _data,
+    "doctor": _doctor,
+    "report": _report,
+    "samples": _samples,
+}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -393,7 +312,7 @@ def main(words: list[str] | None = None) -> int:
             options = [word for word in rest if word.startswith("-") or not hasattr(args, "overrides")]
             require(not options, "option", " ".join(options), f"see rankrl {args.command} --help")
             args.overrides += rest
-        return args.run(args)
+        return COMMANDS[args.command](args)
     except ValueError as error:
         told = getattr(error, "cause", error)  # the error of a remote worker, without its traceback
         print(f"rankrl: {visible(' '.join(str(told).split()))}", file=sys.stderr)

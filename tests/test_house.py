@@ -19,7 +19,8 @@ BELOW = {
     "ppo": {"recipe", "report", "adapter", "reward", "data"},
     "sweep": {"recipe", "report", "adapter", "reward", "data", "ppo"},
     "doctor": {"recipe", "adapter", "data", "ppo"},
-    "cli": {"recipe", "report", "adapter", "data", "sweep", "doctor"},
+    "parser": set(),
+    "cli": {"parser", "recipe", "report", "adapter", "data", "sweep", "doctor"},
     "__main__": {"cli"},
 }
 
