@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from bench_runs import bench_of, check_same, lines, stop_after_a_step, train
 from conftest import runs_of
-from test_without_critic import lines
 
 pytestmark = pytest.mark.pipeline
 
@@ -24,35 +24,13 @@ METRICS = {"value_loss", "explained_variance", "value_mean", "critic_lr", "criti
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Iterator:
-    from rankrl.sweep.local import prepare_process
-
-    prepare_process(3)
-    from rankrl.sweep.bench import Bench
-
-    with Bench(RUNS, tmp_path_factory.mktemp("runs"), len(RUNS)) as bench:
+    with bench_of(RUNS, tmp_path_factory.mktemp("runs"), 3) as bench:
         yield bench
-
-
-def train(bench, name: str, parallel_runs: int) -> Path:
-    """Trains the runs in a directory of their own and returns it."""
-    from rankrl.sweep.packing import train_all
-
-    directory, bench.directory = bench.directory, bench.directory / name
-    try:
-        assert len(list(train_all(RUNS, bench, parallel_runs))) == len(RUNS)
-        return bench.directory
-    finally:
-        bench.directory = directory
 
 
 @pytest.fixture(scope="module")
 def alone(bench) -> Path:
-    return train(bench, "alone", 1)
-
-
-def check_same(left: Path, right: Path) -> None:
-    for run in RUNS:
-        assert len(lines(left, run)) == 3 and lines(left, run) == lines(right, run)
+    return train(bench, RUNS, "alone", 1)
 
 
 def test_every_arm_trains_and_says_what_its_values_explain(alone):
@@ -89,23 +67,18 @@ def test_the_record_and_tensorboard_know_the_critics(alone):
 
 
 def test_packed_runs_equal_the_lone_ones(bench, alone):
-    check_same(train(bench, "packed", len(RUNS)), alone)
+    check_same(train(bench, RUNS, "packed", len(RUNS)), alone, RUNS)
 
 
 def test_resumed_runs_equal_the_lone_ones(bench, alone):
-    for run in RUNS:
-        directory = bench.directory / "resumed" / run.sweep / run.run_id
-        directory.mkdir(parents=True)
-        (directory / "STOP").touch()
-    stopped = train(bench, "resumed", 1)
+    stopped = stop_after_a_step(bench, RUNS, "resumed")
     for run in RUNS:
         directory = stopped / run.sweep / run.run_id
-        assert not (directory / "result.json").exists() and len(lines(stopped, run)) == 1
         state = torch.load(directory / "checkpoint" / "state.pt", weights_only=True)
         assert ("second_critic" in state) == (run.arm == "ensemble")
     weights = [state[role][0]["weights"] for role in ("critic", "second_critic")]  # of the last arm
     assert all(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    check_same(train(bench, "resumed", 1), alone)
+    check_same(train(bench, RUNS, "resumed", 1), alone, RUNS)
 
 
 def test_detached_runs_leave_no_critic(bench, alone):

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import ray
 import torch
 import yaml
+from bench_runs import bench_of, check_same, lines, stop_after_a_step, train
 from conftest import runs_of
 
 from rankrl.recipe.advantage_section import METHODS
@@ -23,45 +23,13 @@ RUNS = [run for run in runs_of("ablate_advantage", *SHORT) if not run.critic]
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Iterator:
-    from rankrl.sweep.local import prepare_process
-
-    prepare_process(2)
-    from rankrl.sweep.bench import Bench
-
-    with Bench(RUNS, tmp_path_factory.mktemp("runs"), len(RUNS)) as bench:
+    with bench_of(RUNS, tmp_path_factory.mktemp("runs"), 2) as bench:
         yield bench
-
-
-def train(bench, name: str, parallel_runs: int) -> Path:
-    """Trains the runs in a directory of their own and returns it."""
-    from rankrl.sweep.packing import train_all
-
-    directory, bench.directory = bench.directory, bench.directory / name
-    try:
-        assert len(list(train_all(RUNS, bench, parallel_runs))) == len(RUNS)
-        return bench.directory
-    finally:
-        bench.directory = directory
 
 
 @pytest.fixture(scope="module")
 def alone(bench) -> Path:
-    return train(bench, "alone", 1)
-
-
-def lines(root: Path, run) -> list[dict]:
-    """The metrics of every step except times."""
-    found = map(json.loads, (root / run.sweep / run.run_id / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in found]
-
-
-def check_same(left: Path, right: Path) -> None:
-    for run in RUNS:
-        assert len(lines(left, run)) == 3 and lines(left, run) == lines(right, run)
-        rows = [pd.read_parquet(root / run.sweep / run.run_id / "evals.parquet") for root in (left, right)]
-        pd.testing.assert_frame_equal(*rows)
-        texts = [(root / run.sweep / run.run_id / "rollouts.jsonl").read_bytes() for root in (left, right)]
-        assert texts[0] == texts[1]
+    return train(bench, RUNS, "alone", 1)
 
 
 def test_there_is_no_value_worker(bench):
@@ -93,18 +61,13 @@ def test_every_method_trains_and_records_no_critic(alone):
 
 
 def test_packed_runs_equal_the_lone_ones(bench, alone):
-    check_same(train(bench, "packed", len(RUNS)), alone)
+    check_same(train(bench, RUNS, "packed", len(RUNS)), alone, RUNS)
 
 
 def test_resumed_runs_equal_the_lone_ones(bench, alone):
-    for run in RUNS:
-        directory = bench.directory / "resumed" / run.sweep / run.run_id
-        directory.mkdir(parents=True)
-        (directory / "STOP").touch()
-    stopped = train(bench, "resumed", 1)
+    stopped = stop_after_a_step(bench, RUNS, "resumed")
     for run in RUNS:
         directory = stopped / run.sweep / run.run_id
-        assert not (directory / "result.json").exists() and len(lines(stopped, run)) == 1
         state = torch.load(directory / "checkpoint" / "state.pt", weights_only=False)
         assert "policy" in state and "critic" not in state
-    check_same(train(bench, "resumed", 1), alone)
+    check_same(train(bench, RUNS, "resumed", 1), alone, RUNS)
