@@ -40,7 +40,7 @@ submit() {
 }
 
 task() {
-  local root=$1 me=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID} attempt=${SLURM_RESTART_COUNT:-0} code=0 files ids step head port
+  local root=$1 me=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID} attempt=${SLURM_RESTART_COUNT:-0} code=0 files ids step head port name
   files=$root/slurm/$me
   ids=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$root/slurm/$SLURM_ARRAY_JOB_ID.tasks")
   export RANKRL_STOP=$files.stop RAY_TMPDIR=/tmp/rankrl-$SLURM_JOB_ID
@@ -57,10 +57,14 @@ task() {
     head=$(getent ahostsv4 "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | awk 'NR == 1 {print $1}')
     port=$((20000 + SLURM_JOB_ID % 10000))
     export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-120}
+    for name in RAY_ADDRESS RAY_REDIS_ADDRESS RAY_GCS_SERVER_PORT RAY_CLIENT_MODE RAY_JOB_CONFIG_JSON_ENV_VAR; do
+      if [[ -v $name ]]; then echo "warning: $name in the environment: ignored, for rankrl uses a Ray of its own"; fi
+      unset "$name" # or symmetric-run waits for the nodes of another cluster
+    done
     # shellcheck disable=SC2016,SC2086 # expanded on the node; several words
     set -- bash -c '"$@" && code=0 || code=$?; rm -rf "$RAY_TMPDIR"; exit $code' node \
       ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" ${RAY_START_OPTIONS:-} -- \
-      env RAY_ADDRESS="$head:$port" "$@"
+      env RANKRL_RAY_ADDRESS="$SLURM_JOB_ID@$head:$port" "$@"
   fi
   srun --output="$files-attempt$attempt.log" "$@" &
   step=$!

@@ -42,7 +42,7 @@ def test_nano_is_fine(capsys, tmp_path):
         "1,198,080 parameters, 2 layers" in lines["model"] and "7,936 per rank, 0.6624% of the base" in lines["model"]
     )
     assert "6,000 training and 252 evaluation items" in lines["data"]
-    assert len(lines) == 13 and "vllm 0.29.0" in lines["packages"]
+    assert len(lines) == 14 and "vllm 0.29.0" in lines["packages"] and "Ray" in lines
     assert "processes of a task" in shown and "1.02 MB saved" in shown
     assert not (tmp_path / "runs").exists()
 

@@ -57,6 +57,7 @@ def doctor(scale: Scale, advantage: Advantage, runs: Path) -> int:
         say("data", _build_data(scale), assets.data, scale),
         say("shm", "mount /dev/shm", machine.shared_memory),
         say("network", "free the port, or start the loopback interface", machine.network, scale),
+        say("Ray", "unset it", machine.ray_environment),
         say("Slurm", "ask whoever runs the cluster", machine.slurm, scale),
     ]
     try:

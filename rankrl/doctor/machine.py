@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rankrl.doctor.check import Check
+from rankrl.ppo.ray_environment import left_over
 from rankrl.recipe.cost import DEVICES
 from rankrl.recipe.estimate import likely_parallel_runs, size
 from rankrl.recipe.memory import CPU_CONTROLLER_BYTES, kv_tokens, memory_bytes, offloaded_bytes
@@ -223,6 +224,15 @@ def network(scale: Scale) -> Check:
     with socket.socket() as probe:
         probe.bind((address, HEAD_PORTS[0] + os.getpid() % (HEAD_PORTS[1] - HEAD_PORTS[0])))
     return Check("ok", "network", f"{name} is {address}; a port of {HEAD_PORTS[0]} to {HEAD_PORTS[1]} can be bound")
+
+
+def ray_environment() -> Check:
+    """Says which variables of Ray a sweep will ignore. Never FAIL."""
+    names = left_over(os.environ)
+    if not names:
+        return Check("ok", "Ray", "nothing in the environment leads to a cluster that is not rankrl's")
+    found = f"{', '.join(names)} in the environment: ignored, for rankrl uses a Ray of its own"
+    return Check("warn", "Ray", found, f"unset {' '.join(names)}")
 
 
 def slurm(scale: Scale) -> Check:

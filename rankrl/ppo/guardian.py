@@ -55,14 +55,19 @@ def marked(mark: str, variable: str = MARK) -> list[psutil.Process]:
     return found
 
 
+def kill(processes: list[psutil.Process]) -> None:
+    """Kills processes, of which some may be gone already."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            process.kill()
+
+
 def main(mark: str) -> None:
     """Waits until the sweep is gone, then kills the processes that it marked."""
     sys.stdin.buffer.read()  # returns when the sweep is gone
     end = time.time() + PATIENCE_S
     while (left := marked(mark)) and time.time() < end:
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                process.kill()
+        kill(left)
         time.sleep(0.2)
 
 

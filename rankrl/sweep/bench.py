@@ -100,7 +100,7 @@ class Bench:
         largest = max(run.max_rank * run.recipe.init.served_ranks for run in self.runs)
         try:
             return Services(neediest(self.runs), largest, self.parallel_runs)
-        except (ValueError, ray.exceptions.RayError) as error:
+        except (ValueError, ConnectionError, ray.exceptions.RayError) as error:
             raise ClusterLost(" ".join(str(error).split())[:500]) if again else error from error
 
     def base_samples(self) -> list[Sample]:

@@ -201,7 +201,7 @@ def _sampled(subject: Subject, items: list[Item], directory: Path, model_path: s
     """
     from rankrl.sweep.local import prepare_process
 
-    prepare_process(subject.scale.placement.engines_only.gpus)
+    prepare_process(subject.scale.placement.engines_only.gpus, lambda line: print(line, file=sys.stderr))
     import ray
 
     from rankrl.ppo.services import engines_alone, resolve_model

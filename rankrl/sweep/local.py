@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ import psutil
 
 from rankrl.data.loading import load_items
 from rankrl.data.ready import check_ready
+from rankrl.ppo.ray_environment import drop_left_over, step_address
 from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
 from rankrl.recipe.plan import Run, neediest
 from rankrl.recipe.scale import Execution
@@ -38,8 +39,10 @@ HERE = Execution()
 STOPPED = 75  # EX_TEMPFAIL: stopped, on request or because nodes were lost, and resumable
 
 
-def prepare_process(gpus: int) -> None:
+def prepare_process(gpus: int, tell: Callable[[str], None] = say) -> None:
     """Prepares this process for training: quiet libraries, Ray, CPU stand-ins if there is no GPU.
+
+    Warnings go to `tell`. Raises ConnectionError if Ray does not start.
 
     Ray starts before the heavy imports, not beside them: it forks, and the fork imports. If another
     thread were in the middle of an import, the fork would wait forever.
@@ -47,14 +50,16 @@ def prepare_process(gpus: int) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "RAY_ADDRESS" not in os.environ:  # a cluster of one machine: Ray listens on loopback alone, as it does on a Mac
+    if left := drop_left_over(os.environ):
+        tell(f"warning: {', '.join(left)} in the environment: ignored, for rankrl uses a Ray of its own")
+    if not step_address(os.environ):  # a cluster of one machine: Ray listens on loopback alone, as it does on a Mac
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import warnings
 
     warnings.simplefilter("ignore")  # of libraries; rankrl reports by exceptions and printed lines
     from rankrl.ppo.cluster import start_ray
 
-    start_ray(gpus)  # here, because Ray's processes die with the thread that started them
+    start_ray(gpus, tell)  # here, because Ray's processes die with the thread that started them
     _import_stack()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # last, because Ray and libraries set handlers of their own
 
