@@ -267,8 +267,13 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster):
 
 
 def test_a_run_on_two_nodes_agrees_with_one_on_one_and_survives_the_loss_of_a_raylet(cluster, tmp_path, monkeypatch):
-    """Policy and value workers on both nodes under ZeRO-3, an engine on each."""
+    """Policy and value workers on both nodes under ZeRO-3, an engine on each.
+
+    The user's environment still names the clusters of other days.
+    """
     monkeypatch.setenv("RAY_START_OPTIONS", "--num-gpus=2 --num-cpus=3")
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.setenv("RANKRL_RAY_ADDRESS", "1000@10.9.9.9:20000")
     words = ("ranks=[4]", "seeds=[0]", "steps=8", "checkpoint_every=2", f"scale.deepspeed={ROOT}/ds_configs/zero3.json",
              "scale.placement.engines=2", "scale.placement.micro_batch=32")  # fmt: skip
     root = tmp_path / "low_rank"
@@ -278,6 +283,7 @@ def test_a_run_on_two_nodes_agrees_with_one_on_one_and_survives_the_loss_of_a_ra
         root.glob(f"slurm/{array}_0-attempt*.log")
     ).read_text()  # on a busy machine the first may start no Ray
     assert re.search(r"policy on vn(1 vn2|2 vn1); engines on vn(1 vn2|2 vn1)", training), training
+    assert "warning: RAY_ADDRESS in the environment: ignored" in (root / "slurm" / f"{array}_0.log").read_text()
     kill("raylet/raylet --raylet_socket_name", "vn2")
     ended(root)
     complete(root, ["r4-b16-s0"], 8)
