@@ -10,8 +10,10 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rankrl.parser import parser
@@ -20,6 +22,7 @@ from rankrl.recipe.idle import idle_critics
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
 from rankrl.recipe.require import require
+from rankrl.recipe.shipped import TO_START_FROM, copy_shipped, install_words
 from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
@@ -249,6 +252,13 @@ def _next(args: argparse.Namespace) -> int:
     return int(bool(refused))
 
 
+def _init(args: argparse.Namespace) -> int:
+    copy_shipped(Path(args.dir))
+    print(f"copied to {args.dir}: {', '.join(TO_START_FROM)}")
+    print(f"next: cd {quote(args.dir)} && rankrl plan recipes/demo.yaml && rankrl doctor")
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from rankrl.adapter.export import export
     from rankrl.report.model_card import card
@@ -297,12 +307,22 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "eval": _eval,
     "next": _next,
+    "init": _init,
     "export": _export,
     "data": _data,
     "doctor": _doctor,
     "report": _report,
     "samples": _samples,
 }
+
+
+def _not_installed(command: str, error: ModuleNotFoundError) -> int:
+    """Says how to install the training stack, which planning and reading do without."""
+    package = (error.name or "rankrl").partition(".")[0]
+    if find_spec(package):  # it is there, and lacks a part
+        raise error
+    print(f"rankrl: {command} needs {package}, which is not installed: {install_words()}", file=sys.stderr)
+    return 1
 
 
 def main(words: list[str] | None = None) -> int:
@@ -317,6 +337,8 @@ def main(words: list[str] | None = None) -> int:
         told = getattr(error, "cause", error)  # the error of a remote worker, without its traceback
         print(f"rankrl: {visible(' '.join(str(told).split()))}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        return _not_installed(args.command, error)
     except BrokenPipeError:
         return 141
     except OSError as error:  # a full disk, a directory without permission

@@ -16,7 +16,10 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=says, description=says)
         if recipe:
             sub.add_argument(
-                "recipe", metavar="RECIPE", type=expanduser, help="recipe file, for instance recipes/low_rank.yaml"
+                "recipe",
+                metavar="RECIPE",
+                type=expanduser,
+                help="recipe file, or name of a shipped one such as low_rank",
             )
         if runs:
             sub.add_argument(
@@ -67,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     after.add_argument("dir", metavar="DIR", type=expanduser, help="runs directory, or the directory of one sweep")
     after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")
     after.add_argument("--json", action="store_true", help="print JSON")
+    began = command("init", "copy the shipped recipes, slurm/ and ds_configs/ to start from", recipe=False)
+    began.add_argument("dir", metavar="DIR", type=expanduser, help="directory that has none of them yet")
     exported = command("export", "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
     exported.add_argument("run_dir", metavar="RUN_DIR", type=expanduser, help="directory of a finished or diverged run")
     exported.add_argument("--to", metavar="DIR", type=expanduser, required=True, help="new directory")

@@ -14,8 +14,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from rankrl.recipe.architecture import EMBEDDED, SMOLLM2
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -53,6 +51,8 @@ def converted(gguf: Path | None = None, to: Path = EMBEDDED[SMOLLM2]) -> Path:
     beside `to` and renames it. Raises ValueError, one line, for a missing package or file, or a
     file of other content.
     """
+    from filelock import FileLock  # here: rankrl doctor reads this file where only planning is installed
+
     to.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(to.with_name(f".{to.name}.lock")):
         if not to.is_dir():

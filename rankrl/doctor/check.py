@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rankrl.recipe.shipped import install_words
+
 
 @dataclass(frozen=True)
 class Check:
@@ -32,6 +34,8 @@ def say(what: str, fix: str, check: Callable[..., Check], *args: Any) -> bool:
     """
     try:
         found = check(*args)
+    except ModuleNotFoundError as error:  # or PackageNotFoundError
+        found = Check("FAIL", what, f"{error.name} is not installed", install_words())
     except (ValueError, ImportError, OSError) as error:  # DeepSpeed's and transformers' refusals are ValueErrors
         found = Check("FAIL", what, one_line(error), fix)
     print(found, flush=True)

@@ -23,9 +23,10 @@ from rankrl.recipe.estimate import likely_parallel_runs, size
 from rankrl.recipe.memory import CPU_CONTROLLER_BYTES, kv_tokens, memory_bytes, offloaded_bytes
 from rankrl.recipe.plan import Run, adapter_params
 from rankrl.recipe.scale import Scale
+from rankrl.recipe.shipped import install_words
 
 PINNED = ("openrlhf", "vllm", "torch", "deepspeed", "ray", "transformers", "peft")
-INSTALL = "make setup (CPU) or pip install -e .[gpu]"
+INSTALL = install_words()
 CHECKPOINT_BYTES = 16
 """Bytes of a trained parameter in a checkpoint: weight, previous weight, two moments, in fp32."""
 SHM_BYTES = 10e9

@@ -29,6 +29,7 @@ from rankrl.ppo.instruments import READINGS
 from rankrl.ppo.rollout import Sample
 from rankrl.recipe.plan import Run
 from rankrl.recipe.schema import Recipe
+from rankrl.recipe.shipped import in_clone
 from rankrl.recipe.whole_file import whole_file
 from rankrl.report.ledger import attempts_file
 from rankrl.report.model_text import storable
@@ -68,6 +69,8 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The git commit of this clone; "unknown" outside of a clone or without git."""
+    if not in_clone():  # a wheel's environment may stand in a clone of something else
+        return "unknown"
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     except OSError:

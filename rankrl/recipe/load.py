@@ -20,10 +20,10 @@ from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import OPTIONS
 from rankrl.recipe.scale import Execution, Scale
 from rankrl.recipe.schema import Recipe
+from rankrl.recipe.shipped import find_recipe
 from rankrl.recipe.typed import at, described, kind_of, literal, parts, typed_word, typed_yaml
 
 T = TypeVar("T", Recipe, Scale, Execution, Advantage)
-ROOT = Path(__file__).resolve().parents[2]
 _QUOTED = re.compile(r"'(\w+)'")
 GRID = {"ranks", "batch_sizes", "seeds", "arms", "name", "equal_params", "stages", "eval_seeds"}
 
@@ -189,13 +189,13 @@ def doctor_words(words: Sequence[str]) -> tuple[Scale, Advantage]:
 
 
 def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """A recipe file with `key=value` overrides.
+    """A recipe, by path or by the name of a shipped one, with `key=value` overrides.
 
     `scale=` chooses the scale (default nano) and `scale.KEY=` changes it. `parallel_runs=` and
     `services=` say how the runs are executed. Raises ValueError, in one line that names the key,
     the value and what is allowed.
     """
-    path = Path(expanduser(recipe))
+    path = find_recipe(recipe)
     here = tuple(f"{option.name}=" for option in fields(Execution))
     words, scale, scale_words = _overrides([word for word in overrides if not word.startswith(here)])
     execution = _overrides([word for word in overrides if word.startswith(here)], Execution)[0]

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import gcd
-from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.allocation import allocation_table, module_shapes, planned
 from rankrl.recipe.history import FORMAT, recorded
 from rankrl.recipe.init_section import MEASURED
 from rankrl.recipe.knobs import Knob, derive
-from rankrl.recipe.load import ROOT, Experiment
+from rankrl.recipe.load import Experiment
 from rankrl.recipe.rank_table import LARGEST_SERVED
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
 from rankrl.recipe.run_id import run_id
 from rankrl.recipe.scale import Scale
 from rankrl.recipe.schema import FEW_NORMS, Recipe
+from rankrl.recipe.shipped import find_shipped, shipped
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,10 @@ def deepspeed_config(scale: Scale) -> dict[str, Any]:
     Raises ValueError if it is missing, no JSON object with a ZeRO stage, or has keys without
     effect.
     """
-    path = next((p for p in (Path(scale.deepspeed), ROOT / scale.deepspeed) if p.is_file()), None)
+    path = find_shipped(scale.deepspeed)
     if path is None:
-        raise ValueError(f"deepspeed: got {scale.deepspeed!r}, allowed: an existing JSON file (ds_configs/ has some)")
+        named = ", ".join(f"ds_configs/{file.name}" for file in sorted((shipped() / "ds_configs").glob("*.json")))
+        raise ValueError(f"deepspeed: got {scale.deepspeed!r}, allowed: an existing JSON file, or the shipped {named}")
     try:
         config = json.loads(path.read_text())
         stage = config["zero_optimization"]["stage"]
