@@ -114,6 +114,41 @@ def test_doctor_and_eval_refuse_what_vllm_serves_no_adapters_of(capsys, tmp_path
     assert code == 2 and "GPT2LMHeadModel lacks SupportsLoRA" in error and "ray" not in error
 
 
+UNLIKE = {
+    "soft cap": ("gemma2", ["attention=sdpa"], "model.attention: got 'sdpa', allowed: eager or flash_attention_2"),
+    "window": ("mistral", ["share_prefixes=true"], "looks back 16 tokens, prompt and response have 128"),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_attention_that_is_not_the_models_is_refused(capsys, tmp_path, case):
+    name, words, says = UNLIKE[case]
+    model = tiny_model(name, tmp_path / "model", sliding_window=16)
+    written(capsys, model, tmp_path / "my.yaml", "--train", "nano", "--gpus", "0")
+    shown = told(capsys, "doctor", tmp_path / "my.yaml", *(f"scale.model.{word}" for word in words))[1]
+    assert "FAIL  data" in shown and says in shown
+
+
+def test_sdpa_does_leave_out_the_soft_cap(tmp_path):
+    """The reason for `eager`; when this fails, transformers has mended it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tiny_model("gemma2", tmp_path, attn_logit_softcapping=0.5)
+    kinds = [AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=kind) for kind in ("eager", "sdpa")]
+    eager, sdpa = (model(torch.arange(5, 15)[None]).logits for model in kinds)
+    assert (eager - sdpa).abs().max() > 0.1
+
+
+def test_a_module_that_an_engine_lacks_is_not_left_out_in_silence():
+    from rankrl.ppo.serving import check_known
+
+    layer, packed = "model.layers.0.mlp", {"model.layers.0.mlp.gate_up_proj": ["model.layers.0.mlp.up_proj"]}
+    check_known([f"{layer}.up_proj", f"{layer}.down_proj"], [f"{layer}.down_proj"], packed)
+    with pytest.raises(ValueError, match=r"got 'fc1', .*it has no model.layers.0.mlp.fc1 \(1 in all\)"):
+        check_known([f"{layer}.up_proj", f"{layer}.fc1"], [f"{layer}.down_proj"], packed)
+
+
 def test_sizes_under_gpt2s_names_are_read(family):
     model = dataclasses.replace(load_scale("nano").model, path=str(family("gpt2")))
     found = widths(dataclasses.replace(load_scale("nano"), model=model))

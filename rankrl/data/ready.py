@@ -35,6 +35,7 @@ def check_ready(scale: Scale, items: Items, directory: Path | None = None) -> li
     directory = directory or (here if here.is_dir() else None)
     config = _config(scale, directory)
     check_positions(scale, config)
+    check_attention(scale, config)
     notes = [note for key, part in zip(KEYS, items, strict=True) for note in check_golds(part, key)]
     tokenizer = tokenizer_here(scale.model, directory)
     if tokenizer is not None:
@@ -63,6 +64,21 @@ def check_positions(scale: Scale, config: dict[str, Any]) -> None:
     fine = most is None or kind != "default" or asked <= most
     fix = "lengths.prompt_tokens + response_tokens; the engine would refuse to start"
     require(fine, "lengths", asked, f"at most {most}, the max_position_embeddings of {scale.model.path}", fix)
+
+
+def check_attention(scale: Scale, config: dict[str, Any]) -> None:
+    """Raises ValueError, one line, for attention that the trainer would compute as another's.
+
+    transformers' sdpa leaves out a soft cap, and shared prefixes bring a mask without a window.
+    """
+    model, asked = scale.model, scale.lengths.prompt_tokens + scale.lengths.response_tokens
+    capped = bool(config.get("attn_logit_softcapping")) and model.attention == "sdpa"
+    fix = f"sdpa leaves out the soft cap of {model.path}"
+    require(not capped, "model.attention", model.attention, "eager or flash_attention_2", fix)
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    whole = not model.share_prefixes or window is None or asked <= window
+    fix = f"{model.path} looks back {window} tokens, prompt and response have {asked}"
+    require(whole, "model.share_prefixes", model.share_prefixes, "false", fix)
 
 
 def check_prompts(scale: Scale, tokenizer: Any, items: list[Item], key: str) -> None:
