@@ -289,6 +289,15 @@ def _data(args: argparse.Namespace) -> int:
     return 0
 
 
+def _scale(args: argparse.Namespace) -> int:
+    from rankrl.doctor.scale_file import write_scale
+
+    to = Path(args.to)
+    scale = write_scale(args.model, to, args.train, args.evaluation, args.gpus, args.gpu_memory)
+    print(f"written: {to}; adapts {', '.join(scale.model.modules)}. Next: rankrl doctor {to}")
+    return 0
+
+
 def _eval(args: argparse.Namespace) -> int:
     from rankrl.recipe.load import scale_of_words
     from rankrl.sweep.evaluate import evaluate
@@ -311,6 +320,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
     "data": _data,
     "doctor": _doctor,
+    "scale": _scale,
     "report": _report,
     "samples": _samples,
 }

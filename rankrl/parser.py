@@ -81,11 +81,23 @@ def parser() -> argparse.ArgumentParser:
     checked = command("doctor", "check this machine for a scale, and say what to do", recipe=False, runs=True)
     what = "scale name or file (default: nano), scale.KEY=VALUE, and advantage.method=METHOD"
     checked.add_argument("overrides", nargs="*", metavar="SCALE", help=what)
+    _scale(command)
     for name in ("plan", "explain", "adapter", "sweep", "run", "tasks"):
         commands.choices[name].add_argument(
             "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
         )
     return top
+
+
+def _scale(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the command that writes a scale."""
+    scale = command("scale", "write a scale file for any causal language model, from its config.json", recipe=False)
+    scale.add_argument("model", metavar="MODEL", type=expanduser, help="directory, or hub id in the hub's cache")
+    scale.add_argument("--to", metavar="FILE", type=expanduser, required=True, help="new YAML file")
+    scale.add_argument("--train", default="gsm_symbolic", help="file or generated task (default: gsm_symbolic)")
+    scale.add_argument("--evaluation", help="file, if --train is one")
+    scale.add_argument("--gpus", type=int, metavar="N", help="GPUs of the node, 0 for its CPU (default: nvidia-smi's)")
+    scale.add_argument("--gpu-memory", type=float, default=80, metavar="GB", help="of each, with --gpus (default 80)")
 
 
 def _reading(command: Callable[..., argparse.ArgumentParser]) -> None:

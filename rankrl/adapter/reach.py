@@ -16,7 +16,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rankrl.adapter.host import target_shapes
+from rankrl.adapter.served import check_served
 from rankrl.recipe.architecture import read_config
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Model
 
 
@@ -73,14 +75,40 @@ def meta_model(config_path: Path) -> nn.Module:
         ) from error
 
 
+ROUTERS = ("gate", "router")
+"""Names of linear modules that choose experts; adapters leave the choice as it is."""
+
+
+def adaptable(net: nn.Module, path: str) -> dict[str, list[int]]:
+    """Name -> [d_in, d_out] of the linear modules that every layer has once, as scales name them.
+
+    Raises ValueError, one line, if there are none, as where a model has Conv1D instead.
+    """
+    output, layers = net.get_output_embeddings(), net.config.get_text_config().num_hidden_layers
+    shapes: dict[str, list[list[int]]] = {}
+    for name, m in net.named_modules():
+        if isinstance(m, nn.Linear) and m is not output:
+            shapes.setdefault(name.rpartition(".")[2], []).append([m.in_features, m.out_features])
+    found = {
+        name: these[0]
+        for name, these in shapes.items()
+        if len(these) == layers and these.count(these[0]) == layers and name not in ROUTERS
+    }
+    kinds = sorted({type(m).__name__ for m in net.modules()})
+    fix = f"its modules are {', '.join(kinds)}"
+    require(len(found) > 0, "model.path", path, "a model whose layers have linear modules (nn.Linear)", fix)
+    return found
+
+
 def reach(model: Model, config_path: Path) -> Reach:
     """Counts what the scale adapts and what could be adapted.
 
     Raises ValueError, one line, if scale and model disagree on parameters, layers, or the modules
-    and their shapes.
+    and their shapes, or if vLLM serves no adapters of the model.
     """
+    check_served(model.path, read_config(config_path))
     net = meta_model(config_path)
-    params, layers = sum(p.numel() for p in net.parameters()), net.config.num_hidden_layers
+    params, layers = sum(p.numel() for p in net.parameters()), net.config.get_text_config().num_hidden_layers
     _check(model, net, params, layers)
     adapted = target_shapes(net, model.modules, model.layers)
     output = net.get_output_embeddings()

@@ -1,6 +1,7 @@
 """The prompt that the model reads: a question with the scale's instruction and template.
 
-Building data, rollouts and evaluations all use `prompt_ids`.
+Building data, rollouts and evaluations all use `as_ids`. The engine is given these ids, not a text,
+and training puts the response's ids behind them, so neither adds a token of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,25 @@ def prompt_text(tokenizer: Any, data: Data, prompt: str) -> str:
 
 
 def prompt_ids(tokenizer: Any, data: Data, prompt: str) -> list[int]:
-    return tokenizer(prompt_text(tokenizer, data, prompt), add_special_tokens=False)["input_ids"]
+    return as_ids(tokenizer, data, [prompt_text(tokenizer, data, prompt)])[0]
+
+
+def as_ids(tokenizer: Any, data: Data, texts: list[str]) -> list[list[int]]:
+    """The ids of prompts that `prompt_text` has made.
+
+    A tokenizer that begins every text with a bos token does so here too, once, since its model has
+    seen no text without. A chat template writes all special tokens itself, and an end token behind
+    a prompt would end what is to be continued.
+    """
+    bos = [] if data.template == "chat" else own_start(tokenizer)
+    found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [ids if ids[: len(bos)] == bos else bos + ids for ids in found]
+
+
+def own_start(tokenizer: Any) -> list[int]:
+    """The bos token as a list, if the tokenizer puts it before a text by itself; else empty."""
+    first = tokenizer("")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -60,9 +79,28 @@ def _tokenizer(model: Model, path: str, local: bool) -> Any:
 
 
 def check_template(scale: Scale, tokenizer: Any) -> None:
-    """Raises ValueError, one line, where a chat template is wanted and the tokenizer has none."""
+    """Raises ValueError, one line, for a chat template that is not there, or a switch it lacks."""
     chats = scale.data.template != "chat" or bool(tokenizer.chat_template)
     require(chats, "data.template", "chat", "a text with {}, or null", f"{scale.model.path} has no chat template")
+    thinking = scale.data.thinking
+    knows = thinking is None or "enable_thinking" in str(tokenizer.chat_template)
+    fix = f"the chat template of {scale.model.path} knows no enable_thinking"
+    require(knows, "data.thinking", thinking, "null", fix)
+
+
+def check_tokens(scale: Scale, tokenizer: Any, vocabulary: int | None) -> None:
+    """Raises ValueError, one line, for a tokenizer without an end token, or with too many tokens.
+
+    `vocabulary` is the number of the model's embeddings. Without a pad token, OpenRLHF pads with
+    the end token; the pad token is never attended to, but it is looked up.
+    """
+    has_end, path = tokenizer.eos_token_id is not None, scale.model.path
+    fix = "responses would never end; set eos_token in tokenizer_config.json"
+    require(has_end, "model.path", path, "a model whose tokenizer has an end token", fix)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    fix = f"its pad token is {pad}; set pad_token in tokenizer_config.json to the end token"
+    allowed = f"a model whose tokenizer pads with one of its {vocabulary} embeddings"
+    require(vocabulary is None or pad < vocabulary, "model.path", path, allowed, fix)
 
 
 def short_enough(scale: Scale) -> Callable[[str], bool]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.data.items import Item
-from rankrl.data.prompt import check_template, prompt_text, tokenizer_here
+from rankrl.data.prompt import as_ids, check_template, check_tokens, prompt_text, tokenizer_here
 from rankrl.recipe.architecture import EMBEDDED, config_path, read_config
 from rankrl.recipe.require import require
 from rankrl.recipe.scale import Scale
@@ -33,11 +33,14 @@ def check_ready(scale: Scale, items: Items, directory: Path | None = None) -> li
     """
     here = Path(EMBEDDED.get(scale.model.path, scale.model.path))
     directory = directory or (here if here.is_dir() else None)
-    check_positions(scale, directory)
+    config = _config(scale, directory)
+    check_positions(scale, config)
+    check_attention(scale, config)
     notes = [note for key, part in zip(KEYS, items, strict=True) for note in check_golds(part, key)]
     tokenizer = tokenizer_here(scale.model, directory)
     if tokenizer is not None:
         check_template(scale, tokenizer)
+        check_tokens(scale, tokenizer, config.get("vocab_size"))
         for key, part in zip(KEYS, items, strict=True):
             check_prompts(scale, tokenizer, part, key)
         return notes
@@ -45,13 +48,15 @@ def check_ready(scale: Scale, items: Items, directory: Path | None = None) -> li
     return [*notes, f"prompts are not measured: the tokenizer of {scale.model.path} is not here"]
 
 
-def check_positions(scale: Scale, directory: Path | None) -> None:
-    """Raises ValueError, one line, for sequences that are longer than the model's positions."""
+def _config(scale: Scale, directory: Path | None) -> dict[str, Any]:
+    """The config.json of the base, of its decoder where that is nested; empty if it is not here."""
     path = directory / "config.json" if directory else config_path(scale.model)
-    if path is None or not path.is_file():
-        return
-    config = read_config(path)
-    config = config.get("text_config", config)
+    config = read_config(path) if path and path.is_file() else {}
+    return config.get("text_config", config)
+
+
+def check_positions(scale: Scale, config: dict[str, Any]) -> None:
+    """Raises ValueError, one line, for sequences that are longer than the model's positions."""
     stretched = config.get("rope_scaling") or config.get("rope_parameters") or {}
     most = config.get("max_position_embeddings") or config.get("n_positions")
     kind = stretched.get("rope_type", stretched.get("type", "default"))
@@ -61,13 +66,28 @@ def check_positions(scale: Scale, directory: Path | None) -> None:
     require(fine, "lengths", asked, f"at most {most}, the max_position_embeddings of {scale.model.path}", fix)
 
 
+def check_attention(scale: Scale, config: dict[str, Any]) -> None:
+    """Raises ValueError, one line, for attention that the trainer would compute as another's.
+
+    transformers' sdpa leaves out a soft cap, and shared prefixes bring a mask without a window.
+    """
+    model, asked = scale.model, scale.lengths.prompt_tokens + scale.lengths.response_tokens
+    capped = bool(config.get("attn_logit_softcapping")) and model.attention == "sdpa"
+    fix = f"sdpa leaves out the soft cap of {model.path}"
+    require(not capped, "model.attention", model.attention, "eager or flash_attention_2", fix)
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    whole = not model.share_prefixes or window is None or asked <= window
+    fix = f"{model.path} looks back {window} tokens, prompt and response have {asked}"
+    require(whole, "model.share_prefixes", model.share_prefixes, "false", fix)
+
+
 def check_prompts(scale: Scale, tokenizer: Any, items: list[Item], key: str) -> None:
     """Raises ValueError, one line, for a prompt of no tokens, or of more than the scale allows."""
     longest, too_long = scale.lengths.prompt_tokens, []
     for start in range(0, len(items), BATCH):
         batch = items[start : start + BATCH]
         texts = [_text(scale, tokenizer, item, key) for item in batch]
-        lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        lengths = [len(ids) for ids in as_ids(tokenizer, scale.data, texts)]
         for item, tokens in zip(batch, lengths, strict=True):
             require(tokens > 0, key, item.item_id, "prompts of at least one token", "the item's prompt has none")
         too_long += [(item.item_id, tokens) for item, tokens in zip(batch, lengths, strict=True) if tokens > longest]

@@ -8,7 +8,7 @@ import torch
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
-from rankrl.ppo.serving import digest, unpack
+from rankrl.ppo.serving import check_known, digest, unpack
 
 
 class AdapterReceiver:
@@ -42,6 +42,7 @@ class AdapterReceiver:
             dtype=manager.lora_config.lora_dtype,
             weights_mapper=mapper.get_rename_mapper() if mapper else None,
         )
+        check_known(lora.loras, adapters.modules, adapters.packed_modules)
         held = digest(names, [t for layer in lora.loras.values() for t in (layer.lora_a, layer.lora_b)])
         adapters.remove_adapter(adapter_id)
         if len(adapters) + 1 > adapters.capacity:

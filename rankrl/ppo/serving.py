@@ -8,7 +8,7 @@ the adapter's rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -96,6 +96,21 @@ def pack(factors: dict[str, tuple[torch.Tensor, torch.Tensor]], scales: dict[str
     shapes = [(t.shape[0], t.shape[1]) for t in tensors.values()]
     data = flat.view(torch.uint8).numpy().tobytes()
     return Payload(list(tensors), shapes, dtype, data, digest(list(tensors), [flat]))
+
+
+def check_known(sent: Iterable[str], modules: Iterable[str], packed: Mapping[str, list[str]]) -> None:
+    """Raises ValueError, one line, if an engine has no module for a part of an adapter.
+
+    vLLM would leave it out in silence. Given are the names that vLLM has mapped the adapter's to,
+    its modules with adapters, and fused module -> the names of its parts.
+    """
+    known = {*modules, *(part for parts in packed.values() for part in parts)}
+    missing = sorted(set(sent) - known)
+    if missing:
+        raise ValueError(
+            f"model.modules: got {missing[0].rpartition('.')[2]!r}, allowed: modules that vLLM has as well; "
+            f"it has no {missing[0]} ({len(missing)} in all)"
+        )
 
 
 def digest(names: list[str], tensors: Iterable[torch.Tensor]) -> str:

@@ -91,6 +91,16 @@ class Widths:
     kv_heads: Optional[int]
     """Number of key-value heads. None without a config.json: keys and values are then assumed to be
     split over all GPUs of an engine."""
+    keys: Optional[int] = None
+    """Size of a token's keys in a layer. None without a config.json."""
+
+
+HIDDEN, HEADS = ("hidden_size", "n_embd", "d_model"), ("num_attention_heads", "n_head", "num_heads")
+"""Names that families of models have for the same size."""
+
+
+def _size(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((config[name] for name in names if config.get(name)), None)
 
 
 def widths(scale: Scale) -> Widths:
@@ -104,5 +114,8 @@ def widths(scale: Scale) -> Widths:
         return Widths(next(iter(scale.model.modules.values()))[0], None, None)
     config = read_config(path)
     config = config.get("text_config", config)
-    heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
-    return Widths(config["hidden_size"], config.get("vocab_size"), heads)
+    hidden, heads = _size(config, HIDDEN), _size(config, HEADS)
+    require(hidden is not None, "model.path", str(path), f"a config.json with {', '.join(HIDDEN[:-1])} or {HIDDEN[-1]}")
+    kv_heads = config.get("num_key_value_heads") or heads
+    head = config.get("head_dim") or (hidden // heads if hidden and heads else None)
+    return Widths(hidden or 0, config.get("vocab_size"), kv_heads, kv_heads * head if kv_heads and head else None)

@@ -74,9 +74,11 @@ class Cost:
 def kv_bytes_per_token(scale: Scale) -> int:
     """Bytes of a token's keys and values over all layers.
 
-    The output width of k_proj is taken as the width of keys and of values.
+    The output width of k_proj is taken as the width of keys and of values; where keys come out of a
+    fused module, config.json gives it.
     """
-    width = scale.model.modules.get("k_proj", max(scale.model.modules.values()))[1]
+    modules = scale.model.modules
+    width = modules["k_proj"][1] if "k_proj" in modules else widths(scale).keys or max(modules.values())[1]
     return 2 * scale.model.layers * width * scale.model.bytes_per_param
 
 

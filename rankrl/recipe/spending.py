@@ -18,7 +18,7 @@ from rankrl.recipe.rank_table import LARGEST_SERVED, Shapes
 
 V = TypeVar("V")
 Ranks = dict[str, int]
-MLP = ("gate_proj", "up_proj", "down_proj")
+MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
 CLOSE = 1e-9
 """Ranks that differ by less count as equal: they differ by rounding only."""
 

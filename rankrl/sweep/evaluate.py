@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rankrl.adapter.peft_files import CONFIG, check_fits, read_config
+from rankrl.adapter.served import check_served
 from rankrl.data.base_model import local_directory
 from rankrl.data.items import Item, revision
 from rankrl.data.loading import load_items
 from rankrl.data.ready import check_ready
 from rankrl.recipe.allocation import module_shapes
-from rankrl.recipe.architecture import EMBEDDED
-from rankrl.recipe.rank_table import serving_rank
+from rankrl.recipe.architecture import EMBEDDED, config_path
+from rankrl.recipe.architecture import read_config as model_config
+from rankrl.recipe.rank_table import Shapes, serving_rank
 from rankrl.recipe.require import require
 from rankrl.recipe.scale import Model, Scale
 from rankrl.report.read import divergence, read_result
@@ -144,9 +146,20 @@ def _of_adapter(directory: Path, scale: Scale, key: str) -> Subject:
     base = read_config(directory, key).get("base_model_name_or_path")
     same = base is None or _same(base, scale.model.path)
     require(same, key, str(directory), f"an adapter of {scale.model.path}, the base of this scale", f"it is {base}'s")
-    rank = check_fits(directory, module_shapes(scale), scale.model.path, key)
+    rank = check_fits(directory, _shapes(scale), scale.model.path, key)
     serving_rank(rank)
     return Subject(scale, directory, rank)
+
+
+def _shapes(scale: Scale) -> Shapes:
+    """The shapes of the adapted modules by the names that the model gives them."""
+    path = config_path(scale.model)
+    if path is None:
+        return module_shapes(scale)
+    from rankrl.adapter.host import target_shapes
+    from rankrl.adapter.reach import meta_model
+
+    return target_shapes(meta_model(path), scale.model.modules, scale.model.layers)
 
 
 def _same(a: str, b: str) -> bool:
@@ -168,6 +181,7 @@ def evaluate(word: str, scale: Scale, directory: Path, as_json: bool) -> int:
         print(f"note: {line}", file=sys.stderr)
     rows = None if subject.adapter else _cached(cache_file(subject.scale, items, directory, model_path), items)
     if rows is None:
+        check_served(subject.scale.model.path, model_config(Path(model_path) / "config.json"))
         for line in check_ready(subject.scale, ([], items), Path(model_path)):
             print(f"warning: {line}", file=sys.stderr)
         with redirect_stdout(sys.stderr):  # libraries log to stderr; stdout has the answer alone
