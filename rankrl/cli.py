@@ -253,9 +253,10 @@ def _next(args: argparse.Namespace) -> int:
 
 
 def _init(args: argparse.Namespace) -> int:
-    copy_shipped(Path(args.dir))
-    print(f"copied to {args.dir}: {', '.join(TO_START_FROM)}")
-    print(f"next: cd {quote(args.dir)} && rankrl plan recipes/demo.yaml && rankrl doctor")
+    to = Path(args.dir)
+    copy_shipped(to)
+    print(f"copied to {to}: {', '.join(TO_START_FROM)}")
+    print(f"next: cd {quote(str(to))} && rankrl plan recipes/demo.yaml && rankrl doctor")
     return 0
 
 

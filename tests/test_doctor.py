@@ -14,7 +14,7 @@ from conftest import runs_of
 
 from rankrl.cli import main
 from rankrl.doctor import assets, machine, usual_run
-from rankrl.recipe.load import load_scale
+from rankrl.recipe.load import doctor_words, find_scale, load_scale
 
 pytestmark = pytest.mark.usefixtures("stack", "no_gpu")
 
@@ -33,6 +33,18 @@ def doctor(capsys, *words):
     shown = capsys.readouterr().out
     lines = [line for line in shown.partition("\n\n")[0].splitlines() if line[:4] in ("ok  ", "warn", "FAIL")]
     return code, {line.split()[1]: line for line in lines}, shown
+
+
+def test_a_usual_run_of_few_items():
+    scale = load_scale("nano", {"data": {"train_items": 5}})
+    assert usual_run(scale).batch_size == 5
+    assert usual_run(load_scale("nano")).batch_size == 16
+
+
+def test_a_scale_whose_path_has_an_equals_sign(tmp_path):
+    path = tmp_path / "a=b.yaml"
+    path.write_text(find_scale("nano").read_text())
+    assert doctor_words([str(path), "scale.data.train_items=7"])[0].data.train_items == 7
 
 
 def test_nano_is_fine(capsys, tmp_path):

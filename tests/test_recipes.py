@@ -133,6 +133,7 @@ WRONG = {
     "word for a rule": (["rules.lr=fast"], "rules.lr", "a number"),
     "not finite": (["rules.kl.value=.inf"], "rules.kl.value", "finite"),
     "name that leaves the directory": (["name=../../x"], "name", "letters"),
+    "empty name": (["name="], "name", "letters"),
     "interpolation": (["rules.lr=${x}"], "rules.lr", "x"),
     "no such length term": (["reward.length=cubic"], "reward.length", "overlong"),
     "option of another length term": (

@@ -85,6 +85,14 @@ def test_init_copies_and_never_overwrites(tmp_path, capsys):
     assert (to / "recipes" / "demo.yaml").read_text() == "mine" and not (to / "slurm" / "sweep.sh").exists()
 
 
+@pytest.mark.parametrize("where", ["file", "file/new", "link"])
+def test_init_wants_a_directory(where, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert main(["init", str(tmp_path / where)]) == 2
+    assert "allowed: a directory, new or not" in capsys.readouterr().err
+
+
 def test_init_beside_other_files(tmp_path):
     (tmp_path / "notes").write_text("mine")
     assert main(["init", str(tmp_path)]) == 0

@@ -23,9 +23,9 @@ def usual_run(scale: Scale, advantage: Advantage = PPO) -> Run:
     Raises ValueError as `plan` does.
     """
     workers = lcm(scale.placement.policy_workers, scale.placement.value_workers)
-    batch_size = workers * -(-16 // workers)  # every worker gets its share
+    prompts = min(-(-16 // workers), max(1, scale.data.train_items // workers))  # of each worker
     rank = min(32, largest_rank(scale))
-    recipe = Recipe(ranks=(rank,), batch_sizes=(batch_size,), seeds=(0,), steps=100, advantage=advantage)
+    recipe = Recipe(ranks=(rank,), batch_sizes=(workers * prompts,), seeds=(0,), steps=100, advantage=advantage)
     return plan(Experiment("doctor", {"": recipe}, scale))[0]
 
 

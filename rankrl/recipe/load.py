@@ -171,9 +171,10 @@ def scale_of_words(words: Sequence[str]) -> Scale:
 
     Raises ValueError, in one line, as `load_experiment` does.
     """
-    names = [word for word in words if "=" not in word]
+    names = [word for word in words if "=" not in word or Path(expanduser(word)).is_file()]
     require(len(names) <= 1, "scale", names, "one name or path")
-    recipe, name, scale = _overrides([f"scale={name}" for name in names] + [word for word in words if "=" in word])
+    given = [word for word in words if word not in names]
+    recipe, name, scale = _overrides([*(f"scale={name}" for name in names), *given])
     require(not recipe, "override", sorted(recipe), "scale.KEY=VALUE")
     return load_scale(name, scale)
 
@@ -201,6 +202,7 @@ def load_experiment(recipe: str | Path, overrides: Sequence[str] = ()) -> Experi
     execution = _overrides([word for word in overrides if word.startswith(here)], Execution)[0]
     layers = [{"name": path.stem}, _expand(read_yaml(path, "recipe")), _expand(words)]
     whole = build(Recipe, *layers)
+    require(bool(whole.name), "name", "", "letters, digits, _, - and .", "the sweep's directory has this name")
     arms = {name: _arm(name, override, layers) for name, override in whole.arms.items()} or {"": whole}
     return Experiment(whole.name, arms, load_scale(scale, scale_words), build(Execution, execution))
 

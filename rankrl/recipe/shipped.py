@@ -49,8 +49,11 @@ def find_recipe(name: str | Path) -> Path:
 def copy_shipped(to: Path) -> None:
     """Copies what is shipped into a directory, which may have other files.
 
-    Raises ValueError, before anything is written, if one of the names is taken there.
+    Raises ValueError, before anything is written, if that is no directory, or one of the names is
+    taken there.
     """
+    there = next(path for path in (to, *to.parents) if path.exists() or path.is_symlink())
+    require(there.is_dir(), "DIR", str(to), "a directory, new or not", f"{there} is something else")
     taken = [name for name in TO_START_FROM if (to / name).exists() or (to / name).is_symlink()]
     require(not taken, "DIR", str(to), f"a directory without {', '.join(taken)}", "nothing was copied; take a new one")
     for name in TO_START_FROM:
