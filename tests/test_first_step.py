@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict, replace
 from math import log
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Samples
 from rankrl.adapter.weights import start_from_weights
 from rankrl.cli import main
+from rankrl.data.base_model import local_directory
+from rankrl.data.loading import load_items
 from rankrl.recipe.first_step import (
     FirstStep,
     FirstSteps,
@@ -114,8 +118,6 @@ def test_readings_of_known_gradients():
 def nano():
     """(Base, AdapterHost, batches, samples): the embedded base on random tokens and advantages."""
     from transformers import AutoModelForCausalLM
-
-    from rankrl.data.base_model import local_directory
 
     scale = runs_of("demo")[0].scale
     model = AutoModelForCausalLM.from_pretrained(local_directory(scale.model), dtype=torch.float32)
@@ -218,9 +220,6 @@ def test_plan_and_explain_say_that_it_is_measured_before_the_run(tmp_path, capsy
 
 
 def path_of(run, directory):
-    from rankrl.data.base_model import local_directory
-    from rankrl.data.loading import load_items
-
     return cache_path(run, load_items(run.scale.data), str(local_directory(run.scale.model)), directory)
 
 
@@ -250,3 +249,30 @@ def test_run_yaml_has_the_measured_rate_with_its_interval_and_resumes(tmp_path):
         check_identity(tmp_path, replace(run, knobs=run.knobs | {"lr": replace(run.knobs["lr"], value=1.0)}))
     with pytest.raises(ValueError, match=r"derived\.lr\.value=0\.0005, and this one has 0\.001"):
         check_identity(tmp_path, runs_of("demo", "ranks=[1,8]")[0])
+
+
+def test_of_two_processes_that_measure_at_once_the_first_to_end_counts(stack, tmp_path):
+    from rankrl.sweep.bench import Bench
+
+    run = runs_of("demo", *MEASURED)[0]
+    path, ours, theirs = path_of(run, tmp_path), steps(facts={"of": "us"}), steps(facts={"of": "another process"})
+    measured = []
+
+    class Alone(Bench):
+        """A bench whose services are not started."""
+
+        def __init__(self):
+            self.train_items, self.eval_items = load_items(run.scale.data)
+            self.directory, self._lock = tmp_path, threading.RLock()
+            self._services = SimpleNamespace(model_path=str(local_directory(run.scale.model)), broken=False)
+
+        def _measure_first_steps(self, run):
+            measured.append(run)
+            if len(measured) == 1:
+                write_first_steps(path, theirs)
+            return ours
+
+    bench = Alone()
+    assert bench.first_steps(run) == bench.first_steps(run) == theirs and len(measured) == 1
+    path.write_text(path.read_text()[:50])  # damaged: measured again, and whole from then on
+    assert bench.first_steps(run) == bench.first_steps(run) == read_first_steps(path) == ours and len(measured) == 2
