@@ -8,17 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
+from rankrl.recipe.first_step import DRAWS
 from rankrl.recipe.idle import idle_critics
+from rankrl.recipe.knobs import Knob
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
 from rankrl.recipe.require import require
@@ -27,6 +29,10 @@ from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+MEASURED = "measured before the run"
+"""What stands for a value that is not known yet."""
 
 
 def _console() -> Console:
@@ -45,7 +51,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows))
         return 0
-    _print_rows(rows)
+    _print_rows([{key: MEASURED if value is None else value for key, value in row.items()} for row in rows])
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
     print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
     packed = experiment.execution.parallel_runs or likely_parallel_runs(runs)
@@ -81,18 +87,19 @@ def _cells(experiment: Experiment) -> list[Run]:
 def _explain(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    for run in _cells(load_experiment(args.recipe, args.overrides)):
+    for planned in _cells(load_experiment(args.recipe, args.overrides)):
+        run = _with_cached(planned, Path(args.runs))
         share = run.trainable_params / run.scale.model.base_params
         title = f"{run.arm + ', ' if run.arm else ''}rank {run.rank}: {run.trainable_params:,} parameters, {share:.3%} of the base"
         critics = ("no critic", "a critic", "two critics")[run.critics]
         title += f"; advantage by {run.recipe.advantage.method}, {critics}"
         table = Table(title=title, title_justify="left", box=None)
         for column in ("knob", "value", "rule", "formula", "reference point", "source", "evidence"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=column == "value")
         for name, knob in run.knobs.items():
             cells = (
                 name,
-                f"{knob.value:.4g}",
+                _told(knob, planned.knobs[name].pending),
                 knob.rule,
                 knob.formula,
                 knob.reference,
@@ -103,6 +110,46 @@ def _explain(args: argparse.Namespace) -> int:
         _console().print(table)
         print(f"correction of engine and trainer: {run.recipe.correction}\n")
     return 0
+
+
+def _with_cached(run: Run, directory: Path) -> Run:
+    """`run` with what has been measured of it under `directory` already."""
+    if not run.pending:
+        return run
+    from rankrl.sweep.first_step_cache import cached
+
+    found = cached(run, directory)
+    return run.at(found) if found else run
+
+
+def _told(knob: Knob, measured: bool) -> str:
+    """A hyperparameter's value, with its interval if it was measured."""
+    if knob.pending:
+        return MEASURED
+    return f"{knob.value:.4g}" + (f" {_interval(knob.ci95)}, {MEASURED}" if measured else "")
+
+
+def _interval(ci95: Sequence[float] | None) -> str:
+    return f"[{ci95[0]:.3g}, {ci95[1]:.3g}]" if ci95 else "[no interval: A does not depend on the seed]"
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from rankrl.sweep.measure import measured_rows
+
+    experiment = load_experiment(args.recipe, args.overrides)
+    rows = measured_rows(plan(experiment), Path(args.runs))
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    _print_rows([_shown(row) for row in rows])
+    print("KL to the base in nats per response token: of the reference rate, and (kl_at_rule) of the rate lr.")
+    print(f"95 % t intervals over {DRAWS} draws of A, of the logarithm")
+    return 0
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `rankrl measure`, each interval as text."""
+    return {name: _interval(value) if name.endswith("_ci95") else value for name, value in row.items()}
 
 
 def _adapter(args: argparse.Namespace) -> int:
@@ -309,6 +356,7 @@ def _eval(args: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "explain": _explain,
+    "measure": _measure,
     "adapter": _adapter,
     "sweep": _sweep,
     "run": _run,

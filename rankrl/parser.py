@@ -33,7 +33,10 @@ def parser() -> argparse.ArgumentParser:
 
     plans = command("plan", "list every run with its derived hyperparameters")
     plans.add_argument("--json", action="store_true", help="print JSON")
-    command("explain", "for each rank: knob, value, formula, reference point, source, evidence")
+    command("explain", "for each rank: knob, value, formula, reference point, source, evidence", runs=True)
+    says = "KL of the first step, gradient norm, captured energy and signal-to-noise by rank, without training"
+    measure = command("measure", says, runs=True)
+    measure.add_argument("--json", action="store_true", help="print JSON")
     adapter = command("adapter", "where the rank goes and what the adapter weighs, without training")
     adapter.add_argument("--rank", type=int, required=True, metavar="R", help="the dial")
     adapter.add_argument(
@@ -82,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     what = "scale name or file (default: nano), scale.KEY=VALUE, and advantage.method=METHOD"
     checked.add_argument("overrides", nargs="*", metavar="SCALE", help=what)
     _scale(command)
-    for name in ("plan", "explain", "adapter", "sweep", "run", "tasks"):
+    for name in ("plan", "explain", "measure", "adapter", "sweep", "run", "tasks"):
         commands.choices[name].add_argument(
             "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
         )

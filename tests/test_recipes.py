@@ -105,6 +105,23 @@ WRONG = {
         "constant",
     ),
     "equal_kl without its c": (["rules.lr.rule=equal_kl"], "rules.lr.c", "0.59 was measured"),
+    "another knob than the rate, measured": (["rules.kl.rule=measured"], "rules.kl.rule", "'measured'"),
+    "reference rank that is too large to measure": (
+        ["rules.lr.rule=measured", "rules.lr.at_rank=512"],
+        "rules.lr.at_rank",
+        "1 to 256 at scale nano",
+    ),
+    "reference rank without an alpha": (
+        [
+            "rules.lr.rule=measured",
+            "rules.alpha.rule=table",
+            "rules.alpha.table={1: 16, 8: 16, 32: 16}",
+            "rules.lr.at_rank=4",
+        ],
+        "rules.alpha.table",
+        "an entry for rules.lr.at_rank=4 too",
+    ),
+    "no alpha to measure with": (["rules.lr.rule=measured", "rules.alpha=0"], "rules.alpha.value", "above 0"),
     "no such seeds of evaluations": (["eval_seeds=own"], "eval_seeds", "shared, per_seed"),
     "no such start of a warm-up": (["warmup_offset=2"], "warmup_offset", "0 or 1"),
     "brake that holds always": (["brakes.max_norm_ratio=1"], "brakes.max_norm_ratio", "above 1 and finite, or null"),

@@ -67,8 +67,13 @@ def summed(walk: Walk, zeros: Sums, add: Add, reduce: Reduce) -> Sums:
 
 
 @contextmanager
-def hooked(linears: dict[str, nn.Linear], hook: Callable[[str, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
-    """A context in which every forward pass calls hook(module, x, output)."""
+def hooked(
+    linears: dict[str, nn.Linear], hook: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor | None]
+) -> Iterator[None]:
+    """A context in which every forward pass calls hook(module, x, output).
+
+    What it returns, if anything, takes the place of the output.
+    """
     handles = [
         linear.register_forward_hook(lambda _, args, output, name=name: hook(name, args[0], output))
         for name, linear in linears.items()

@@ -19,6 +19,7 @@ from torch import nn
 from rankrl.adapter.delta import Factors, delta_norm, module_size
 from rankrl.adapter.eva import Shapes, eva
 from rankrl.adapter.factors import starting_factors
+from rankrl.adapter.first_step import Base, Draw, first_steps
 from rankrl.adapter.gradient import policy_gradient
 from rankrl.adapter.host import AdapterHost, doubled, lora_config
 from rankrl.adapter.start import Start
@@ -32,6 +33,7 @@ from rankrl.ppo.serving import Payload, pack, peft_names
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
 from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler, weight_max
+from rankrl.recipe.first_step import FirstStep
 from rankrl.recipe.init_section import FROM_WEIGHTS, Init
 
 
@@ -152,6 +154,37 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             task = (self._logprobs, self.host.linears(), self.host.shapes)
             start = measured_start(*task, init, rank, seed, batches, samples, added_up)
         return start if self.strategy.is_rank_0() else None
+
+    def first_steps(
+        self,
+        draws: list[Draw],
+        rate: tuple[float, int],
+        batches: list[Batch],
+        samples: Samples,
+        held_out: list[Batch],
+        parts: int,
+    ) -> dict[int, FirstStep] | None:
+        """Rank -> its first optimizer step; `rate` is the reference rate and the reference rank.
+
+        All workers measure it together on the base; only worker 0 returns it, the others None.
+        """
+        self.host.train()
+        with self.host.disabled(), self.actor.alone(self.host.base):
+            task = (self._logprobs, self._hidden, self._logits, self.host.linears(), self.host.shapes, added_up, parts)
+            found = first_steps(Base(*task), draws, *rate, batches, samples, held_out)
+        return found if self.strategy.is_rank_0() else None
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        """The last hidden states [N, H] from which a batch's N response tokens are predicted."""
+        device = torch.cuda.current_device()
+        inputs = (batch.sequences_BT, batch.attention_mask_BT, batch.action_mask_BA * batch.real_B[:, None])
+        ids_BT, attention_BT, action_BA = (tensor.to(device) for tensor in inputs)
+        hidden_BTH = self.host.base.base_model(ids_BT, attention_mask=attention_BT).last_hidden_state
+        return hidden_BTH[:, :-1][action_BA.bool()]
+
+    def _logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V] of the distribution that is sampled from, fp32."""
+        return self.host.base.get_output_embeddings()(hidden_NH).float() / self.actor.temperature
 
     def _logprobs(self, batch: Batch) -> torch.Tensor:
         """Log-probabilities [B, A] of a batch, differentiable if gradients are enabled."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from rankrl.recipe.first_step import FirstSteps, Interval
 from rankrl.recipe.rules import RULES
 from rankrl.recipe.rules_section import Rule
 from rankrl.recipe.scale import Reference
@@ -20,6 +21,16 @@ class Knob:
     formula: str
     reference: str
     source: str
+    ci95: Interval | None = None
+    """Interval of a value that was measured."""
+    pending: bool = False
+    """Whether the value is still to be measured, before the run; until then it is that of the
+    reference rank."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What run.yaml has of it. Only measured values have an interval."""
+        plain = {name: value for name, value in asdict(self).items() if name not in ("ci95", "pending")}
+        return plain | ({"ci95": [*self.ci95]} if self.ci95 else {})
 
     def evidence(self, name: str) -> str:
         """The evidence for its rule at hyperparameter `name`: measured here, derived, conjecture,
@@ -27,17 +38,24 @@ class Knob:
         return RULES[self.rule].evidence_at(name)
 
 
-def knob(recipe: Recipe, reference: Reference, name: str, r: int) -> Knob:
-    """The hyperparameter `name` at rank `r`; a `value` in the recipe overrides the scale's."""
+def knob(recipe: Recipe, reference: Reference, name: str, r: int, found: FirstSteps | None = None) -> Knob:
+    """The hyperparameter `name` at rank `r`; a `value` in the recipe overrides the scale's.
+
+    `found` is what a rule is given that needs a measurement on the base.
+    """
     rule: Rule = getattr(recipe.rules, name)
     row, explicit = RULES[rule.rule], rule.value is not None
     x0 = float(rule.value if explicit else getattr(reference, name, 1.0))  # type: ignore[arg-type]
     given: dict[str, Any] = {"knob": name, "r": r, "x0": x0, "r0": rule.at_rank, **rule.options}
     if {"alpha", "alpha0"} & {*row.takes}:
         given |= {"alpha": alpha_at(recipe, reference, r), "alpha0": alpha_at(recipe, reference, rule.at_rank)}
-    value = row.value(*(given[taken] for taken in row.takes))
     where = f"x0 = {x0:g} at r0 = {rule.at_rank} ({'recipe' if explicit else 'scale'})"
-    return Knob(value, rule.rule, row.formula.format_map(given), where if "x0" in row.takes else "recipe", row.source)
+    words = (rule.rule, row.formula.format_map(given), where if "x0" in row.takes else "recipe")
+    if row.measured and found is None:
+        return Knob(x0, *words, row.source, pending=True)
+    if row.measured and found is not None:
+        return Knob(found.rate(r), *words, found.told(r), found.rate_ci95(r))
+    return Knob(row.value(*(given[taken] for taken in row.takes)), *words, row.source)
 
 
 def alpha_at(recipe: Recipe, reference: Reference, rank: int) -> float:
@@ -45,6 +63,6 @@ def alpha_at(recipe: Recipe, reference: Reference, rank: int) -> float:
     return knob(recipe, reference, "alpha", rank).value
 
 
-def derive(recipe: Recipe, reference: Reference, r: int) -> dict[str, Knob]:
+def derive(recipe: Recipe, reference: Reference, r: int, found: FirstSteps | None = None) -> dict[str, Knob]:
     """Name -> every rank-dependent hyperparameter at rank `r`."""
-    return {field.name: knob(recipe, reference, field.name, r) for field in fields(recipe.rules)}
+    return {field.name: knob(recipe, reference, field.name, r, found) for field in fields(recipe.rules)}

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 from typing import Any
 
 from rankrl.recipe.allocation import allocation_table, module_shapes, planned
+from rankrl.recipe.first_step import FirstSteps
 from rankrl.recipe.history import FORMAT, recorded
 from rankrl.recipe.init_section import MEASURED
 from rankrl.recipe.knobs import Knob, derive
 from rankrl.recipe.load import Experiment
+from rankrl.recipe.measurable import check_measurable
 from rankrl.recipe.rank_table import LARGEST_SERVED
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
@@ -102,8 +104,17 @@ class Run:
         """The scale with the processes that this run needs: no value workers without a critic."""
         return self.scale if self.critic else self.scale.without_critic
 
+    @property
+    def pending(self) -> bool:
+        """Whether a hyperparameter is still to be measured on the base."""
+        return any(knob.pending for knob in self.knobs.values())
+
+    def at(self, found: FirstSteps) -> Run:
+        """This run with the hyperparameters that follow from what was measured."""
+        return replace(self, knobs=derive(self.recipe, self.scale.reference, self.rank, found))
+
     def row(self) -> dict[str, Any]:
-        """What `rankrl plan` shows of this run, by column."""
+        """What `rankrl plan` shows of this run, by column; None if it is still to be measured."""
         grid = {
             "run_id": self.run_id,
             "arm": self.arm,
@@ -114,7 +125,7 @@ class Run:
         return {
             **grid,
             "steps": self.recipe.steps,
-            **{name: knob.value for name, knob in self.knobs.items()},
+            **{name: None if knob.pending else knob.value for name, knob in self.knobs.items()},
             "trainable_params": self.trainable_params,
         }
 
@@ -125,7 +136,7 @@ class Run:
             "format": FORMAT,
             "sweep": self.sweep,
             **grid,
-            "derived": {name: asdict(knob) for name, knob in self.knobs.items()},
+            "derived": {name: knob.recorded() for name, knob in self.knobs.items()},
             "recipe": recorded("recipe", self.recipe),
             "rules": recorded("rules", self.recipe.rules),
             "scale": recorded("scale", self.scale),
@@ -206,6 +217,8 @@ def plan(experiment: Experiment) -> list[Run]:
         recipe = replace(given, correction=given.correction.at(scale.model.dtype))
         _check(recipe, scale)
         _check_overlong(recipe, scale)
+        if recipe.rules.lr.rule == "measured":
+            check_measurable(recipe, scale, largest_rank(scale))
         for rank in recipe.ranks:
             knobs, sizes = derive(recipe, scale.reference, rank), _sizes(recipe, scale, rank)
             _check_init(recipe, scale, rank, max(max_rank for _, max_rank in sizes.values()))

@@ -2,8 +2,9 @@
 
 A function is given what its parameters name: `r`, the rank; `x0`, the value at the reference rank
 `r0` (32 unless set); `alpha` and `alpha0`, LoRA's alpha at r and at r0; `knob`, the hyperparameter;
-or an option of the recipe. s = alpha / r is the scale of the update. Derivations, and what was
-measured for and against each rule: docs/rules.md.
+`kl`, the KL of each rank's first step, measured before the run; or an option of the recipe.
+s = alpha / r is the scale of the update. Derivations, and what was measured for and against each
+rule: docs/rules.md.
 
 A new rule takes three places: its function and its row in `RULES`, and the field of its option in
 `Rule` (recipe/rules_section.py). Names in errors, checks and `rankrl explain` follow from these.
@@ -17,7 +18,7 @@ from functools import cached_property
 from inspect import signature
 from math import sqrt
 
-GIVEN = ("knob", "r", "x0", "r0", "alpha", "alpha0")
+GIVEN = ("knob", "r", "x0", "r0", "alpha", "alpha0", "kl")
 """What every rule may ask for by name; any other parameter is an option."""
 
 
@@ -48,6 +49,11 @@ class Row:
         return self.at_knob.get(knob, self.evidence)
 
     @property
+    def measured(self) -> bool:
+        """Whether its value is known only after a measurement on the base, before the run."""
+        return "kl" in self.takes
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Options that it needs; others must be left out."""
         return tuple(name for name in self.takes if name not in GIVEN)
@@ -66,6 +72,15 @@ def equal_kl(r: int, x0: float, r0: int, c: float) -> float:
     rotates.
     """
     return x0 * sqrt((1 + c / r0) / (1 + c / r))
+
+
+def measured(r: int, x0: float, r0: int, kl: Mapping[int, float]) -> float:
+    """x0 sqrt(KL(r0) / KL(r)), with `kl` of the first optimizer step at rate x0, by rank.
+
+    KL goes as the square of the rate, so every rank's first step gets the KL of rank r0. It needs
+    no c, and holds for any alpha, allocation and init: whatever acts is what is measured.
+    """
+    return x0 * sqrt(kl[r0] / kl[r])
 
 
 def gradient_scale(r: int, x0: float, r0: int, alpha: float, alpha0: float) -> float:
@@ -116,6 +131,13 @@ RULES = {
         "x0 sqrt((1 + {c:g}/r0) / (1 + {c:g}/r))",
         "first-step KL under Adam; c <= 12 by LoRA Without Regret",
         "derived; c = 0.59 measured here, of one step",
+        ("lr",),
+    ),
+    "measured": Row(
+        measured,
+        "x0 sqrt(KL(r0) / KL(r)), KL of the first step",
+        "KL to the base of one exact first step of Adam, full vocabulary, held-out prompts",
+        "derived; the KL is measured on the base, before the run",
         ("lr",),
     ),
     "gradient_scale": Row(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from openrlhf.utils.utils import get_tokenizer
@@ -23,6 +24,7 @@ from rankrl.ppo.records import Record
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample
 from rankrl.ppo.services import Services, resolve_model
 from rankrl.recipe.allocation import planned
+from rankrl.recipe.first_step import FirstSteps, read_first_steps, write_first_steps
 from rankrl.recipe.init_section import DRAWN, Init
 from rankrl.recipe.plan import Run, neediest
 from rankrl.report.ledger import ENDED
@@ -30,10 +32,14 @@ from rankrl.report.read import curves, read_result
 from rankrl.report.result import Result
 from rankrl.sweep.base_score import base_samples, cache_file, tally_of
 from rankrl.sweep.error_text import error_text
+from rankrl.sweep.first_step_cache import cache_path, measured_ranks
+from rankrl.sweep.first_steps import measure_first_steps
 from rankrl.sweep.measuring import cached_start
 from rankrl.sweep.owner import owned
 from rankrl.sweep.progress import ANSWERS, say, say_once
 from rankrl.sweep.training import Stopped, Supplies, result_of, stop_asked, train
+
+T = TypeVar("T")
 
 
 class ClusterLost(Exception):
@@ -107,14 +113,23 @@ class Bench:
         """Graded samples of the base's evaluation, the same for all runs."""
         with self._lock:
             if self._base is None:
-                try:
-                    self._base = self._evaluate_base()
-                except ray.exceptions.RayError as error:
-                    say(f"base: restarting services after {' '.join(str(error).split())[:200]}")
-                    assert self._services is not None
-                    self._services.mark_broken()
-                    self._base = self._evaluate_base()
+                self._base = self._twice("base", self._evaluate_base)
             return self._base
+
+    def _twice(self, what: str, make: Callable[[], T]) -> T:
+        """The result of `make`; from a second try, on new services, if the services fail.
+
+        A ValueError is one of our own checks, which would fail again.
+        """
+        try:
+            return make()
+        except ray.exceptions.RayError as error:
+            if isinstance(error, ValueError):
+                raise
+            say(f"{what}: restarting services after {' '.join(str(error).split())[:200]}")
+            assert self._services is not None
+            self._services.mark_broken()
+            return make()
 
     def _evaluate_base(self) -> list[Sample]:
         services = self.services
@@ -148,6 +163,29 @@ class Bench:
             directory = self.directory / run.sweep / "adapter"
             return cached_start(services, rollouts, self.train_items, init, rank, run.seed, directory)
 
+    def first_steps(self, run: Run) -> FirstSteps:
+        """What the first optimizer step of each rank of the recipe does, the same for all its runs.
+
+        From the cache, else measured. A file that cannot be read is written again; if another
+        process has measured it in the meantime, its file counts.
+        """
+        items = (self.train_items, self.eval_items)
+        with self._lock:
+            path = cache_path(run, items, self.services.model_path, self.directory)
+            if known := read_first_steps(path):
+                return known
+            say(f"measuring the first step of ranks {', '.join(map(str, measured_ranks(run)))} on the base")
+            found = self._twice("first step", lambda: self._measure_first_steps(run))
+            if known := read_first_steps(path):
+                return known
+            write_first_steps(path, found)
+            return found
+
+    def _measure_first_steps(self, run: Run) -> FirstSteps:
+        services = self.services
+        items = (self.train_items, self.eval_items)
+        return measure_first_steps(services, self._rollouts(services), items, run, self.start)
+
     def attempt(self, run: Run, attempts: int, alone: bool = True) -> Result | None:
         """Trains `run` and returns its result, or None if the run was stopped on request.
 
@@ -162,6 +200,8 @@ class Bench:
                 return Result(**result)
             if stop_asked():
                 return None
+            if run.pending:
+                run = run.at(self.first_steps(run))
             record = Record(self.directory / run.sweep / run.run_id, run)
             try:
                 return self._attempts(run, record, attempts, alone)

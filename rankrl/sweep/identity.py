@@ -27,6 +27,7 @@ def check_identity(directory: Path, run: Run) -> None:
     if unreadable := newer(sections):
         raise ValueError(f"--runs: {directory}: {unreadable}")
     now = run.resolved()
+    now["derived"] = {name: told for name, told in now["derived"].items() if not run.knobs[name].pending}
     was = {key: section(key, sections[key]).tree if key in sections else ADDED.get(key, MISSING) for key in now}
     if not all(isinstance(was[key], dict) for key in SECTIONS):
         raise ValueError(f"--runs: {path} is unreadable; move {directory} away and start again")

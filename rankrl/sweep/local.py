@@ -140,14 +140,14 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
                 continue
             if bench is None:
                 left = [run for run in runs if status(run) not in ENDED]
-                bench = stack.enter_context(_bench(left, directory, execution))
+                bench = stack.enter_context(bench_for(left, directory, execution))
             if not _train(todo, bench):
                 return STOPPED
     given |= read_plan(root).keys()  # and those of earlier stages
     return int(any(status(run) != "finished" for run in runs if run.run_id in given))
 
 
-def _bench(runs: list[Run], directory: Path, execution: Execution) -> Bench:
+def bench_for(runs: list[Run], directory: Path, execution: Execution) -> Bench:
     """A bench for as many of `runs` at once as this machine has room for.
 
     Raises ValueError, before anything is started, where model or data are missing, not as the scale
@@ -182,6 +182,8 @@ def _train(todo: list[Run], bench: Bench) -> bool:
     statuses: list[str] = []
     try:
         bench.base_samples()  # every run needs it
+        for run in {run.arm: run for run in todo if run.pending}.values():
+            bench.first_steps(run)  # before any run: what cannot be measured stops them all
         for status in train_all(todo, bench, parallel_runs):
             statuses.append(status)
     except ClusterLost as error:  # the same command continues on a new cluster

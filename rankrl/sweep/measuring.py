@@ -93,16 +93,22 @@ def mixed(graded: list[Sample], init: Init) -> list[Sample]:
 
     For other prompts the advantage is 0. Raises ValueError if fewer than 4 prompts are left.
     """
-    verdicts: dict[str, set[bool]] = {}
-    for sample in graded:
-        verdicts.setdefault(sample.item.item_id, set()).add(sample.verdict.correct)
-    used = sum(len(seen) == 2 for seen in verdicts.values())
+    kept, used = both_ways(graded)
     if used < 4:
         raise ValueError(
             f"init.prompts: got {init.prompts}, allowed: so many that 4 are answered both right and wrong in "
             f"{init.samples_per_prompt} samples; {used} were (raise init.prompts or init.samples_per_prompt)"
         )
-    return [sample for sample in graded if len(verdicts[sample.item.item_id]) == 2]
+    return kept
+
+
+def both_ways(graded: list[Sample]) -> tuple[list[Sample], int]:
+    """The samples of prompts that were answered both right and wrong, and how many such prompts."""
+    verdicts: dict[str, set[bool]] = {}
+    for sample in graded:
+        verdicts.setdefault(sample.item.item_id, set()).add(sample.verdict.correct)
+    kept = [sample for sample in graded if len(verdicts[sample.item.item_id]) == 2]
+    return kept, sum(len(seen) == 2 for seen in verdicts.values())
 
 
 def facts(samples: list[Sample]) -> Samples:

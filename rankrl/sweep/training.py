@@ -90,7 +90,8 @@ def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> Resul
 
 
 def resolved(run: Run, trainer: RunTrainer, supplies: Supplies) -> dict[str, Any]:
-    """The content of run.yaml."""
+    """The content of run.yaml. Every hyperparameter is known by now."""
+    assert not run.pending
     data = {"train": revision(supplies.train_items), "evaluation": revision(supplies.eval_items)}
     upstream = {key: value for key, value in flatten(trainer.args).items() if value is not None}
     return {**run.resolved(), "openrlhf": upstream, "versions": versions(), "data_revision": data}
@@ -113,17 +114,23 @@ def importance(run: Run, directory: Path, start: Callable[[Run, Init], Start | N
 
     It is measured on the same samples as the init, and also written to `directory`.
     """
-    value, init = run.recipe.allocation.value, run.recipe.init
+    value = run.recipe.allocation.value
     if value is None:
         return None
+    found = measured_importance(run, start)
+    write_importance(directory / "importance.json", value, found)
+    return found
+
+
+def measured_importance(run: Run, start: Callable[[Run, Init], Start | None]) -> Importance:
+    """The importance of modules by the measured value that the run's allocation asks for."""
+    value, init = run.recipe.allocation.value, run.recipe.init
     method = "eva" if value == "activation" else "pg_subspace"
     prompts = run.recipe.allocation.prompts
     same = init.method == method and init.prompts == prompts and (value != "fisher" or init.fisher)
     measured = start(run, init if same else Init(method, prompts=prompts, fisher=value == "fisher"))
     assert measured is not None
-    found = measured.fisher if value == "fisher" else measured.values
-    write_importance(directory / "importance.json", value, found)
-    return found
+    return measured.fisher if value == "fisher" else measured.values
 
 
 def check_params(run: Run, params: int) -> None:

@@ -8,6 +8,7 @@ import json
 import pytest
 import ray
 import torch
+import yaml
 from conftest import runs_of
 
 from rankrl.adapter.delta import norm_of
@@ -135,3 +136,23 @@ def test_what_was_measured_is_read_from_then_on(bench, monkeypatch):
     assert again.diagnostics == first.diagnostics
     with pytest.raises(TypeError):
         bench.start(run_of("eva", "seeds=[1]"))
+
+
+def test_the_first_step_is_measured_once_and_sets_the_rate(bench, monkeypatch):
+    """Of rank 1, and of the reference rank, which is not in the grid."""
+    from rankrl.sweep import bench as module
+
+    words = ("rules.lr.rule=measured", "ranks=[1]", "seeds=[0]", "steps=1", "scale.sampling.eval_samples=1")
+    run = runs_of("demo", *words, "name=measured")[0]
+    found = bench.first_steps(run)
+    assert [*found.ranks] == [1, 32] and {len(step.kl) for step in found.ranks.values()} == {4}
+    row, reference = found.rows()
+    assert 1.2 < row["kl_ratio"] < 2.2 and 5 < row["grad_norm"] / reference["grad_norm"] < 7
+    assert row["kl_at_rule"] == pytest.approx(reference["kl_first_step"], rel=0.1)
+    assert row["captured_energy"] == pytest.approx(1 / 256, rel=0.5)
+    monkeypatch.setattr(module, "measure_first_steps", None)  # from now on it is read
+    assert bench.first_steps(run) == found
+    result = bench.attempt(run, attempts=1)
+    assert result.status == "finished", result
+    derived = yaml.safe_load((bench.directory / "measured" / run.run_id / "run.yaml").read_text())["derived"]["lr"]
+    assert derived["value"] == found.rate(1) < 1e-3 and derived["ci95"] == [*found.rate_ci95(1)]

@@ -1,0 +1,22 @@
+"""Whether the first step of the reference rank, which need not be one of the grid, can be taken."""
+
+from __future__ import annotations
+
+from rankrl.recipe.allocation import planned
+from rankrl.recipe.require import require
+from rankrl.recipe.scale import Scale
+from rankrl.recipe.schema import Recipe
+
+
+def check_measurable(recipe: Recipe, scale: Scale, most: int) -> None:
+    """Raises ValueError, one line, if it cannot: the rank is above `most`, the largest at this
+    scale, or a table or the allocation's budget has nothing for it."""
+    rank, why = recipe.rules.lr.at_rank, "the first step of the reference rank is measured as well"
+    require(rank <= most, "rules.lr.at_rank", rank, f"1 to {most} at scale {scale.name}", why)
+    for name in ("alpha", "lr_ratio"):
+        table = getattr(recipe.rules, name).table
+        missing = table is not None and rank not in table
+        require(
+            not missing, f"rules.{name}.table", sorted(table or {}), f"an entry for rules.lr.at_rank={rank} too", why
+        )
+    planned(recipe, scale, rank, recipe.seeds[0])
