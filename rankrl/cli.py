@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
-from rankrl.recipe.idle import idle_critics
+from rankrl.recipe.idle import idle_axes, idle_critics
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
 from rankrl.recipe.require import require
@@ -37,14 +37,15 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_critics(runs), *evaluated_apart(experiment.scale)])
+    _warn([*idle_allocations(runs), *idle_critics(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
         return 0
-    _print_rows(rows)
+    _print_rows([{key: value for key, value in row.items() if key != "axes"} for row in rows])
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
-    print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
+    steps = " or ".join(map(str, sorted({run.recipe.steps for run in runs})))
+    print(f"{len(runs)} runs of {steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
     packed = experiment.execution.parallel_runs or likely_parallel_runs(runs)
     print(sweep_hours(runs, packed))
     print(table(estimates(runs, packed)))
@@ -152,7 +153,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_critics(runs), *evaluated_apart(experiment.scale)])
+    _warn([*idle_allocations(runs), *idle_critics(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     return sweep(runs, Path(args.runs), experiment.execution)
 
 
