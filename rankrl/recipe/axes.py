@@ -105,7 +105,7 @@ def arm_name(arm: str, point: Point) -> str:
 
     It depends on nothing else, so a value that is added to an axis renames no run.
     """
-    name = "-".join([arm] * bool(arm) + [f"{short_key(key)}_{value_text(value)}" for key, value in point.items()])
+    name = "-".join(filter(None, (arm, _point_name(point))))
     allowed = f"at most {LONGEST_NAME} characters, since it stands in the run id"
     require(len(name) <= LONGEST_NAME, "axes", name, allowed, "fewer axes, or arms with names of your own")
     return name
@@ -113,7 +113,11 @@ def arm_name(arm: str, point: Point) -> str:
 
 def given_arm(arm: str, point: Point) -> str:
     """The name of the arm that a recipe gives, of an arm at a point of the axes; "" without one."""
-    return arm.removesuffix(arm_name("", point)).removesuffix("-") if point else arm
+    return arm.removesuffix(_point_name(point)).removesuffix("-") if point else arm
+
+
+def _point_name(point: Point) -> str:
+    return "-".join(f"{short_key(key)}_{value_text(value)}" for key, value in point.items())
 
 
 def short_key(key: str) -> str:
