@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.first_step import DRAWS
-from rankrl.recipe.idle import idle_critics
+from rankrl.recipe.idle import idle_axes, idle_critics
 from rankrl.recipe.knobs import Knob
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
@@ -46,14 +46,16 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_critics(runs), *evaluated_apart(experiment.scale)])
+    _warn([*idle_allocations(runs), *idle_critics(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
         return 0
-    _print_rows([{key: MEASURED if value is None else value for key, value in row.items()} for row in rows])
+    shown = [{key: value for key, value in row.items() if key != "axes"} for row in rows]
+    _print_rows([{key: MEASURED if value is None else value for key, value in row.items()} for row in shown])
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
-    print(f"{len(runs)} runs of {runs[0].recipe.steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
+    steps = " or ".join(map(str, sorted({run.recipe.steps for run in runs})))
+    print(f"{len(runs)} runs of {steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
     packed = experiment.execution.parallel_runs or likely_parallel_runs(runs)
     print(sweep_hours(runs, packed))
     print(table(estimates(runs, packed)))
@@ -202,7 +204,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_critics(runs), *evaluated_apart(experiment.scale)])
+    _warn([*idle_allocations(runs), *idle_critics(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     return sweep(runs, Path(args.runs), experiment.execution)
 
 

@@ -205,6 +205,13 @@ def drawn(runs: list[Run], mean: dict[str, float], sd: float, seed: int = 1) -> 
     }
 
 
+def axes_sweep(to: Path, means: dict[str, float], *overrides: str, sd: float = 0.02) -> Path:
+    """Writes a sweep over learning rates and exponents of alpha: arm -> mean gain at rank 1."""
+    axes = "axes={rules.lr.value: [1e-3, 5e-4, 2e-3], rules.alpha.exponent: [0, 0.5]}"
+    runs = grid("axes", "demo", axes, "rules.alpha.rule=power", "ranks=[1,8]", *overrides)
+    return write_all(to / "axes", runs, drawn(runs, means, sd))
+
+
 def small(to: Path) -> Path:
     """Writes the sweep of the demo: three ranks, two seeds, 30 steps at nano."""
     runs = grid("small", "demo")

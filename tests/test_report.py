@@ -16,8 +16,9 @@ from rankrl.report.read import SweepRecords, curve, find_sweeps, read_sweep
 from rankrl.report.statistics.cells import grouped, summarise, summary
 from rankrl.report.statistics.evaluation import Answers, by_source, evaluation, read_answers
 from rankrl.report.statistics.intervals import clopper_pearson, t_interval
-from rankrl.report.statistics.paired import comparisons, reference_arm
+from rankrl.report.statistics.paired import comparisons
 from rankrl.report.statistics.passk import pass_at_k
+from rankrl.report.statistics.references import reference_arm
 from rankrl.report.summary import sweep_summary
 from rankrl.report.valid import result_problem
 

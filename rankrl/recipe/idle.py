@@ -1,12 +1,19 @@
-"""Settings of a critic that have no effect, because an arm has none."""
+"""Settings that have no effect: of a critic that an arm has not, and axes that change nothing."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rankrl.recipe.axes import given_arm, value_text
+from rankrl.recipe.history import plain, recorded
 from rankrl.recipe.key import as_keys
 from rankrl.recipe.plan import Run
 from rankrl.recipe.schema import Critic, Recipe
+
+BESIDE = ("gae_lambda", "gae_length_alpha")
+"""Settings of a critic outside of its section."""
+IN_VALUES = ("value", "at_rank", "exponent", "c", "table")
+"""Options of a rule that do nothing but give the value of its hyperparameter."""
 
 
 def idle_critics(runs: list[Run]) -> list[str]:
@@ -28,6 +35,37 @@ def idle_critics(runs: list[Run]) -> list[str]:
 
 def _critic_settings(recipe: Recipe) -> dict[str, Any]:
     """Dotted key -> value of the settings of the critic that are not the default."""
-    default, beside = as_keys(Critic), ("gae_lambda", "gae_length_alpha")
+    default = as_keys(Critic)
     given = {f"critic.{key}": value for key, value in as_keys(recipe.critic).items() if value != default[key]}
-    return given | {key: getattr(recipe, key) for key in beside if getattr(recipe, key) != getattr(Recipe, key)}
+    return given | {key: getattr(recipe, key) for key in BESIDE if getattr(recipe, key) != getattr(Recipe, key)}
+
+
+def idle_axes(runs: list[Run]) -> list[str]:
+    """A warning for each rank at which values of an axis give the same runs.
+
+    Such are exponents of a rule at its reference rank.
+    """
+    cells = {(run.arm, run.rank): run for run in runs if run.axes}
+    settings = {arm: _settings(run.recipe) for (arm, _), run in cells.items()}
+    alike: dict[tuple[int, str, str], list[str]] = {}
+    for run in cells.values():
+        does = [(knob.rule, knob.value) for knob in run.knobs.values()], settings[run.arm]
+        for key, value in run.axes.items():
+            elsewhere = given_arm(run.arm, run.axes), {**run.axes, key: None}
+            alike.setdefault((run.rank, key, repr((elsewhere, does))), []).append(value_text(value))
+    found = [(rank, key, ", ".join(values)) for (rank, key, _), values in alike.items() if len(values) > 1]
+    why = "give the same runs"
+    return [f"warning: rank {rank}: {key} has no effect: {values} {why}" for rank, key, values in dict.fromkeys(found)]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What a run does besides its derived hyperparameters, as plain values."""
+    found = recorded("recipe", recipe)
+    if not recipe.advantage.critic:
+        found = {key: value for key, value in found.items() if key not in (*BESIDE, "critic")}
+    in_values = IN_VALUES if recipe.allocation.method == "uniform" else ()  # mixed ranks have alphas of their own
+    rules = {
+        name: {key: value for key, value in rule.items() if key not in in_values}
+        for name, rule in plain(recipe.rules).items()
+    }
+    return {**found, "steps": recipe.steps, "rules": rules}

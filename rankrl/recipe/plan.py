@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd
 from typing import Any
 
 from rankrl.recipe.allocation import allocation_table, module_shapes, planned
+from rankrl.recipe.axes import Point
 from rankrl.recipe.first_step import FirstSteps
 from rankrl.recipe.history import FORMAT, recorded
 from rankrl.recipe.init_section import MEASURED
@@ -46,6 +47,8 @@ class Run:
     max_rank: int
     """Largest rank of a module of the policy adapter; an upper bound if that needs a
     measurement."""
+    axes: Point = field(default_factory=dict)
+    """Dotted key of the recipe -> the value of the arm on each axis."""
 
     @cached_property
     def run_id(self) -> str:
@@ -124,6 +127,7 @@ class Run:
         }
         return {
             **grid,
+            **({"axes": self.axes} if self.axes else {}),
             "steps": self.recipe.steps,
             **{name: None if knob.pending else knob.value for name, knob in self.knobs.items()},
             "trainable_params": self.trainable_params,
@@ -214,6 +218,7 @@ def plan(experiment: Experiment) -> list[Run]:
     deepspeed_config(scale)
     runs = []
     for arm, given in experiment.arms.items():
+        point = experiment.points.get(arm, {})
         recipe = replace(given, correction=given.correction.at(scale.model.dtype))
         _check(recipe, scale)
         _check_overlong(recipe, scale)
@@ -231,7 +236,7 @@ def plan(experiment: Experiment) -> list[Run]:
                 f"constant: the KL level at rank {rank} is 0, there is nothing to schedule",
             )
             runs += [
-                Run(experiment.name, arm, rank, batch_size, seed, recipe, scale, knobs, *sizes[seed])
+                Run(experiment.name, arm, rank, batch_size, seed, recipe, scale, knobs, *sizes[seed], point)
                 for batch_size in recipe.batch_sizes
                 for seed in recipe.seeds
             ]

@@ -308,6 +308,9 @@ class Recipe:
     """Largest share by which the arms' adapter parameters may differ at a rank; null is off."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Variants of this recipe: name -> overrides. Without any there is one unnamed variant."""
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    """Axes of the grid: dotted key of the recipe -> values. Every point of their product is run, in
+    each arm."""
 
     def __post_init__(self) -> None:
         require(
@@ -336,7 +339,8 @@ class Recipe:
         self._check_critics()
         share = self.equal_params
         require(share is None or 0 < share < 1, "equal_params", share, "a share above 0 and below 1, or null")
-        require(share is None or bool(self.arms), "equal_params", share, "null: the recipe has no arms to compare")
+        several = bool(self.arms or self.axes)
+        require(share is None or several, "equal_params", share, "null: the recipe has no arms to compare")
         self.stages.check(len(self.seeds))
         self.rules.check()
         self.allocation.check()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -35,6 +35,13 @@ resolvers are meant, such as ${oc.env:HOME}: others are LaTeX."""
 CUT = re.compile(r"[ \t]+#[^\s#][^\r\n\0]*")
 """The rest of a line behind a text, which reads like its end and not like a comment."""
 DESCRIBED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The type of axes over keys of `kind`: below a key, a list of what `kind` has there."""
+
+    kind: Any
 
 
 def typed_word(kind: Any, word: str) -> str:
@@ -75,6 +82,8 @@ def kind_of(kind: Any, names: Sequence[str]) -> Any:
 def described(kind: Any) -> str:
     """What a value of this type is, in words."""
     plain, null = bare(kind), ", or null" if optional(kind) else ""
+    if isinstance(plain, Axes):
+        return "a list of values"
     if is_dataclass(plain):
         return f"a section with the keys {', '.join(as_keys_of(plain))}{null}"
     return (DESCRIBED.get(plain) or f"{plain}".removeprefix("typing.")) + null
@@ -95,10 +104,13 @@ def _types(kind: Any) -> dict[str, Any]:
     """Key -> type. Overrides of an arm have the keys of a recipe."""
     hints = get_type_hints(kind)
     found = {other_name(option.name): hints[option.name] for option in fields(kind)}
-    return {**found, "arms": dict[str, Recipe]} if kind is Recipe else found
+    return {**found, "arms": dict[str, Recipe], "axes": Axes(Recipe)} if kind is Recipe else found
 
 
 def _below(kind: Any, name: str) -> Any:
+    """The type below the key `name` of `kind`, or of the elements of a list: "" is their name."""
+    if isinstance(kind, Axes):
+        return Axes(kind_of(kind.kind, parts(name))) if name else kind.kind
     if isinstance(kind, type) and is_dataclass(kind):
         return _types(kind).get(name)
     return next((part for part in reversed(get_args(kind)) if part is not ...), None)

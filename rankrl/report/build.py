@@ -11,15 +11,16 @@ from typing import Any
 import pandas as pd
 
 from rankrl.recipe.whole_file import whole_file
+from rankrl.report.axis_values import axis_title, shown_value, spread_axes
 from rankrl.report.ledger import Entry, ledger
-from rankrl.report.page.export import write_tables
+from rankrl.report.page.export import flat, write_tables
 from rankrl.report.page.html import page
 from rankrl.report.page.sections import Section, sections
 from rankrl.report.read import SweepRecords, read_sweeps
 from rankrl.report.statistics.limits import DEFAULT, Limits
 from rankrl.report.summary import sweep_summary
 from rankrl.report.tensorboard import aggregate
-from rankrl.report.visible import csv_cell, visible
+from rankrl.report.visible import visible
 
 MOST_PROBLEMS = 8
 
@@ -57,7 +58,7 @@ def _build(sweep: SweepRecords, limits: Limits, tables_only: bool) -> dict[str, 
     statistics = sweep_summary(sweep, limits)
     with whole_file(to / "summary.json") as part:
         part.write_text(json.dumps(statistics, indent=1, allow_nan=False) + "\n")
-    rows = [{k: csv_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in sweep.results]
+    rows = [flat(spread_axes(row)) for row in sweep.results]
     with whole_file(to / "runs.csv") as part:
         pd.DataFrame(rows).to_csv(part, index=False)
     entries = ledger(sweep.directory)
@@ -122,7 +123,9 @@ def print_table(report: dict[str, Any]) -> None:
         }
         for row in report["comparisons"]
     ]
-    if arms:
+    if report["axes"]:
+        _print_axes(report)
+    elif arms:
         print_rows(f"gain minus that of arm {report['comparisons'][0]['against']}, same seed", arms)
     print("\n".join(report["answer"]))
     for row in report["problems"][:MOST_PROBLEMS]:
@@ -131,6 +134,37 @@ def print_table(report: dict[str, Any]) -> None:
         print(f"... and {len(report['problems']) - MOST_PROBLEMS} more such lines in the page")
     if report["page"]:
         print(f"page: {visible(report['page'])}")
+
+
+def _print_axes(report: dict[str, Any]) -> None:
+    """Prints gain and risk by value of each axis, and the best point of each rank."""
+    by_value = [
+        {
+            "axis": axis_title(row["axis"]),
+            "rank": row["rank"],
+            "value": shown_value(row["value"]),
+            "runs": row["n_seeds"],
+            "mean gain": _signed(row["mean_gain"]),
+            "95 % interval": _interval(row["pooled_ci95"]),
+            "negative": f"{row['negative_runs']}/{row['n_seeds']}",
+        }
+        for row in report["axis_values"]
+    ]
+    print_rows("gain by value of an axis, over all else", by_value)
+    best = [
+        {
+            "arm": row["arm"],
+            "rank": row["rank"],
+            **{axis_title(key): shown_value(value) for key, value in (row["axes"] or {}).items()},
+            "mean gain": _signed(row["mean_gain"]),
+            "for all points at once": _interval(row["family_ci95"]),
+            "on held-out seeds": "not known" if row["heldout_gain"] is None else _signed(row["heldout_gain"]),
+        }
+        for row in report["best_points"]
+        if row["best"]
+    ]
+    if best:
+        print_rows("point of the highest mean gain, by rank", best)
 
 
 def _signed(value: float | None) -> str:

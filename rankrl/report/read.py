@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rankrl.recipe.run_id import parse_run_id
+from rankrl.report.axis_values import listed_values, with_axes
 from rankrl.report.metric_lines import metric_line, number
 from rankrl.report.nothing_right import nothing_right
 from rankrl.report.planned import checked_plan
@@ -46,6 +47,8 @@ class SweepRecords:
     """Number of runs in plan.json; None if there is no plan."""
     confirming: list[int] = field(default_factory=list)
     """Seeds held back for confirmation, on which no choice depended (recipe section `stages`)."""
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    """Dotted key of each axis of the recipe -> its values, the reference first."""
 
     @property
     def counted(self) -> list[dict[str, Any]]:
@@ -158,6 +161,7 @@ def read_sweep(directory: Path) -> SweepRecords:
         notes = run_notes(directory / name, result, resolved[name], damage[name], planned, last)
         problems[name] = [*problems.get(name, []), *notes]
     rows = sorted((_with_base(result, results) for result in results.values()), key=_grid_point)
+    rows = with_axes(rows, resolved)
     unfinished = [name for name, (_, problem) in read.items() if problem == PARTIAL]
     unreadable = [name for name, (result, _) in read.items() if result is None and name not in unfinished]
     confirming, of_confirm = _confirming(directory)
@@ -174,6 +178,7 @@ def read_sweep(directory: Path) -> SweepRecords:
         [{"run": "", "problem": problem} for problem in of_all] + named,
         len(planned) or None,
         confirming,
+        listed_values(rows, planned),
     )
 
 

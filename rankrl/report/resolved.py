@@ -25,12 +25,12 @@ from rankrl.report.visible import visible
 LARGEST_FILE_BYTES = 1 << 20
 """Largest run.yaml or result.json that is read. Real ones have a few thousand bytes."""
 SHARED = ("sweep", "scale")
-BY_ARM = ("steps", "recipe", "rules")
+BY_ARM = ("steps", "axes", "recipe", "rules")
 TYPES: dict[str, type] = {
     "format": int,
     "sweep": str,
     "steps": int,
-    **dict.fromkeys(("scale", "recipe", "rules"), dict),
+    **dict.fromkeys(("scale", "axes", "recipe", "rules"), dict),
     **dict.fromkeys(("data_revision", "versions"), object),
 }
 """Section of run.yaml -> its type."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from rankrl.report.read import SweepRecords
 from rankrl.report.statistics import evaluation
+from rankrl.report.statistics.along import best_points, by_value
 from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
 from rankrl.report.statistics.cells import CELL, Result, grouped, summary
 from rankrl.report.statistics.claims import Claim, best_set, claims, dependable, tables
@@ -16,6 +17,7 @@ from rankrl.report.statistics.paired import compared
 from rankrl.report.statistics.pareto import pareto, pareto_points
 from rankrl.report.statistics.pooled import add_pooled
 from rankrl.report.statistics.power import power
+from rankrl.report.statistics.references import references
 from rankrl.report.words import answer, words
 
 GROUPS = {"cells": CELL, "ranks": ("arm", "rank"), "batches": ("arm", "batch_size"), "arms": ("arm",)}
@@ -27,24 +29,31 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
     statistics = summary(results)
     answers, damaged = evaluation.read_answers(sweep.directory, results)
     chances = evaluation.negative_on_other_items(answers) if answers else []
+    points = {run["arm"]: run.get("axes", {}) for run in results}
     for name, keys in GROUPS.items():
         add_pooled(statistics[name], results, keys)
         evaluation.add_item_risk(statistics[name], keys, chances)
         for row in statistics[name]:
             row["failed_runs"] = sum(all(run[key] == row[key] for key in keys) for run in sweep.failed)
-    made, evaluated = tables(results), evaluation.evaluation(answers) if answers else None
+            row |= {"axes": points[row["arm"]]} if sweep.axes else {}
+    against = references(results, sweep.axes)
+    made = tables(results, against if sweep.axes else None)
+    evaluated = evaluation.evaluation(answers) if answers else None
     base_error = evaluation.shared_error(sweep, evaluated)
     found = claims(results, limits, made, base_error)
-    points = pareto_points(results, statistics["cells"])
+    dots = pareto_points(results, statistics["cells"])
     whole = {
         **statistics,
-        **compared(results, made, limits),
+        **compared(results, made, limits, against),
         "limits": asdict(limits),
         "claims": found,
         "dependable": dependable(found, statistics["ranks"]),
         "best_set": best_set(found, [{key: row[key] for key in ("arm", "rank")} for row in statistics["ranks"]]),
-        "pareto": pareto(points),
-        "pareto_points": points,
+        "axes": [{"key": key, "values": values} for key, values in sweep.axes.items()],
+        "axis_values": by_value(results, sweep.axes),
+        "best_points": best_points(results, statistics["ranks"], made.ranks, found, sweep.axes),
+        "pareto": pareto(dots),
+        "pareto_points": dots,
         "budget": budget(results),
         "footprint_scales": [row for scale in LARGE_SCALES for row in scale_footprint(scale)],
         "evaluation": evaluated,
@@ -56,7 +65,7 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
         "n_unfinished": max(len(sweep.unfinished), (sweep.n_planned or 0) - len(sweep.results)),
         "n_short_cells": made.ranks.short,
         "n_lost_ranks": len(_subjects(sweep.failed) - _subjects(results)),
-        "worst_case": worst_case(found, results, sweep.failed, limits, base_error),
+        "worst_case": worst_case(found, results, sweep.failed, limits, base_error, made.ranks.references),
         "n_planned": sweep.n_planned,
     }
     whole["power"] = power(whole, limits)
@@ -70,7 +79,12 @@ def _subjects(results: list[Result]) -> set[tuple[str, int]]:
 
 
 def worst_case(
-    found: list[Claim], results: list[Result], failed: list[Result], limits: Limits, base_error: float = 0.0
+    found: list[Claim],
+    results: list[Result],
+    failed: list[Result],
+    limits: Limits,
+    base_error: float = 0.0,
+    against: dict[str, dict[str, str]] | None = None,
 ) -> dict[str, int] | None:
     """How many supported claims would still be, had each failed run lost its whole base score.
 
@@ -79,7 +93,8 @@ def worst_case(
     if not failed:
         return None
     lost = [run | {"gain": -(run["base_score"] or 0.0), "status": "diverged"} for run in failed]
-    again = {_key(row) for row in claims(results + lost, limits, None, base_error) if row["supported"]}
+    given = tables(results + lost, against)
+    again = {_key(row) for row in claims(results + lost, limits, given, base_error) if row["supported"]}
     supported = {_key(row) for row in found if row["supported"]}
     return {"supported": len(supported), "kept": len(supported & again)}
 

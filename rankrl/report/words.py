@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rankrl.report.axis_values import axis_title, shown_value
 from rankrl.report.statistics.claims import of_kind
 from rankrl.report.statistics.family import Row
 from rankrl.report.statistics.power import named
@@ -26,6 +27,7 @@ def words(summary: dict[str, Any]) -> list[str]:
         *summary["answer"],
         *_confirmed(summary),
         *_arms(summary),
+        *_best_points(summary),
         *_ranks(summary),
         *_upside(summary),
         *_evaluation(summary),
@@ -231,9 +233,36 @@ def _against(row: Row | None, able: bool) -> str:
     return f"; not distinguishable from {reference} (difference {ends})"
 
 
+def _best_points(summary: dict[str, Any]) -> list[str]:
+    """The point of the axes with the highest mean, by rank, and what it may be expected to gain."""
+    return [_best_point(row) for row in summary["best_points"] if row["best"]][:MOST_RANKS]
+
+
+def _best_point(row: Row) -> str:
+    at = listed([f"{axis_title(key)} {shown_value(value)}" for key, value in row["axes"].items()], len(row["axes"]))
+    left_out = f" ({row['n_left_out']} with diverged runs or few seeds left out)" if row["n_left_out"] else ""
+    said = (
+        f"{_capital(named(row))}: of {row['n_points']} points{left_out}, {at} has the highest mean gain, {row['mean_gain']:+.3f} "
+        f"{interval(row['family_ci95'])} (95 %, for all points of all ranks at once)"
+    )
+    if row["heldout_gain"] is None:
+        return f"{said}; what a point that is so chosen gains on other seeds is not known."
+    alike = f"{row['n_seeds_alike']} of {row['n_seeds_choosing']}"
+    return f"{said}; chosen without each seed in turn, {row['heldout_gain']:+.3f} on these, in {alike} cases the same point."
+
+
 def _arms(summary: dict[str, Any]) -> list[str]:
+    rows = summary["arm_comparisons"]
+    apart = [row for row in rows if row["verdict"] != "inconclusive"]
+    if summary["axes"] and len(rows) > MOST_RANKS:  # points may be many
+        more = f"Of {len(rows)} pairs of points that differ on one axis, a difference is shown of {len(apart)}."
+        return [*_arm_pairs(apart[:MOST_RANKS]), more]
+    return _arm_pairs(rows)
+
+
+def _arm_pairs(rows: list[Row]) -> list[str]:
     says = []
-    for row in summary["arm_comparisons"]:
+    for row in rows:
         if row["verdict"] == "inconclusive" and not row["complete"]:
             says.append(f"{_capital(named(row))} is not compared with arm {row['against']}: of one, runs diverged.")
             continue

@@ -8,6 +8,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
+from rankrl.report.axis_values import axis_title, shown_value
 from rankrl.report.curves import Curve
 from rankrl.report.figures import bands, costs, efficiency, families, grid, modules, overlays, pareto, steps
 from rankrl.report.figures.canvas import (
@@ -83,15 +84,16 @@ def drawings(sweep: SweepRecords, summary: dict[str, Any]) -> Iterator[Drawing]:
 
 def _arms(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
     rows = summary.get("comparisons", [])
-    against = rows[0]["against"] if rows else ""
+    names = sorted({row["against"] for row in rows})
+    against = f"arm {names[0]}" if len(names) == 1 else "the first value of an axis"
     cells = {(row["rank"], row["batch_size"]) for row in rows}
     yield (
         "difference_by_arm",
         families.difference_by_arm(rows),
-        f"Each arm against {against}",
-        f"Gain minus the gain of arm {against} with the same seed: every pair a dot, the mean with its own 95 % interval (thick) "
+        f"Each arm against {against.removeprefix('arm ')}",
+        f"Gain minus the gain of {against} with the same seed: every pair a dot, the mean with its own 95 % interval (thick) "
         f"and with the one that allows for all rows at once (thin).{left_out(len(cells), MOST_PANELS, 'cells')}",
-        f"Difference in gain to arm {against}. " + listed(rows, "mean_difference"),
+        f"Difference in gain to {against}. " + listed(rows, "mean_difference"),
     )
 
 
@@ -176,6 +178,19 @@ def _maps(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Itera
         f"one is missing.{left_out(len(ranks), grid.MOST_COLUMNS, 'ranks')}"
         f"{left_out(len(sizes), grid.MOST_COLUMNS, 'batch sizes')}",
         f"Mean gain by cell. {listed(table, 'mean_gain')} Share of runs with negative gain. {listed(table, 'negative_gain_risk')}",
+    )
+
+
+def _axis_maps(sweep: SweepRecords, summary: dict[str, Any], curves: Curves) -> Iterator[Drawing]:
+    rows, axes = summary.get("axis_values", []), summary.get("axes", [])
+    few = left_out(len({row["rank"] for row in rows}), grid.MOST_COLUMNS, "ranks")
+    yield (
+        "axis_maps",
+        grid.axis_maps(rows, axes),
+        "Gain and risk over rank and axis",
+        "Left, the mean gain of each value of an axis, over all other axes, arms and batch sizes, every cell alike. Right, its "
+        f"runs with a negative gain, diverged ones included.{few}{left_out(len(axes), grid.MOST_MAPS, 'axes')}",
+        f"Mean gain by value. {listed(rows, 'mean_gain')} Share of runs with negative gain. {listed(rows, 'negative_gain_risk')}",
     )
 
 
@@ -318,7 +333,8 @@ def listed(rows: list[Row], key: str, most: int = 12) -> str:
 
 def _name(row: Row) -> str:
     words = {"arm": "{}", "rank": "rank {}", "batch_size": "batch {}"}
-    return " ".join(text.format(row[key]) for key, text in words.items() if row.get(key, "") != "")
+    of_axis = [f"{axis_title(row['axis'])} {shown_value(row['value'])}"] if "axis" in row else []
+    return " ".join([*of_axis, *(text.format(row[key]) for key, text in words.items() if row.get(key, "") != "")])
 
 
 MOST_ARMS = 12
@@ -374,6 +390,7 @@ SECTIONS = (
     (_families, MOST_ARMS),
     (_cells, MOST_ARMS),
     (_maps, grid.MOST_MAPS),
+    (_axis_maps, 10**9),
     (_costs, 6),
     (_footprint, 10**9),
     (_steps, MOST_ARMS),

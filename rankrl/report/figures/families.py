@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rankrl.report.axis_values import axis_title
 from rankrl.report.figures.canvas import (
     COLOURS,
     FEW_ARMS,
@@ -160,9 +161,10 @@ def _gaps(axes: Any, rows: list[Row], runs: list[Row], names: Names) -> None:
 def difference_by_arm(rows: list[Row]) -> Canvas | None:
     """Figure: paired difference in gain to the reference arm; one panel per rank and batch size.
 
-    At most MOST_PANELS of these. Each arm is one row of a panel. None without rows.
+    At most MOST_PANELS of these. Each arm is one row of a panel, or each arm and reference where
+    there are several of these. None without rows.
     """
-    rows = known(rows, "mean_difference")
+    rows = _by_reference(known(rows, "mean_difference"))
     cells = thinned(sorted({(row["rank"], row["batch_size"]) for row in rows}), MOST_PANELS)
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     if not rows:
@@ -182,6 +184,13 @@ def difference_by_arm(rows: list[Row]) -> Canvas | None:
     outer(grid, len(cells), "difference in gain\n(fraction correct)")
     legend_below(canvas, *grid.flat, title=n_text((row["n_pairs"] for row in rows), "pairs of one seed"))
     return canvas
+
+
+def _by_reference(rows: list[Row]) -> list[Row]:
+    """Rows whose arm also says what it differs in from its reference, if arms have several."""
+    if len({(row["arm"], row["rank"], row["batch_size"]) for row in rows}) == len(rows):
+        return rows
+    return [row | {"arm": f"{row['arm']} by {axis_title(row['along'])}"} for row in rows]
 
 
 def _difference(axes: Any, row: Row, y: int, span: Span) -> None:

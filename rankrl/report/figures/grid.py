@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from rankrl.recipe.axes import value_text
+from rankrl.report.axis_values import axis_title, shown_value
 from rankrl.report.figures.canvas import (
     COLOURS,
     MAX_DOTS,
@@ -52,11 +54,43 @@ def heat_maps(cells: list[Row]) -> Canvas | None:
         name, n = f"{arm}: " if arm else "", n_text((row["n_seeds"] for row in ours), "runs per cell")
         left.set_title(f"{name}mean gain ({n})")
         right.set_title(f"{name}runs with gain < 0 ({n})")
-        _map(left, known(ours), ranks, sizes, _gain, GAINS, (-widest, widest))
-        _map(right, ours, ranks, sizes, _risk, RISKS, (0.0, 1.0))
+        marks = {size: str(size) for size in sizes}
+        _map(left, known(ours), ranks, ("batch_size", marks), _gain, GAINS, (-widest, widest))
+        _map(right, ours, ranks, ("batch_size", marks), _risk, RISKS, (0.0, 1.0))
         left.set_ylabel("batch size (prompts)")
     for axes in grid[-1]:
         axes.set_xlabel("LoRA rank")
+    return canvas
+
+
+def axis_maps(rows: list[Row], axes: list[Row]) -> Canvas | None:
+    """Figure: heat maps of mean gain and negative-gain risk over rank x value, a row per axis.
+
+    `rows`: statistics by axis, rank and value. `axes`: key and values of each axis; shown are the
+    first MOST_MAPS with two values at least. None without any.
+    """
+    axes = [axis for axis in axes if len(axis["values"]) > 1][:MOST_MAPS]
+    ranks = thinned(sorted({row["rank"] for row in rows}), MOST_COLUMNS)
+    if not axes or not known(rows):
+        return None
+    most = min(max(len(axis["values"]) for axis in axes), MOST_COLUMNS)
+    width, height = max(0.46 * len(ranks) + 0.6, 4.2), 0.38 * most + 0.8
+    canvas, grid = panels(2 * len(axes), width, height, columns=2, sharex=True, sharey="row")
+    widest = max(abs(row["mean_gain"]) for row in known(rows)) or 1.0
+    for (left, right), axis in zip(grid, axes, strict=True):
+        values = axis["values"]
+        values = sorted(values) if all(type(value) in (int, float) for value in values) else values
+        marks = {value_text(value): shown_value(value) for value in thinned(values, MOST_COLUMNS)}
+        ours = [row | {"value": value_text(row["value"])} for row in rows if row["axis"] == axis["key"]]
+        ours = [row for row in ours if row["rank"] in ranks and row["value"] in marks]
+        n = n_text((row["n_seeds"] for row in ours), "runs per value")
+        left.set_title(f"mean gain ({n})")
+        right.set_title(f"runs with gain < 0 ({n})")
+        _map(left, known(ours), ranks, ("value", marks), _gain, GAINS, (-widest, widest))
+        _map(right, ours, ranks, ("value", marks), _risk, RISKS, (0.0, 1.0))
+        left.set_ylabel(axis_title(axis["key"]))
+    for below in grid[-1]:
+        below.set_xlabel("LoRA rank")
     return canvas
 
 
@@ -72,28 +106,30 @@ def _map(
     axes: Any,
     cells: list[Row],
     ranks: list[int],
-    sizes: list[int],
+    lines: tuple[str, dict[Any, str]],
     read: Callable[[Row], tuple[float, str]],
     colours: str,
     span: Span,
 ) -> None:
     """Draws one heat map; a cell without runs stays empty.
 
-    `read`: row -> (value, text in the cell). `span`: lowest and highest value of the colours.
+    `lines`: the key of the vertical axis, and its values with their labels. `read`: row -> (value,
+    text in the cell). `span`: lowest and highest value of the colours.
     """
-    values = np.full((len(sizes), len(ranks)), np.nan)
-    for row in cells:
-        values[sizes.index(row["batch_size"]), ranks.index(row["rank"])] = read(row)[0]
+    key, marks = lines
+    places = [(list(marks).index(row[key]), ranks.index(row["rank"])) for row in cells]
+    values = np.full((len(marks), len(ranks)), np.nan)
+    for row, place in zip(cells, places, strict=True):
+        values[place] = read(row)[0]
     shades = matplotlib.colormaps[colours].resampled(SHADES)
     mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=shades, vmin=span[0], vmax=span[1])
     axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=12, ticks=[span[0], sum(span) / 2, span[1]], format="%.2g")
-    for row in cells:
+    for row, (y, x) in zip(cells, places, strict=True):
         value, text = read(row)
         ink = readable(mesh.cmap(mesh.norm(value)))
-        place = ranks.index(row["rank"]) + 0.5, sizes.index(row["batch_size"]) + 0.5
-        axes.text(*place, text, ha="center", va="center", fontsize=7.5, color=ink)
+        axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
     axes.set_xticks(np.arange(len(ranks)) + 0.5, [str(rank) for rank in ranks])
-    axes.set_yticks(np.arange(len(sizes)) + 0.5, [str(size) for size in sizes])
+    axes.set_yticks(np.arange(len(marks)) + 0.5, list(marks.values()))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rankrl.report.axis_values import axis_title, shown_value
+from rankrl.report.visible import visible
+
 
 @dataclass(frozen=True)
 class Column:
@@ -68,6 +71,24 @@ def yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
+def known(text: Callable[[Any], str]) -> Callable[[Any], str]:
+    """`text`, and NOT_KNOWN as it is."""
+    return lambda value: value if value == NOT_KNOWN else text(value)
+
+
+def of_axes(values: dict[str, list[Any]]) -> dict[str, Column]:
+    """A column for each axis; `values`: dotted key -> values."""
+    return {
+        f"axes.{visible(key)}": Column(axis_title(key), _axis_text, all(type(v) in (int, float) for v in known_values))
+        for key, known_values in values.items()
+    }
+
+
+def _axis_text(value: Any) -> str:
+    return value if isinstance(value, str) else shown_value(value)
+
+
+NOT_KNOWN = "not known"
 ARM, RANK, BATCH = Column("arm", str, False), Column("rank", number), Column("batch", number)
 GAIN, CI = Column("mean gain", signed), Column("95 % interval", interval)
 STATISTICS = {
@@ -104,6 +125,25 @@ STATISTICS = {
     "token_efficiency": Column("gain per M tokens", number),
     "marginal_efficiency": Column("gain per M more tokens", number),
 }
+AXIS_VALUES = {
+    "axis": Column("axis", str, False),
+    "value": Column("value", str, False),
+    **{key: column for key, column in STATISTICS.items() if key not in ("arm", "batch_size")},
+}
+BEST_POINTS = {
+    "arm": ARM,
+    "rank": RANK,
+    "mean_gain": GAIN,
+    "family_ci95": Column("95 % for all points at once", known(interval)),
+    "heldout_gain": Column("gain on held-out seeds", known(signed)),
+    "alike": Column("chosen without a seed", str, False),
+    "negative_gain_risk": Column("risk", percent),
+    "design_risk_ci95": Column("risk, 95 %", percents),
+    "n_seeds": Column("runs", number),
+    "n_blocks": Column("seeds", number),
+    "n_points": Column("points", number),
+    "n_left_out": Column("not to be chosen", number),
+}
 TESTS = {
     "p": Column("p", chance),
     "p_holm": Column("p, Holm", chance),
@@ -118,6 +158,8 @@ DIFFERENCE = {
 }
 COMPARISONS = {
     "arm": ARM,
+    "against": Column("against", str, False),
+    "along": Column("differs in", axis_title, False),
     "rank": RANK,
     "batch_size": BATCH,
     **DIFFERENCE,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from rankrl.report.axis_values import axis_title, shown_value, spread_axes
 from rankrl.report.ledger import Entry, counts
 from rankrl.report.ledger import rows as entry_rows
 from rankrl.report.page import columns
@@ -48,6 +49,13 @@ NOTES = {
         "of many rows, some miss the truth. The family intervals hold at once for all rows of cells (Bonferroni), and those "
         "of whole arms for all claims; the verdict follows them. Correlation: of the two arms' gains over seeds; pairing "
         "helps by as much."
+    ),
+    "axes": (
+        "By value: over the other axes, arms and batch sizes, every cell alike. The best point of a rank is the one of the "
+        "highest mean, which by the choice is too high; points of which a run diverged cannot be chosen. Its interval holds "
+        "for all points of all ranks at once, so that no choice breaks it. Held-out seeds: each seed is left out in turn, the "
+        "others choose, and the gain is that on the seed left out; not known with fewer than three seeds. Claims compare a "
+        "point with those that differ on one axis alone and have its first value there."
     ),
     "arm_comparisons": "The same differences, pooled over ranks and batch sizes with the seed as block.",
     "against_reference": (
@@ -124,11 +132,24 @@ class Section:
 
 def statistics(summary: Summary, key: str, title: str, caption: str) -> Section:
     """Section of the cells or a family: a table of all statistics, with mean and interval drawn."""
-    rows = summary[key]
-    return Section(key, title, (Table(key, rows, _statistics_columns(rows), caption, plots=MEAN),), NOTES[key])
+    rows = [spread_axes(row) for row in summary[key]]
+    shape = with_axes(_useful(rows, columns.STATISTICS), values_of(summary))
+    return Section(key, title, (Table(key, rows, shape, caption, plots=MEAN),), NOTES[key])
 
 
-def _statistics_columns(rows: list[Row]) -> dict[str, Column]:
+def values_of(summary: Summary) -> dict[str, list[Any]]:
+    """Dotted key of each axis -> its values."""
+    return {row["key"]: row["values"] for row in summary.get("axes", [])}
+
+
+def with_axes(shape: dict[str, Column], values: dict[str, list[Any]]) -> dict[str, Column]:
+    """The columns of a table, with those of the axes after that of the arm."""
+    at = list(shape).index("arm") + 1
+    items = list(shape.items())
+    return {**dict(items[:at]), **columns.of_axes(values), **dict(items[at:])}
+
+
+def _useful(rows: list[Row], shape: dict[str, Column]) -> dict[str, Column]:
     """The columns of statistics without those that add nothing.
 
     Left out are values that equal another column's, as where each run has a seed of its own, and
@@ -140,7 +161,26 @@ def _statistics_columns(rows: list[Row]) -> dict[str, Column]:
     idle |= {key for key in ("failed_runs", "diverged_runs") if not any(row.get(key) for row in rows)}
     idle |= {"diverged_ci95"} if "diverged_runs" in idle else set()
     idle |= {"design_effect"} if all(row.get("design_effect") == 1 for row in rows) else set()
-    return {key: column for key, column in columns.STATISTICS.items() if key not in idle}
+    return {key: column for key, column in shape.items() if key not in idle}
+
+
+def axes(summary: Summary) -> Section:
+    """Section on the axes: the best point of each rank, and gain and risk by value."""
+    rows = [
+        row | {"value": shown_value(row["value"]), "axis": axis_title(row["axis"])} for row in summary["axis_values"]
+    ]
+    best = [spread_axes(_best_point(row)) for row in summary["best_points"] if row["best"]]
+    shape = with_axes(columns.BEST_POINTS, values_of(summary))
+    chosen = Table("best", best, shape, "The point of the highest mean gain, by rank")
+    by_value = Table("values", rows, _useful(rows, columns.AXIS_VALUES), "One row per value of an axis and rank", MEAN)
+    return Section("axes", "Axes", (chosen, by_value), NOTES["axes"] if rows else "")
+
+
+def _best_point(row: Row) -> Row:
+    """A row of best_points with words where something is not known."""
+    alike = f"{row['n_seeds_alike']} of {row['n_seeds_choosing']}"
+    unknown = {key: columns.NOT_KNOWN for key in ("family_ci95", "heldout_gain") if row[key] is None}
+    return row | unknown | {"alike": columns.NOT_KNOWN if row["heldout_gain"] is None else alike}
 
 
 def simple(summary: Summary, key: str, title: str, shape: dict[str, Column], caption: str) -> Section:
@@ -151,9 +191,11 @@ def simple(summary: Summary, key: str, title: str, shape: dict[str, Column], cap
 def comparisons(summary: Summary) -> Section:
     """Section on the arms against the reference arm, pooled and by cell; empty with one arm."""
     rows = summary["comparisons"]
-    against, plots = f"against arm {rows[0]['against']}" if rows else "", ("mean_difference", "family_ci95")
-    pooled = Table("pooled", summary["arm_comparisons"], columns.COMPARISONS, f"One row per arm, {against}", plots)
-    by_cell = Table("comparisons", rows, columns.COMPARISONS, f"One row per cell, {against}", plots)
+    one, plots = len({row["against"] for row in rows}) == 1, ("mean_difference", "family_ci95")
+    against = f", against arm {rows[0]['against']}" if one else " and arm that it is compared with"
+    shape = {key: column for key, column in columns.COMPARISONS.items() if not one or key not in ("against", "along")}
+    pooled = Table("pooled", summary["arm_comparisons"], shape, f"One row per arm{against}", plots)
+    by_cell = Table("comparisons", rows, shape, f"One row per cell{against}", plots)
     return Section("comparisons", "Arms compared", (pooled, by_cell), NOTES["comparisons"])
 
 
@@ -222,7 +264,8 @@ def runs(sweep: SweepRecords) -> Section:
         f'then <a href="{BOARD}">{BOARD.removeprefix("http://")}</a>.</p>'
         '<noscript><p>Sorting, filtering and curves need JavaScript. All runs: <a href="runs.csv">runs.csv</a>.</p></noscript>'
     )
-    shown = Table("runs", sweep.results, columns.RUNS, "One row per run", link="run_id")
+    rows = [spread_axes(row) for row in sweep.results]
+    shown = Table("runs", rows, with_axes(columns.RUNS, sweep.axes), "One row per run", link="run_id")
     return Section("runs", "Runs", (board, shown), NOTES["runs"])
 
 
@@ -259,6 +302,7 @@ def sections(sweep: SweepRecords, summary: Summary, entries: list[Entry]) -> lis
     arms = statistics(summary, "arms", "Arms", "One row per arm, over ranks, batch sizes and seeds")
     return [
         statistics(summary, "ranks", "Ranks", "One row per rank, over batch sizes and seeds"),
+        axes(summary),
         against_reference(summary),
         comparisons(summary),
         *([arms] if len(summary["arms"]) > 1 else []),

@@ -39,6 +39,8 @@ class Blocks:
     that of the survivors, and nothing may be claimed in its favour."""
     short: int = 0
     """Cells that are left out, since others have far more seeds."""
+    references: dict[str, dict[str, str]] | None = None
+    """Arm -> arms that it is compared with (statistics/references.py); None: with all."""
 
     @cached_property
     def spread(self) -> Spread:
@@ -96,10 +98,20 @@ class Blocks:
 
     @cached_property
     def compared(self) -> list[tuple[int, int]]:
-        """Pairs of subjects (arm, rank) of one arm or of one rank that have an `error_GG`."""
+        """Pairs of subjects (arm, rank) of one arm or of one rank that have an `error_GG`.
+
+        Of one rank, only those of an arm and its references.
+        """
         able = np.isfinite(self.error_GG) & np.isfinite(self.difference_GG)
         pairs = combinations(enumerate(self.subjects), 2)
-        return [(i, j) for (i, a), (j, b) in pairs if able[i, j] and (a[0] == b[0] or a[1] == b[1])]
+        alike = [(i, j) for (i, a), (j, b) in pairs if able[i, j] and (a[0] == b[0] or a[1] == b[1])]
+        return [(i, j) for i, j in alike if self._may_compare(self.subjects[i][0], self.subjects[j][0])]
+
+    def _may_compare(self, arm: str, other: str) -> bool:
+        """Whether two arms are the same one, or one is a reference of the other."""
+        if arm == other or self.references is None:
+            return True
+        return any(a in self.references.get(b, {}).values() for a, b in ((arm, other), (other, arm)))
 
     def _share(self, n_B: np.ndarray) -> np.ndarray:
         """Variance of a mean over batch sizes of means of `n_B` runs, in units of a run's."""

@@ -62,11 +62,13 @@ class Tables:
         return bounded(float(mean - half), float(mean + half)) if np.isfinite(half) else None
 
 
-def tables(results: list[Result]) -> Tables:
+def tables(results: list[Result], references: dict[str, dict[str, str]] | None = None) -> Tables:
+    """`references`: arms that each arm is compared with; None: with all."""
+    ranks = replace(blocks(results), references=references)
     if len({run["arm"] for run in results}) < 2:
-        return Tables(blocks(results), None)
-    arms = blocks(results, ("arm",))
-    return Tables(blocks(results), replace(arms, subjects=[(arm, None) for (arm,) in arms.subjects]))
+        return Tables(ranks, None)
+    arms = replace(blocks(results, ("arm",)), references=references)
+    return Tables(ranks, replace(arms, subjects=[(arm, None) for (arm,) in arms.subjects]))
 
 
 def claims(

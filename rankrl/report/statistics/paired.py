@@ -17,41 +17,39 @@ from rankrl.report.statistics.claims import Tables
 from rankrl.report.statistics.family import Row, difference, holm, judge, verdict
 from rankrl.report.statistics.intervals import seeds_for_difference
 from rankrl.report.statistics.limits import DEFAULT, Limits
+from rankrl.report.statistics.references import one_reference, references
+
+References = dict[str, dict[str, str]]
+"""Arm -> what it differs in -> the arm that it is compared with (statistics/references.py)."""
 
 
-def reference_arm(arms: list[str]) -> str | None:
-    """The arm to compare others with: `off`, else the first by name; None with fewer than two."""
-    if len(arms) < 2:
-        return None
-    return "off" if "off" in arms else min(arms)
+def comparisons(results: list[Result], against: References | None = None) -> list[Row]:
+    """Each arm against its references, one row per pair, rank and batch size that both have.
 
-
-def comparisons(results: list[Result]) -> list[Row]:
-    """Each arm against the reference arm, one row per arm, rank and batch size that both have.
-
-    A difference is the gain of a run minus that of the reference arm's run of the same seed.
+    `against`: arm -> what it differs in -> reference; by default one arm is that of all. A
+    difference is the gain of a run minus that of the reference arm's run of the same seed.
     difference_ci95: 95 % t interval of the mean paired difference, with the variance of
     report/statistics/spread.py. family_ci95: family-wise, holds for all rows at once. Both are None
     for one pair, or where nothing varies. pairing: correlation over seeds of the arm's gains with
     the reference's; pairing helps by as much. unpaired_seeds: number of seeds that only one of the
     two has; they are left out.
     """
-    against = reference_arm(sorted({result["arm"] for result in results}))
+    against = references(results, {}) if against is None else against
     table = blocks(results, CELL)
     place = {cell: g for g, cell in enumerate(table.subjects)}
     cells = {cell: {run["seed"]: run for run in runs} for cell, runs in by_key(with_gain(results), CELL).items()}
     rows = []
     for (arm, rank, batch_size), runs in cells.items():
-        reference = cells.get((against, rank, batch_size), {})
-        if against is None or arm == against or not (common := sorted(runs.keys() & reference.keys())):
-            continue
-        where = {"arm": arm, "against": against, "rank": rank, "batch_size": batch_size}
-        i, j = place[arm, rank, batch_size], place[against, rank, batch_size]
-        if not table.common_GG[i, j]:  # one of the two has few seeds
-            continue
-        found = difference(table, i, j)
-        pairs = _pairs([(runs[seed], reference[seed]) for seed in common])
-        rows.append({**where, **found, **pairs, "unpaired_seeds": len(runs.keys() ^ reference.keys())})
+        for along, other in against.get(arm, {}).items():
+            reference = cells.get((other, rank, batch_size), {})
+            common = sorted(runs.keys() & reference.keys())
+            i, j = place[arm, rank, batch_size], place.get((other, rank, batch_size), -1)
+            if not common or not table.common_GG[i, j]:  # one of the two has few seeds
+                continue
+            where = {"arm": arm, "against": other, "along": along, "rank": rank, "batch_size": batch_size}
+            pairs = _pairs([(runs[seed], reference[seed]) for seed in common])
+            unpaired = len(runs.keys() ^ reference.keys())
+            rows.append({**where, **difference(table, i, j), **pairs, "unpaired_seeds": unpaired})
     return judge(rows)
 
 
@@ -78,19 +76,21 @@ def correlation(pairs: list[tuple[float, float]]) -> float | None:
     return float(stats.pearsonr(x, y).statistic)
 
 
-def arm_comparisons(given: Tables, limits: Limits = DEFAULT) -> list[Row]:
-    """Each arm against the reference arm, over all ranks and batch sizes that both have.
+def arm_comparisons(given: Tables, limits: Limits = DEFAULT, against: References | None = None) -> list[Row]:
+    """Each arm against its references, over all ranks and batch sizes that both have.
 
     family_ci95 and verdict are those of the claims on the two.
     """
     if given.arms is None:
         return []
     names, rows = [arm for arm, _ in given.arms.subjects], []
-    against = reference_arm(names)
+    against = one_reference(names) if against is None else against
     for i, arm in enumerate(names):
-        if against is None or arm == against or not given.arms.common_GG[i, names.index(against)]:
-            continue
-        rows.append({"arm": arm, "against": against, **_claimed(given, given.arms, i, names.index(against), limits)})
+        for along, other in against.get(arm, {}).items():
+            j = names.index(other) if other in names else i
+            if i != j and given.arms.common_GG[i, j]:
+                named = {"arm": arm, "against": other, "along": along}
+                rows.append({**named, **_claimed(given, given.arms, i, j, limits)})
     return _with_holm(rows)
 
 
@@ -154,10 +154,13 @@ def _with_holm(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def compared(results: list[Result], given: Tables, limits: Limits = DEFAULT) -> dict[str, Any]:
+def compared(
+    results: list[Result], given: Tables, limits: Limits = DEFAULT, against: References | None = None
+) -> dict[str, Any]:
     """All comparisons between runs of the same seed, by their keys in summary.json."""
+    against = references(results, {}) if against is None else against
     return {
-        "comparisons": comparisons(results),
-        "arm_comparisons": arm_comparisons(given, limits),
+        "comparisons": comparisons(results, against),
+        "arm_comparisons": arm_comparisons(given, limits, against),
         "against_reference": against_reference(given, limits),
     }
