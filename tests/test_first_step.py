@@ -108,7 +108,9 @@ def test_kl_is_of_the_new_policy_to_the_base_over_the_vocabulary():
 
 
 def test_readings_of_known_gradients():
-    assert first_step.signal_to_noise(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0])) == pytest.approx(3)
+    samples = Samples(*torch.zeros(2, 4), torch.tensor([0, 0, 1, 1]), torch.tensor([1, 2, 4, 5]))  # 3 tokens, and 9
+    halves = torch.tensor([[3.0, 0.0], [1.0, 4.0]])  # whole: 1.5, 3
+    assert first_step.squares(halves, samples).tolist() == [11.25, 3.0, 20.0]
     g, a = torch.diag(torch.tensor([3.0, 4.0])), torch.tensor([[0.0, 0.1]])
     assert first_step.captured(g @ a.T, a) == pytest.approx(16)
     assert first_step.captured(g @ torch.eye(2) * 7, 7 * torch.eye(2)) == pytest.approx(25)
@@ -147,7 +149,10 @@ def nano():
         for i in parts
     ]  # fmt: skip
     base = Base(logprobs, hidden, model.lm_head, host.linears(), host.shapes, lambda total: total, 3)
-    return base, host, batches, samples
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker on a CPU: so small matrices only wait for more
+    yield base, host, batches, samples
+    torch.set_num_threads(threads)
 
 
 def close(ours, theirs):

@@ -209,15 +209,17 @@ def known(candidate: Candidate, of_b: Sums, of_a: Sums, samples: Samples, energy
     """A candidate's gradient and its readings; `energy` is |G|^2 over all modules.
 
     The readings are the gradient's norm, the share of the energy of G in the span of A's rows, and
-    the squared signal-to-noise ratio from the two halves of the prompts.
+    |E g|^2 / E |g - E g|^2, from the gradients a and b of the halves of the prompts: a b estimates
+    |E g|^2, and |a - b|^2 / 4 the noise of their mean.
     """
     scale = {row.module: row.alpha / row.rank for row in candidate.table}
-    halves = torch.cat([scale[m] * y.double().flatten(1) for side in (of_b, of_a) for m, y in side.items()], dim=1)
+    sides = [(scale[m], y) for side in (of_b, of_a) for m, y in side.items()]
+    norm, together, apart = (sum(s**2 * squares(y, samples) for s, y in sides)).tolist()
     kept = sum(captured(whole(y, samples), candidate.rows[m].to(y)) for m, y in of_b.items())
     readings = {
-        "grad_norm": float(whole(halves, samples).norm()),
+        "grad_norm": norm**0.5,
         "captured_energy": kept / energy,
-        "signal_to_noise": signal_to_noise(halves[0], halves[1]),
+        "signal_to_noise": 4 * together / apart,
     }
     b, a = ({m: whole(y, samples).cpu() for m, y in side.items()} for side in (of_b, of_a))
     return Gradient(b, a, readings)
@@ -229,9 +231,10 @@ def captured(product_or: torch.Tensor, rows_ri: torch.Tensor) -> float:
     return float(((product @ torch.linalg.pinv(rows @ rows.T, hermitian=True)) * product).sum())
 
 
-def signal_to_noise(first: torch.Tensor, second: torch.Tensor) -> float:
-    """|E g|^2 / E |g - E g|^2 of the mean g of two independent gradients; without bias each."""
-    return float(4 * (first @ second) / (first - second).square().sum())
+def squares(halves: torch.Tensor, samples: Samples) -> torch.Tensor:
+    """[|g|^2, a b, |a - b|^2] of the gradient g of all samples and those of the halves, a and b."""
+    a, b = halves.double()
+    return torch.stack([whole(halves.double(), samples).square().sum(), (a * b).sum(), (a - b).square().sum()])
 
 
 @torch.no_grad()
