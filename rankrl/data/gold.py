@@ -6,12 +6,11 @@ in its last box; a dict with `ground_truth`.
 
 from __future__ import annotations
 
-import json
 import re
 from decimal import Decimal
-from math import isfinite
 from typing import Any
 
+from rankrl.data.exact import Number, number_text, read_json
 from rankrl.reward.extract import last_boxed
 
 LONGEST_ANSWER = 200  # characters
@@ -46,11 +45,11 @@ def _ground_truth(value: dict[Any, Any]) -> Any:
     return value["ground_truth"]
 
 
-def _number(value: int | float | Decimal) -> str:
-    """A number as text; whole ones without a point, as readers make floats of integers."""
-    if not (isinstance(value, int) or isfinite(value)):
-        raise ValueError(f"its answer is {value}, no number")
-    return str(int(value)) if value == int(value) else str(value)
+def _number(value: Number) -> str:
+    try:
+        return number_text(value)
+    except ValueError as error:
+        raise ValueError(f"its answer is {str(value)[:40]}, {error}") from error
 
 
 def _text(value: str) -> str:
@@ -71,7 +70,7 @@ def _text(value: str) -> str:
 def _parsed(text: str) -> Any:
     """What a text that looks like a JSON object says; None if it is none."""
     try:
-        return json.loads(text) if text.lstrip().startswith('{"') else None
+        return read_json(text) if text.lstrip().startswith('{"') else None
     except ValueError:
         return None
 

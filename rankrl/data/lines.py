@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+
+from rankrl.data.exact import read_json
 
 Row = tuple[int, dict[str, Any]]
 COLUMNS = ("item_id", "source", "prompt", "answer")
@@ -25,9 +26,9 @@ def rows(path: Path, key: str) -> Iterator[Row]:
         return
     for number, line in _text_lines(path, key):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{key}: {_no_object(number, path)} ({error!r})") from error
+            row = read_json(line)
+        except ValueError as error:
+            raise ValueError(f"{key}: {_no_object(number, path)} ({error})") from error
         if not isinstance(row, dict) or not {"prompt", "answer"} <= set(row):
             found = f"it has {', '.join(map(repr, row))}" if isinstance(row, dict) else f"it is a {type(row).__name__}"
             raise ValueError(f"{key}: {_no_object(number, path)} ({found})")

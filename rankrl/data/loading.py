@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from rankrl.data import nano
+from rankrl.data.exact import number_text
 from rankrl.data.gold import gold
 from rankrl.data.items import Item
 from rankrl.data.lines import rows
@@ -88,11 +90,19 @@ def _item(row: dict[str, Any], item_id: str, source: str, chats: bool) -> Item:
 def _name(row: dict[str, Any], key: str, default: str) -> str:
     """The text under a key; `default` for null or no such key."""
     value = row.get(key)
-    if isinstance(value, float) and value.is_integer():  # what pandas makes of a column with nulls
-        value = int(value)
+    if isinstance(value, float | Decimal):  # what pandas makes of a column with nulls
+        value = _whole(value)
     if value is not None and (isinstance(value, bool) or not isinstance(value, str | int) or value == ""):
-        raise ValueError(f"its {key} is {value!r}, allowed: text, a whole number, or null")
+        raise ValueError(f"its {key} is {row[key]!r}, allowed: text, a whole number, or null")
     return default if value is None else str(value)
+
+
+def _whole(value: float | Decimal) -> int | float | Decimal:
+    """A whole number as an integer; another as it is."""
+    try:
+        return int(number_text(value))
+    except ValueError:
+        return value
 
 
 def _stem(path: Path) -> str:

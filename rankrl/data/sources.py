@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
 
+from rankrl.data.exact import number_text
 from rankrl.data.gold import NO_ANSWER, is_prose
 from rankrl.data.text import bare
 from rankrl.recipe.require import require
@@ -46,8 +48,8 @@ def text(value: Any) -> str:
 
     Answers are text, integers (AIME) or floats (which readers make of integers beside nulls).
     """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float) and isfinite(value):
+        return number_text(value)
     return "" if value is None else str(value).strip()
 
 
