@@ -1,7 +1,5 @@
-"""Rows as they were typed: every digit of a number, every key, and files that are named when unread."""
+"""Rows as they were typed: every digit of a number, every key; files that are not read."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rankrl.data.exact import read_json

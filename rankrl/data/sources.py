@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from rankrl.data.exact import number_text
-from rankrl.data.gold import NO_ANSWER, is_prose
+from rankrl.data.gold import gold, is_none
 from rankrl.data.text import bare
 from rankrl.recipe.require import require
 from rankrl.reward.extract import last_boxed
@@ -178,7 +178,7 @@ def accepted(row: Row, source: Source) -> Question | str:
     if isinstance(found, str):
         return found
     question = found._replace(prompt=bare(found.prompt))
-    return unfit(question) or question
+    return unfit(question) or question._replace(answer=gold(question.answer))
 
 
 def unfit(question: Question) -> str | None:
@@ -186,9 +186,11 @@ def unfit(question: Question) -> str | None:
     prompt, answer, _ = question
     if not prompt:
         return "no prompt"
-    if answer.lower() in NO_ANSWER:
+    if is_none(answer):
         return "no answer"
-    if is_prose(answer):
+    try:
+        answer = gold(answer)
+    except ValueError:  # what a run would refuse to read
         return "answer is prose"
     if FIGURE.search(prompt):
         return "needs a figure"
