@@ -20,7 +20,8 @@ def test_what_stands_around_a_gold_is_taken_off(value):
 NO_GOLDS = [
     "['17']", "['17', '18']", "{'17'}", "(17,)", "Decimal('17')", "np.int64(17)", "[np.int64(17)]", '["17"]', "('17', '18')",
     "b'17'", "Fraction(1, 2)", "array([17])", "set()", "{'a': 1}", "<class 'int'>", "17</s>", "<s>17", "17<|im_end|>",
-    "<|im_start|>17", "<think>17", "17[/INST]", "17</think>", "17<\uff5cend\uff5c>", "ans: 17", "A: 17", "A: -1/2", "result: 17", "Ans = 17",
+    "<|im_start|>17", "<think>17", "17[/INST]", "17</think>", "17<\uff5cend\uff5c>", "ans: 17", "A: 17", "A: -1/2",
+    "result: 17", "Ans = 17",
     "## 17", "# 17", "\\boxed{17", "\\boxed x + 1", "...", "?", "-", "\u2026", "=", "--", "'' ", "<answer></answer>",
     "1+" * 200 + "1", "a word " * 40, "f(" * 30 + "x" + ")" * 30,
 ]  # fmt: skip

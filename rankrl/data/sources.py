@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rankrl.data.exact import number_text
 from rankrl.data.gold import gold, is_none
 from rankrl.data.text import bare
+from rankrl.data.turns import prompt_of
 from rankrl.recipe.require import require
 from rankrl.reward.extract import last_boxed
 
@@ -181,10 +182,18 @@ def accepted(row: Row, source: Source) -> Question | str:
     return unfit(question) or question._replace(answer=gold(question.answer))
 
 
+def _is_read_as_text(prompt: str) -> bool:
+    """Whether a run takes a prompt as it stands: not if it is empty, or the text of turns."""
+    try:
+        return prompt_of(prompt) == prompt
+    except ValueError:
+        return False
+
+
 def unfit(question: Question) -> str | None:
     """Why a question's answer cannot be verified, or could be guessed; None if it is fit."""
     prompt, answer, _ = question
-    if not prompt:
+    if not _is_read_as_text(prompt):
         return "no prompt"
     if is_none(answer):
         return "no answer"
