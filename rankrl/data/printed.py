@@ -1,4 +1,4 @@
-"""Turns in a text: as JSON, which is read, or as some program has printed them, which is refused."""
+"""Turns in a text: as JSON, which is read, or as some program printed them, which is refused."""
 
 from __future__ import annotations
 
