@@ -9,6 +9,7 @@ import pytest
 import yaml
 from test_data import write_rows
 
+from rankrl.data.gold import gold
 from rankrl.data.reading import read
 from rankrl.data.sources import SOURCES, Question, accepted, unfit
 from rankrl.data.text import bare, key, numbers, shingles, tokens
@@ -167,7 +168,11 @@ def test_directories_parquet_csv_and_snapshots_are_read_alike(tmp_path):
         ("Prove it.", "proof", "no answer"),
         ("x?", "", "no answer"),
         ("x?", "It is as it was before", "answer is prose"),
-        ("x?", "1" * 201, "answer is prose"),
+        ("x?", "1+" * 200 + "1", "answer is prose"),
+        ("x?", "1" * 201, None),
+        ("x?", "17\n18", "answer is prose"),
+        ("x?", "['17']", "answer is prose"),
+        ("x?", "...", "no answer"),
         ("Look: ![](https://cdn/x.jpg) area?", "3", "needs a figure"),
         ("Which? (A) 1 (B) 2 (C) 3", "B", "multiple choice"),
         ("Which? $\\textbf{(A)}\\ 1 \\textbf{(B)}\\ 2$", "\\text{(B)}", "multiple choice"),
@@ -178,6 +183,13 @@ def test_directories_parquet_csv_and_snapshots_are_read_alike(tmp_path):
 )
 def test_answers_that_cannot_be_verified_are_dropped(prompt, answer, reason):
     assert unfit(Question(prompt, answer)) == reason
+
+
+def test_the_answer_of_a_question_is_what_a_run_reads():
+    row = SAMPLES["math"][0] | {"solution": "\\boxed{\\begin{pmatrix} 1 \\\\\n\n2 \\end{pmatrix}}"}
+    found = accepted(row, SOURCES["math"])
+    assert found.answer == "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}" == gold(found.answer)
+    assert accepted(SAMPLES["dapo"][0] | {"solution": "= 34"}, SOURCES["dapo"]).answer == "34"
 
 
 def test_a_proof_of_openr1_is_dropped():

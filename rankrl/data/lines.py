@@ -1,18 +1,31 @@
-"""The rows of a JSONL file, compressed by gzip or not, or of a Parquet file, with their numbers."""
+"""The rows of a JSONL file, packed by gzip or not, or of a Parquet file, with their numbers."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from rankrl.data.exact import read_json
+from rankrl.data.parquet import parquet_rows
+
 Row = tuple[int, dict[str, Any]]
-COLUMNS = ("item_id", "source", "prompt", "answer")
 GZIP = b"\x1f\x8b"
+FOREIGN = {
+    b"\xff\xfe\0\0": ("UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
+    b"\0\0\xfe\xff": ("UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
+    b"\xff\xfe": ("UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
+    b"\xfe\xff": ("UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
+    b"\xfd7zXZ": ("packed by xz", "xz -d"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", "zstd -d"),
+    b"PK\x03\x04": ("a zip archive", "unzip"),
+    b"BZh": ("packed by bzip2", "bzip2 -d"),
+    b"PAR1": ("Parquet", "name it .parquet"),
+}
+"""How files begin that are not read: (format, what to do)."""
 
 
 def rows(path: Path, key: str) -> Iterator[Row]:
@@ -21,17 +34,37 @@ def rows(path: Path, key: str) -> Iterator[Row]:
     `key` names the setting in errors. Raises ValueError, one line, with file and line.
     """
     if path.suffix.lower() in (".parquet", ".pq"):
-        yield from enumerate(_parquet_rows(path, key), 1)
+        yield from enumerate(parquet_rows(path, key), 1)
         return
+    _refuse_foreign(path, key)
     for number, line in _text_lines(path, key):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{key}: {_no_object(number, path)} ({error!r})") from error
+            row = read_json(line)
+        except ValueError as error:
+            raise ValueError(f"{key}: {_no_object(number, path)} ({error})") from error
         if not isinstance(row, dict) or not {"prompt", "answer"} <= set(row):
             found = f"it has {', '.join(map(repr, row))}" if isinstance(row, dict) else f"it is a {type(row).__name__}"
             raise ValueError(f"{key}: {_no_object(number, path)} ({found})")
         yield number, row
+
+
+def _refuse_foreign(path: Path, key: str) -> None:
+    """Raises ValueError, one line, for a file in a format that is known, but not read."""
+    try:
+        with _opened(path) as file:
+            start = file.read(64)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return  # told with its line
+    found = next((said for mark, said in FOREIGN.items() if start.startswith(mark)), None)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        found = ("a table", "pandas: read_csv(..., dtype=str).to_json(..., orient='records', lines=True)")
+    if start.decode("utf-8-sig", "ignore").lstrip().startswith("["):
+        found = ("one JSON array", "jq -c '.[]'")
+    if found:
+        raise ValueError(
+            f"{key}: {path} is {found[0]}, allowed: JSONL, one JSON object a line, UTF-8, as it is or packed by gzip; "
+            f"or Parquet ({found[1]})"
+        )
 
 
 def _no_object(number: int, path: Path) -> str:
@@ -70,19 +103,3 @@ def _opened(path: Path) -> IO[bytes]:
     with path.open("rb") as start:
         packed = start.read(2) == GZIP
     return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
-
-
-def _parquet_rows(path: Path, key: str) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{key}: {path} is no readable Parquet file ({type(error).__name__})") from error
-    missing = sorted({"prompt", "answer"} - set(table.column_names))
-    if missing:
-        raise ValueError(
-            f"{key}: got {path} with {table.column_names}, allowed: with the columns {' and '.join(missing)}"
-        )
-    return table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()

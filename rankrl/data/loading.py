@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from rankrl.data import nano
+from rankrl.data.exact import number_text
 from rankrl.data.gold import gold
 from rankrl.data.items import Item
 from rankrl.data.lines import rows
 from rankrl.data.turns import prompt_of, turns, without_template
 from rankrl.recipe.scale import Data
-from rankrl.reward.equality import judge
+from rankrl.reward.grade import Grader
+
+Asked = tuple[tuple[str, str], ...]
 
 
 def load_items(data: Data) -> tuple[list[Item], list[Item]]:
     """(training items, evaluation items) of a scale, with no prompt in both.
 
     Raises ValueError, one line, for a missing file or column, too few items, an item_id that occurs
-    twice, or a prompt that is in both.
+    twice, or a prompt that is in both, blanks around it aside.
     """
     if data.train != data.evaluation and {data.train, data.evaluation} & set(nano.TASKS):
         raise ValueError(
@@ -40,10 +45,11 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
         raise ValueError(
             f"data.train: got the item_id {twice!r} twice, allowed: one id per item of training and evaluation"
         )
-    shared = {item.prompt for item in train} & {item.prompt for item in evaluation}
+    shared = {asked(item.prompt) for item in train} & {asked(item.prompt) for item in evaluation}
     if shared:
         raise ValueError(
-            f"data.evaluation: got {len(shared)} prompts that also stand in data.train, for instance {min(shared)[:60]!r}"
+            f"data.evaluation: got {len(shared)} prompts that also stand in data.train, for instance "
+            f"{min(shared)[-1][1][:60]!r}"
         )
     return train, evaluation
 
@@ -88,11 +94,19 @@ def _item(row: dict[str, Any], item_id: str, source: str, chats: bool) -> Item:
 def _name(row: dict[str, Any], key: str, default: str) -> str:
     """The text under a key; `default` for null or no such key."""
     value = row.get(key)
-    if isinstance(value, float) and value.is_integer():  # what pandas makes of a column with nulls
-        value = int(value)
+    if isinstance(value, float | Decimal):  # what pandas makes of a column with nulls
+        value = _whole(value)
     if value is not None and (isinstance(value, bool) or not isinstance(value, str | int) or value == ""):
-        raise ValueError(f"its {key} is {value!r}, allowed: text, a whole number, or null")
+        raise ValueError(f"its {key} is {row[key]!r}, allowed: text, a whole number, or null")
     return default if value is None else str(value)
+
+
+def _whole(value: float | Decimal) -> int | float | Decimal:
+    """A whole number as an integer; another as it is."""
+    try:
+        return int(number_text(value))
+    except ValueError:
+        return value
 
 
 def _stem(path: Path) -> str:
@@ -100,14 +114,22 @@ def _stem(path: Path) -> str:
     return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
+def asked(prompt: str) -> Asked:
+    """What a prompt asks: its turns (role, content) without blanks around them."""
+    return tuple((turn["role"], turn["content"].strip()) for turn in turns(prompt))
+
+
 def _refuse_contradictions(path: Path, key: str, numbers: list[int], items: list[Item]) -> None:
     """Raises ValueError, one line, if a prompt stands in a file with two answers that differ."""
-    first: dict[str, tuple[int, str]] = {}
-    found = []
+    first: dict[Asked, tuple[int, str]] = {}
+    differ = []
     for number, item in zip(numbers, items, strict=True):
-        there, answer = first.setdefault(item.prompt.strip(), (number, item.answer))
-        if answer != item.answer and judge(answer, item.answer) != "correct":
-            found.append((there, answer, number, item.answer))
+        there, answer = first.setdefault(asked(item.prompt), (number, item.answer))
+        if answer != item.answer:
+            differ.append((there, answer, number, item.answer))
+    with closing(Grader()) as grader:
+        outcomes = grader.outcomes([(answer, other) for _, answer, _, other in differ])
+    found = [pair for pair, outcome in zip(differ, outcomes, strict=True) if outcome in ("wrong", "unparsable")]
     if found:
         there, answer, number, other = found[0]
         raise ValueError(

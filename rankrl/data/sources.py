@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
 
-from rankrl.data.gold import NO_ANSWER, is_prose
+from rankrl.data.exact import number_text
+from rankrl.data.gold import gold, is_none
 from rankrl.data.text import bare
+from rankrl.data.turns import prompt_of
 from rankrl.recipe.require import require
 from rankrl.reward.extract import last_boxed
 
@@ -46,8 +49,8 @@ def text(value: Any) -> str:
 
     Answers are text, integers (AIME) or floats (which readers make of integers beside nulls).
     """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float) and isfinite(value):
+        return number_text(value)
     return "" if value is None else str(value).strip()
 
 
@@ -176,17 +179,27 @@ def accepted(row: Row, source: Source) -> Question | str:
     if isinstance(found, str):
         return found
     question = found._replace(prompt=bare(found.prompt))
-    return unfit(question) or question
+    return unfit(question) or question._replace(answer=gold(question.answer))
+
+
+def _is_read_as_text(prompt: str) -> bool:
+    """Whether a run takes a prompt as it stands: not if it is empty, or the text of turns."""
+    try:
+        return prompt_of(prompt) == prompt
+    except ValueError:
+        return False
 
 
 def unfit(question: Question) -> str | None:
     """Why a question's answer cannot be verified, or could be guessed; None if it is fit."""
     prompt, answer, _ = question
-    if not prompt:
+    if not _is_read_as_text(prompt):
         return "no prompt"
-    if answer.lower() in NO_ANSWER:
+    if is_none(answer):
         return "no answer"
-    if is_prose(answer):
+    try:
+        answer = gold(answer)
+    except ValueError:  # what a run would refuse to read
         return "answer is prose"
     if FIGURE.search(prompt):
         return "needs a figure"

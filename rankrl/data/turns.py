@@ -7,38 +7,39 @@ are the JSON of their turns, from which `turns` gets them back.
 from __future__ import annotations
 
 import json
-import re
+from contextlib import suppress
 from typing import Any
+
+from rankrl.data.printed import read_turns
 
 KEYS = ("role", "content")
 BEGINNING = '[{"role": "'
 """How the text of a conversation begins."""
-LIKE_TURNS = re.compile(r"""\s*(array\()?\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
-"""How a list of turns begins in a text: as JSON, or as some program has printed it."""
 Turn = dict[str, str]
 
 
 def prompt_of(value: Any) -> str:
-    """The prompt in the value of a row's key `prompt`: a text, or a list of turns.
+    """The prompt in the value of a row's key `prompt`: a text, a list of turns, or their JSON.
 
     Raises ValueError, with the reason, for anything else.
     """
-    if isinstance(value, str) and LIKE_TURNS.match(value):
-        value = _parsed(text := value)
-        _require(isinstance(value, list), f"is the text of a list that is no JSON: {text[:60]!r}")
+    if isinstance(value, str) and (read := read_turns(value)) is not None:
+        value = read
     if isinstance(value, str):
         _require(bool(value.strip()), "is empty")
         return value
     _require(isinstance(value, list | tuple) and len(value) > 0, f"is {repr(value)[:60]}, neither text nor turns")
     found = [_turn(turn) for turn in value]
     _check_order([turn["role"] for turn in found])
-    return found[0]["content"] if len(found) == 1 else json.dumps(found, ensure_ascii=False)
+    alone = found[0]["content"]
+    return json.dumps(found, ensure_ascii=False) if len(found) > 1 or alone.startswith(BEGINNING) else alone
 
 
 def turns(prompt: str) -> list[Turn]:
     """The turns of a prompt; a text that is no conversation is one turn of the user."""
-    if prompt.startswith(BEGINNING) and isinstance(found := _parsed(prompt), list):
-        return found
+    if prompt.startswith(BEGINNING):
+        with suppress(ValueError):
+            return json.loads(prompt)
     return [{"role": "user", "content": prompt}]
 
 
@@ -86,14 +87,6 @@ def _check_order(roles: list[Any]) -> None:
         fine,
         f"has the turns {said}, allowed: system at most once and first, then user and assistant by turns, user last",
     )
-
-
-def _parsed(text: str) -> Any:
-    """What a JSON text says; None if it is none."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
 
 
 def _shown(value: Any) -> str:
