@@ -9,7 +9,8 @@ from rankrl.reward.equality import judge
 
 UNWRAPPED = ["<answer>17</answer>", "<think>8?</think>\n<answer> 17 </answer>", "= 17", "=17", "\\boxed 17", "\\boxed17",
              "$\\boxed 17$", '{ "ground_truth": "17"}', '\n{"ground_truth": 17.0}', "'17'", '"17"',
-             "= '17'", "'= 17'", "== \\boxed 17", "\\boxed{\\boxed{17}}", "so\n#### <answer>17</answer>"]  # fmt: skip
+             "= '17'", "'= 17'", "== \\boxed 17", "=" * 5000 + "17", "\\boxed{\\boxed{17}}",
+             "so\n#### <answer>17</answer>"]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", UNWRAPPED)
