@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT, runs_of
 
 from rankrl.cli import main
-from rankrl.recipe.axes import arm_name, flat_axes, given_arm, value_text
+from rankrl.recipe.axes import arm_name, flat_axes, given_arm, value_slug, value_text
 from rankrl.recipe.idle import idle_axes
 from rankrl.recipe.load import load_experiment
 from rankrl.recipe.plan import plan
@@ -34,11 +34,11 @@ def test_the_grid_is_the_product_of_axes_ranks_and_seeds():
     runs = runs_of("demo", axes, "rules.alpha.rule=power", "ranks=[1,8]", "seeds=[0,1]")
     assert len(runs) == 2 * 3 * 2 * 2
     assert [run.run_id for run in runs][:5] == [
-        "lr_0.0005-alpha.exponent_0-r1-b16-s0",
-        "lr_0.0005-alpha.exponent_0-r1-b16-s1",
-        "lr_0.0005-alpha.exponent_0-r8-b16-s0",
-        "lr_0.0005-alpha.exponent_0-r8-b16-s1",
-        "lr_0.0005-alpha.exponent_0.5-r1-b16-s0",
+        "lr_0p0005-alpha_exponent_0-r1-b16-s0",
+        "lr_0p0005-alpha_exponent_0-r1-b16-s1",
+        "lr_0p0005-alpha_exponent_0-r8-b16-s0",
+        "lr_0p0005-alpha_exponent_0-r8-b16-s1",
+        "lr_0p0005-alpha_exponent_0p5-r1-b16-s0",
     ]
     last = runs[-1]
     assert last.axes == {"rules.lr.value": 1e-3, "rules.alpha.exponent": 1.0}
@@ -48,9 +48,9 @@ def test_the_grid_is_the_product_of_axes_ranks_and_seeds():
 
 def test_ids_without_axes_stay_and_a_value_that_is_added_renames_none():
     assert ids(*SMALL) == ["r1-b16-s0"]
-    assert ids(*SMALL, "axes={rules.lr.value: [1e-3]}") == ["lr_0.001-r1-b16-s0"]
+    assert ids(*SMALL, "axes={rules.lr.value: [1e-3]}") == ["lr_0p001-r1-b16-s0"]
     more = ids(*SMALL, "axes={rules.lr.value: [2e-3, 0.001, 1e-5]}")
-    assert more == ["lr_0.002-r1-b16-s0", "lr_0.001-r1-b16-s0", "lr_1e-5-r1-b16-s0"]
+    assert more == ["lr_0p002-r1-b16-s0", "lr_0p001-r1-b16-s0", "lr_1e-5-r1-b16-s0"]
     assert "axes" not in runs_of("demo")[0].resolved()
     assert runs_of("demo", RATES)[0].resolved()["axes"] == {"rules.lr.value": 5e-4}
 
@@ -58,14 +58,14 @@ def test_ids_without_axes_stay_and_a_value_that_is_added_renames_none():
 def test_arms_are_crossed_with_axes():
     runs = runs_of("ablate_critic", "axes={critic.rank: [8, 16]}", *SMALL)
     assert [run.arm for run in runs][:4] == [
-        "off-critic.rank_8",
-        "off-critic.rank_16",
-        "warmup-critic.rank_8",
-        "warmup-critic.rank_16",
+        "off-critic_rank_8",
+        "off-critic_rank_16",
+        "warmup-critic_rank_8",
+        "warmup-critic_rank_16",
     ]
     assert [run.recipe.critic.warmup_steps for run in runs][:4] == [0, 0, 10, 10]
     assert [given_arm(run.arm, run.axes) for run in runs][:3] == ["off", "off", "warmup"]
-    assert given_arm("lr_0.0005", {"rules.lr.value": 5e-4}) == "" and given_arm("on", {}) == "on"
+    assert given_arm("lr_0p0005", {"rules.lr.value": 5e-4}) == "" and given_arm("on", {}) == "on"
 
 
 def test_nested_and_dotted_keys_are_the_same_axes():
@@ -81,12 +81,12 @@ def test_words_replace_the_values_of_a_files_axis(tmp_path):
         "axes:\n  rules.lr.value: [5e-4, 1e-3]\n  correction: [none, token_clip]\n"
     )
     assert [run.run_id for run in plan(load_experiment(recipe))][:2] == [
-        "lr_0.0005-correction_none-r1-b16-s0",
-        "lr_0.0005-correction_token_clip-r1-b16-s0",
+        "lr_0p0005-correction_none-r1-b16-s0",
+        "lr_0p0005-correction_token_clip-r1-b16-s0",
     ]
     words = ["axes.rules.lr.value=[2e-3]", "axes.correction=[none]"]
     (run,) = plan(load_experiment(recipe, words))
-    assert (run.arm, run["lr"], run.recipe.correction.method) == ("lr_0.002-correction_none", 2e-3, "none")
+    assert (run.arm, run["lr"], run.recipe.correction.method) == ("lr_0p002-correction_none", 2e-3, "none")
 
 
 def test_points_that_are_put_in_place_are_as_if_merged():
@@ -101,16 +101,18 @@ def test_points_that_are_put_in_place_are_as_if_merged():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("value", "text", "slug"),
     [
-        (5e-4, "0.0005"), (1.0, "1"), (1, "1"), (-0.5, "-0.5"), (1e-5, "1e-5"), (1.25e-10, "1.25e-10"), (1e22, "1e22"),
-        (0.1 + 0.2, "0.30000000000000004"), (-0.0, "0"), (True, "true"), (False, "false"), (None, "null"),
-        ("early_anchor", "early_anchor"), ("null", "null.74234e98"), ("", ".e3b0c442"),
-        ("../../etc", "....etc.74ccf3c5"), ("a b", "ab.c8687a08"), ("r1-b16-s0", "r1b16s0.2a988158"),
+        (5e-4, "0.0005", "0p0005"), (1.0, "1", "1"), (1, "1", "1"), (-0.5, "-0.5", "-0p5"), (1e-5, "1e-5", "1e-5"),
+        (1.25e-10, "1.25e-10", "1p25e-10"), (1e22, "1e22", "1e22"), (-0.0, "0", "0"),
+        (0.1 + 0.2, "0.30000000000000004", "0p30000000000000004"), (True, "true", "true"), (False, "false", "false"),
+        (None, "null", "null"), ("early_anchor", "early_anchor", "early_anchor"), ("null", "null", "null_74234e98"),
+        ("", "", "_e3b0c442"), ("../../etc", "../../etc", "etc_74ccf3c5"), ("a b", "a b", "ab_c8687a08"),
+        ("r1-b16-s0", "r1-b16-s0", "r1b16s0_2a988158"),
     ],
 )  # fmt: skip
-def test_values_in_run_ids(value, text):
-    assert value_text(value) == text
+def test_values_as_they_are_shown_and_in_run_ids(value, text, slug):
+    assert (value_text(value), value_slug(value)) == (text, slug)
 
 
 HOSTILE = [
@@ -137,9 +139,19 @@ def test_hostile_values_give_distinct_names_of_files():
     names = [run_id(arm_name("on", {"key": value}), 1, 16, 0) for value in HOSTILE]
     assert len({*names}) == len(names)
     for name in names:
-        assert re.fullmatch(r"on-key_[A-Za-z0-9_.]*-r1-b16-s0", name) and len(name) < 60
+        assert re.fullmatch(r"on-key_[A-Za-z0-9_]*-r1-b16-s0", name) and len(name) < 60
         assert run_id(*parse_run_id(name)) == name
         assert parse_run_id(name)[1:] == (1, 16, 0)
+
+
+def test_every_id_may_name_an_adapter():
+    """PEFT keeps the adapters of a module in a ModuleDict, whose keys have no dot."""
+    from torch.nn import Identity, ModuleDict
+
+    axes = "axes={rules.lr.value: [1.25e-5, 0.5], rules.alpha.exponent: [-0.5, 1]}"
+    names = ids(axes, "rules.alpha.rule=power", *SMALL)
+    names += [run_id(arm_name("on", {"kl_schedule.shape": value}), 1, 16, 0) for value in HOSTILE]
+    assert len(ModuleDict({name: Identity() for name in names})) == 4 + len(HOSTILE)
 
 
 def test_every_id_is_parsed_and_planned(tmp_path):
@@ -156,14 +168,14 @@ def test_a_run_of_another_value_is_another_run(tmp_path):
     one, other = runs_of("demo", RATES, *SMALL)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**one.resolved(), "versions": {}}, sort_keys=False))
     check_identity(tmp_path, one)
-    with pytest.raises(ValueError, match=r"holds a run with run_id='lr_0.0005-r1-b16-s0', and this one has"):
+    with pytest.raises(ValueError, match=r"holds a run with run_id='lr_0p0005-r1-b16-s0', and this one has"):
         check_identity(tmp_path, other)
 
 
 def test_runs_of_an_arm_share_their_values_in_a_report():
-    result = {"arm": "lr_0.0005", "base_params": 1}
+    result = {"arm": "lr_0p0005", "base_params": 1}
     kinds = [kind({"axes": f"axes:\n  rules.lr.value: {value}".partition(":")[2]}, result) for value in (5e-4, 1e-3)]
-    assert kinds[0]["axes of arm lr_0.0005"] == '{"rules.lr.value": 0.0005}'
+    assert kinds[0]["axes of arm lr_0p0005"] == '{"rules.lr.value": 0.0005}'
     assert kinds[0] != kinds[1]
 
 
@@ -195,6 +207,7 @@ WRONG = {
     "no effect": (["axes={rules.alpha.exponent: [0, 1]}"], "rules.alpha.exponent: got 0.0", "no such option"),
     "a number to base 8": (["axes={rules.lr.value: [0123]}"], "axes.rules.lr.value", "decimal number"),
     "axes of an arm": (["arms.on={axes: {gamma: [1]}}"], "arms.on", "keys other than the grid"),
+    "two keys of one name": (["axes={a.b: [1], a_b: [1]}"], "axes: got ['a.b', 'a_b']", "run ids"),
     "a long name": ([f"axes={{init.method: [{'x' * 500}]}}"], "init.method"),
 }  # fmt: skip
 
@@ -212,7 +225,7 @@ def test_wrong_axes_give_one_line_that_teaches(words, capsys):
 
 def test_names_that_no_directory_can_have_are_refused():
     point = {f"key{i}": 0.30000000000000004 for i in range(6)}
-    with pytest.raises(ValueError, match=r"axes: got 'key0_0\.3.*', allowed: at most 120 characters"):
+    with pytest.raises(ValueError, match=r"axes: got 'key0_0p3.*', allowed: at most 120 characters"):
         arm_name("", point)
 
 
@@ -242,8 +255,8 @@ def test_plan_shows_axes_as_json(capsys):
     assert main(["plan", str(ROOT / "recipes" / "demo.yaml"), RATES, *SMALL, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["arm"], row["axes"], row["lr"]) for row in rows] == [
-        ("lr_0.0005", {"rules.lr.value": 0.0005}, 0.0005),
-        ("lr_0.001", {"rules.lr.value": 0.001}, 0.001),
+        ("lr_0p0005", {"rules.lr.value": 0.0005}, 0.0005),
+        ("lr_0p001", {"rules.lr.value": 0.001}, 0.001),
     ]
     assert main(["plan", str(ROOT / "recipes" / "demo.yaml"), "axes={steps: [2, 3]}", *SMALL]) == 0
     shown = capsys.readouterr().out

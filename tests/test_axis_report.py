@@ -12,6 +12,7 @@ import yaml
 from pages import LIVE, result, unfold
 from records import axes_sweep, drawn, grid, write_all
 
+from rankrl.recipe.axes import arm_name
 from rankrl.report.axis_values import listed_values, shown_value, spread_axes, with_axes
 from rankrl.report.build import build
 from rankrl.report.read import SweepRecords, read_sweep
@@ -25,7 +26,7 @@ from rankrl.report.summary import sweep_summary
 RATES = {"rules.lr.value": [1e-3, 5e-4, 2e-3]}
 BOTH = RATES | {"rules.alpha.exponent": [0.0, 0.5]}
 MEANS = {
-    f"lr_{rate}-alpha.exponent_{exponent}": gain - 0.02 * (exponent == "0.5")
+    f"lr_{rate}-alpha_exponent_{exponent}".replace(".", "p"): gain - 0.02 * (exponent == "0.5")
     for rate, gain in (("0.001", 0.2), ("0.0005", 0.15), ("0.002", 0.25))
     for exponent in ("0", "0.5")
 }
@@ -34,7 +35,7 @@ MEANS = {
 def at(rate, seed, gain, rank=1, **more):
     """A run at a learning rate, and at an exponent of alpha if one is given."""
     point = {"rules.lr.value": rate} | more
-    arm = "-".join(f"{'lr' if key == 'rules.lr.value' else 'alpha.exponent'}_{value:g}" for key, value in point.items())
+    arm = arm_name("", point)
     run_id = f"{arm}-r{rank}-b16-s{seed}"
     return result(seed, rank, gain, run_id, arm=arm, axes=point)
 
@@ -75,25 +76,25 @@ def test_a_value_is_a_mean_over_all_else_and_every_cell_counts_alike():
 def test_points_are_compared_along_each_axis_with_its_first_value():
     runs = [at(rate, 0, 0.1, **{"rules.alpha.exponent": e}) for rate in BOTH["rules.lr.value"] for e in (0.0, 0.5)]
     found = references(runs, BOTH)
-    assert found["lr_0.001-alpha.exponent_0"] == {}
-    assert found["lr_0.002-alpha.exponent_0"] == {"rules.lr.value": "lr_0.001-alpha.exponent_0"}
-    assert found["lr_0.0005-alpha.exponent_0.5"] == {
-        "rules.alpha.exponent": "lr_0.0005-alpha.exponent_0",
-        "rules.lr.value": "lr_0.001-alpha.exponent_0.5",
+    assert found["lr_0p001-alpha_exponent_0"] == {}
+    assert found["lr_0p002-alpha_exponent_0"] == {"rules.lr.value": "lr_0p001-alpha_exponent_0"}
+    assert found["lr_0p0005-alpha_exponent_0p5"] == {
+        "rules.alpha.exponent": "lr_0p0005-alpha_exponent_0",
+        "rules.lr.value": "lr_0p001-alpha_exponent_0p5",
     }
 
 
 def test_arms_at_a_point_are_compared_with_arm_off_there():
     runs = [
-        result(0, 1, 0.1, arm=f"{arm}-lr_{rate}", axes={"rules.lr.value": float(rate)})
+        result(0, 1, 0.1, arm=f"{arm}-lr_{rate}".replace(".", "p"), axes={"rules.lr.value": float(rate)})
         for arm in ("off", "on")
         for rate in ("0.001", "0.0005")
     ]
     assert references(runs, {"rules.lr.value": [1e-3, 5e-4]}) == {
-        "off-lr_0.001": {},
-        "off-lr_0.0005": {"rules.lr.value": "off-lr_0.001"},
-        "on-lr_0.001": {"arm": "off-lr_0.001"},
-        "on-lr_0.0005": {"arm": "off-lr_0.0005", "rules.lr.value": "on-lr_0.001"},
+        "off-lr_0p001": {},
+        "off-lr_0p0005": {"rules.lr.value": "off-lr_0p001"},
+        "on-lr_0p001": {"arm": "off-lr_0p001"},
+        "on-lr_0p0005": {"arm": "off-lr_0p0005", "rules.lr.value": "on-lr_0p001"},
     }
     assert references([result(0, arm=arm) for arm in "ba"], {}) == {"b": {"arm": "a"}}  # without axes, as ever
 
@@ -134,8 +135,8 @@ def test_the_best_point_has_the_interval_of_the_claim_on_all_points():
     ]
     (row,) = best(runs)
     made = claims(runs, given=tables(runs, references(runs, RATES)))
-    (claim,) = [c for c in made if c["kind"] == "above" and c["subject"]["arm"] == "lr_0.002"]
-    assert (row["best"], row["axes"], row["rank"]) == ("lr_0.002", {"rules.lr.value": 2e-3}, 1)
+    (claim,) = [c for c in made if c["kind"] == "above" and c["subject"]["arm"] == "lr_0p002"]
+    assert (row["best"], row["axes"], row["rank"]) == ("lr_0p002", {"rules.lr.value": 2e-3}, 1)
     assert (row["family_ci95"], row["family"]) == (claim["ci95"], 3)
     assert row["n_seeds_alike"] == row["n_seeds_choosing"] == 5
     assert row["heldout_gain"] == pytest.approx(row["mean_gain"])  # chosen on every seed alike
@@ -145,7 +146,7 @@ def test_a_point_with_a_diverged_run_is_not_chosen_for_its_survivors():
     runs = [at(rate, seed, 0.1 + 0.01 * seed) for rate in (1e-3, 5e-4) for seed in range(3)]
     runs += [at(2e-3, seed, 0.9) for seed in range(2)] + [at(2e-3, 2, None) | {"status": "diverged"}]
     (row,) = best(runs)
-    assert row["best"] in ("lr_0.001", "lr_0.0005") and (row["n_points"], row["n_left_out"]) == (3, 1)
+    assert row["best"] in ("lr_0p001", "lr_0p0005") and (row["n_points"], row["n_left_out"]) == (3, 1)
     lost = [at(rate, 0, None) | {"status": "diverged"} for rate in (1e-3, 5e-4)]
     (row,) = best(lost)
     assert row["best"] is None and row["family_ci95"] is None and row["n_left_out"] == 2
@@ -181,7 +182,7 @@ def test_few_seeds_say_not_known():
 def test_the_report_has_values_as_columns(report):
     root, summary = report
     assert summary["axes"] == [{"key": key, "values": values} for key, values in BOTH.items()]  # the plan's order
-    assert {row["arm"]: row["axes"] for row in summary["cells"]}["lr_0.002-alpha.exponent_0.5"] == {
+    assert {row["arm"]: row["axes"] for row in summary["cells"]}["lr_0p002-alpha_exponent_0p5"] == {
         "rules.lr.value": 0.002,
         "rules.alpha.exponent": 0.5,
     }
@@ -194,7 +195,7 @@ def test_the_report_has_values_as_columns(report):
     assert (root / "report" / "tables" / "runs.csv").read_text() == (root / "report" / "runs.csv").read_text()
     written = json.loads((root / "report" / "summary.json").read_text())
     assert len(written["axis_values"]) == 2 * (3 + 2)
-    assert [row["best"] for row in written["best_points"]] == ["lr_0.002-alpha.exponent_0"] * 2
+    assert [row["best"] for row in written["best_points"]] == ["lr_0p002-alpha_exponent_0"] * 2
     assert {row["along"] for row in written["comparisons"]} == set(BOTH)
     figure = (root / "report" / "figures" / "axis_maps.svg").read_text()
     for text in ("mean gain (n = 12 runs per value)", "alpha.exponent", "0.0005", "0/18"):
@@ -210,10 +211,10 @@ def test_a_sweep_without_axes_says_nothing_of_them():
 
 def test_a_value_that_is_added_keeps_the_reference(tmp_path):
     runs = grid("more", "demo", "axes={rules.lr.value: [1e-3, 5e-4]}", "ranks=[1]", "seeds=[0,1]")
-    root = write_all(tmp_path / "more", runs, drawn(runs, {"lr_0.001": 0.2, "lr_0.0005": 0.1}, 0.02), items=0)
+    root = write_all(tmp_path / "more", runs, drawn(runs, {"lr_0p001": 0.2, "lr_0p0005": 0.1}, 0.02), items=0)
     more = grid("more", "demo", "axes={rules.lr.value: [2e-3, 1e-3, 5e-4]}", "ranks=[1]", "seeds=[0,1]")
     assert {run.run_id for run in runs} < {run.run_id for run in more}
-    grown = drawn(more, {"lr_0.001": 0.2, "lr_0.0005": 0.1, "lr_0.002": 0.3}, 0.02)
+    grown = drawn(more, {"lr_0p001": 0.2, "lr_0p0005": 0.1, "lr_0p002": 0.3}, 0.02)
     write_all(root, more, grown, items=0)
     assert read_sweep(root).axes == {"rules.lr.value": [1e-3, 5e-4, 2e-3]}
 
@@ -223,7 +224,7 @@ HOSTILE = {"<b>x</b>": "</script>", "gain": -1, "a\nb": "\u202e", "=1+1": "=1+1"
 
 def test_hostile_values_are_shown_as_text(tmp_path):
     runs = grid("hostile", "demo", "axes={rules.lr.value: [1e-3, 5e-4]}", "ranks=[1]", "seeds=[0,1]")
-    root = write_all(tmp_path / "hostile", runs, drawn(runs, {"lr_0.001": 0.2, "lr_0.0005": 0.1}, 0.02), items=0)
+    root = write_all(tmp_path / "hostile", runs, drawn(runs, {"lr_0p001": 0.2, "lr_0p0005": 0.1}, 0.02), items=0)
     for run in runs:
         path = root / run.run_id / "run.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"axes": HOSTILE}, sort_keys=False))

@@ -9,7 +9,8 @@ from rankrl.reward.equality import judge
 
 UNWRAPPED = ["<answer>17</answer>", "<think>8?</think>\n<answer> 17 </answer>", "= 17", "=17", "\\boxed 17", "\\boxed17",
              "$\\boxed 17$", '{ "ground_truth": "17"}', '\n{"ground_truth": 17.0}', "'17'", '"17"',
-             "\\boxed{\\boxed{17}}", "so\n#### <answer>17</answer>"]  # fmt: skip
+             "= '17'", "'= 17'", "== \\boxed 17", "=" * 5000 + "17", "\\boxed{\\boxed{17}}",
+             "so\n#### <answer>17</answer>"]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", UNWRAPPED)
@@ -22,7 +23,7 @@ NO_GOLDS = [
     "b'17'", "Fraction(1, 2)", "array([17])", "set()", "{'a': 1}", "<class 'int'>", "17</s>", "<s>17", "17<|im_end|>",
     "<|im_start|>17", "<think>17", "17[/INST]", "17</think>", "17<\uff5cend\uff5c>", "ans: 17", "A: 17", "A: -1/2",
     "result: 17", "Ans = 17",
-    "## 17", "# 17", "\\boxed{17", "\\boxed x + 1", "...", "?", "-", "\u2026", "=", "--", "'' ", "<answer></answer>",
+    "## 17", "# 17", "\\boxed{17", "\\boxed x + 1", "= (17,)", "...", "?", "-", "\u2026", "=", "--", "'' ", "<answer></answer>",
     "1+" * 200 + "1", "a word " * 40, "f(" * 30 + "x" + ")" * 30,
 ]  # fmt: skip
 

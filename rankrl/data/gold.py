@@ -123,11 +123,9 @@ def _given(solution: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """A text without what can only stand around an answer: `= 17`, `'17'` and `\\boxed 17`."""
-    if boxed := BOXED_BARE.fullmatch(text):
-        return boxed[1]
-    if quoted := QUOTED.fullmatch(text):
-        return quoted[2].strip()
-    return re.sub(r"^(?:=\s*)+", "", text)
+    boxed, quoted = BOXED_BARE.fullmatch(text), QUOTED.fullmatch(text)
+    inner = boxed[1] if boxed else quoted[2].strip() if quoted else re.sub(r"^(?:=\s*)+", "", text)
+    return text if inner == text else _unwrapped(inner)
 
 
 def _is_printed(text: str) -> bool:

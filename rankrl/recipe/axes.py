@@ -50,11 +50,12 @@ def check_axes(axes: dict[str, list[Any]]) -> None:
         require(whole is None, f"axes.{key}", whole, "numbers, texts, true, false and null", "or write arms")
     for one, other in combinations(sorted(axes), 2):
         require(not other.startswith(f"{one}."), f"axes.{other}", one, "axes of which none is a part of another")
+        require(key_slug(one) != key_slug(other), "axes", [one, other], "keys with names of their own in run ids")
 
 
 def check_values(key: str, values: list[Any]) -> None:
     """Raises ValueError if two values of an axis are the same, as the recipe reads them."""
-    texts = [value_text(value) for value in values]
+    texts = [value_slug(value) for value in values]
     twice = next((value for value, text in zip(values, texts, strict=True) if texts.count(text) > 1), None)
     named = "a run is named after its grid point"
     require(len(set(texts)) == len(texts), f"axes.{key}", values, f"distinct values, and {twice!r} stands twice", named)
@@ -101,7 +102,7 @@ def placed(section: Any, layer: dict[str, Any]) -> Any:
 
 
 def arm_name(arm: str, point: Point) -> str:
-    """The name of an arm at a point, such as lr_0.0005-alpha.exponent_1; without axes its own.
+    """The name of an arm at a point, such as lr_0p0005-alpha_exponent_1; its own without axes.
 
     It depends on nothing else, so a value that is added to an axis renames no run.
     """
@@ -117,26 +118,38 @@ def given_arm(arm: str, point: Point) -> str:
 
 
 def _point_name(point: Point) -> str:
-    return "-".join(f"{short_key(key)}_{value_text(value)}" for key, value in point.items())
+    return "-".join(f"{key_slug(key)}_{value_slug(value)}" for key, value in point.items())
 
 
 def short_key(key: str) -> str:
-    """The key as it stands in run ids and tables: rules.lr.value is lr."""
+    """The key as tables show it: rules.lr.value is lr."""
     return key.removeprefix("rules.").removesuffix(".value")
 
 
-def value_text(value: Any) -> str:
-    """A value in a run id, in letters, digits, `_`, `.` and `-`; other values have other texts.
+def key_slug(key: str) -> str:
+    """The key as it stands in run ids."""
+    return short_key(key).replace(".", "_")
 
-    A text of other characters, or a long one, is shortened and has digits of its SHA-256.
-    """
+
+def value_text(value: Any) -> str:
+    """A value as a reader sees it: null, true, 0.0005, 1e-5, or the text that it is."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int | float):
-        return _number(value)
-    plain = re.sub(r"[^A-Za-z0-9_.]", "", value)[:LONGEST_TEXT]
-    fine = plain == value and value not in ("", "null", "true", "false")
-    return plain if fine else f"{plain}.{sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return value if isinstance(value, str) else _number(value)
+
+
+def value_slug(value: Any) -> str:
+    """A value as it stands in run ids, in letters, digits, _ and -; other values have other ones.
+
+    A run id also names adapters of PEFT, which takes no dot: p is the decimal point. A text of
+    other characters, or a long one, is shortened and has digits of its SHA-256.
+    """
+    text = value_text(value)
+    if not isinstance(value, str):
+        return text.replace(".", "p")
+    plain = re.sub(r"[^A-Za-z0-9_]", "", text)[:LONGEST_TEXT]
+    fine = plain == text and text not in ("", "null", "true", "false")
+    return plain if fine else f"{plain}_{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def _number(value: float) -> str:

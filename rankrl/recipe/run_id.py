@@ -1,6 +1,6 @@
 """The name of a run: r<rank>-b<batch>-s<seed>, with <arm>- in front if the recipe has arms.
 
-A point of the recipe's axes is an arm, such as lr_0.0005 (rankrl/recipe/axes.py).
+A point of the recipe's axes is an arm, such as lr_0p0005 (rankrl/recipe/axes.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
-from rankrl.recipe.axes import Point, short_key, value_text
+from rankrl.recipe.axes import Point, short_key, value_slug, value_text
 from rankrl.recipe.run_id import parse_run_id
 from rankrl.report.resolved import section
 from rankrl.report.visible import visible
@@ -48,7 +48,7 @@ def listed_values(rows: list[Row], planned: Iterable[str]) -> dict[str, list[Any
     found: dict[str, dict[str, Any]] = {}
     for arm in [*planned_arms, *points]:
         for key, value in points.get(arm, {}).items():
-            found.setdefault(key, {}).setdefault(value_text(value), value)
+            found.setdefault(key, {}).setdefault(value_slug(value), value)
     return {key: [*values.values()] for key, values in found.items()}
 
 
@@ -59,7 +59,7 @@ def axis_title(key: str) -> str:
 
 def shown_value(value: Any) -> str:
     """A value as a reader sees it."""
-    return visible(value) if isinstance(value, str) else value_text(value)
+    return visible(value_text(value))
 
 
 def spread_axes(row: Row) -> Row:

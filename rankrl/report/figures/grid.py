@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from rankrl.recipe.axes import value_text
+from rankrl.recipe.axes import value_slug
 from rankrl.report.axis_values import axis_title, shown_value
 from rankrl.report.figures.canvas import (
     COLOURS,
@@ -80,8 +80,8 @@ def axis_maps(rows: list[Row], axes: list[Row]) -> Canvas | None:
     for (left, right), axis in zip(grid, axes, strict=True):
         values = axis["values"]
         values = sorted(values) if all(type(value) in (int, float) for value in values) else values
-        marks = {value_text(value): shown_value(value) for value in thinned(values, MOST_COLUMNS)}
-        ours = [row | {"value": value_text(row["value"])} for row in rows if row["axis"] == axis["key"]]
+        marks = {value_slug(value): shown_value(value) for value in thinned(values, MOST_COLUMNS)}
+        ours = [row | {"value": value_slug(row["value"])} for row in rows if row["axis"] == axis["key"]]
         ours = [row for row in ours if row["rank"] in ranks and row["value"] in marks]
         n = n_text((row["n_seeds"] for row in ours), "runs per value")
         left.set_title(f"mean gain ({n})")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rankrl.recipe.axes import value_text
+from rankrl.recipe.axes import value_slug
 from rankrl.report.statistics.blocks import Blocks
 from rankrl.report.statistics.cells import Result, grouped
 from rankrl.report.statistics.claims import Claim
@@ -28,7 +28,7 @@ def by_value(results: list[Result], values: Values) -> list[dict[str, Any]]:
     """Statistics of each value of each axis at each rank: over all else, every cell alike."""
     rows = []
     for key, known in values.items():
-        texts = [value_text(value) for value in known]
+        texts = [value_slug(value) for value in known]
         found = [run | _along(run, key, texts) for run in results if key in run["axes"]]
         shown = grouped(found, ("rank", "value"))
         add_pooled(shown, found, ("rank", "value"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rankrl.recipe.axes import given_arm, value_text
+from rankrl.recipe.axes import given_arm, value_slug
 from rankrl.report.statistics.cells import Result
 
 Values = dict[str, list[Any]]
@@ -38,7 +38,7 @@ def references(results: list[Result], values: Values) -> dict[str, dict[str, str
     points = {run["arm"]: place(run) for run in results if run["axes"].keys() == values.keys()}
     at = {tuple(where.items()): arm for arm, where in points.items()}
     given = reference_arm(sorted({where[ARM] for where in points.values()}))
-    first = {ARM: given or ""} | {key: value_text(known[0]) for key, known in values.items()}
+    first = {ARM: given or ""} | {key: value_slug(known[0]) for key, known in values.items()}
     found: dict[str, dict[str, str]] = {}
     for arm, where in points.items():
         beside = {key: at.get(tuple((where | {key: first[key]}).items())) for key in where}
@@ -48,5 +48,5 @@ def references(results: list[Result], values: Values) -> dict[str, dict[str, str
 
 def place(run: Result) -> dict[str, str]:
     """What arms differ in -> its value at a run, as a text."""
-    axes = {key: value_text(value) for key, value in sorted(run["axes"].items())}
+    axes = {key: value_slug(value) for key, value in sorted(run["axes"].items())}
     return {ARM: given_arm(run["arm"], run["axes"])} | axes
