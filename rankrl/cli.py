@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
-from rankrl.recipe.idle import idle_critics
+from rankrl.recipe.idle import idle_settings
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
 from rankrl.recipe.require import require
@@ -37,7 +37,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_critics(runs), *evaluated_apart(experiment.scale)])
+    _warn([*idle_allocations(runs), *idle_settings(runs), *evaluated_apart(experiment.scale)])
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
@@ -98,7 +98,10 @@ def _explain(args: argparse.Namespace) -> int:
             )
             table.add_row(*cells)
         _console().print(table)
-        print(f"correction of engine and trainer: {run.recipe.correction}\n")
+        print(f"correction of engine and trainer: {run.recipe.correction}")
+        print(
+            f"optimizer: {run.recipe.optimizer}; trained: {'A and B' if run.recipe.trained == 'both' else 'B alone'}\n"
+        )
     return 0
 
 
@@ -152,7 +155,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_critics(runs), *evaluated_apart(experiment.scale)])
+    _warn([*idle_allocations(runs), *idle_settings(runs), *evaluated_apart(experiment.scale)])
     return sweep(runs, Path(args.runs), experiment.execution)
 
 
