@@ -99,10 +99,16 @@ def _explain(args: argparse.Namespace) -> int:
             table.add_row(*cells)
         _console().print(table)
         print(f"correction of engine and trainer: {run.recipe.correction}")
-        print(
-            f"optimizer: {run.recipe.optimizer}; trained: {'A and B' if run.recipe.trained == 'both' else 'B alone'}\n"
-        )
+        print(f"optimizer: {_optimizer_line(run)}\n")
     return 0
+
+
+def _optimizer_line(run: Run) -> str:
+    """The optimizer of a run, what it trains, and where the evidence of the rules does not hold."""
+    trained = "A and B" if run.recipe.trained == "both" else "B alone"
+    apart = run.recipe.optimizer.method != "adamw" or run.recipe.trained != "both"
+    note = "; the evidence of the rules is of adamw, A and B trained" if apart else ""
+    return f"{run.recipe.optimizer}; trained: {trained}{note}"
 
 
 def _adapter(args: argparse.Namespace) -> int:

@@ -9,8 +9,12 @@ where M is the running mean of X's gradient. Y P has orthonormal columns, so sca
 spectral norm eta: neither rank, nor alpha, nor how the product is split into factors changes it.
 Two factors that move share the rate, half each, so that the tangent step stays within it.
 
-The inverse square roots are pseudo-inverses of r x r matrices in fp64, and no larger matrix is
-decomposed. While B is 0, P is 0 and A stays where it is, and B has the whole rate.
+That bounds scale (dB A + B dA), not scale dB dA: where B has a direction near 0, dA is as large as
+one likes. So P is damped: singular values of Y below a tenth of its largest count as that much, and
+those of B at least as one step of B. Then scale dB dA is at most 2.5 eta, and as a rule far less.
+While B is 0, A has no gradient and stays, and B has the whole rate.
+
+Inverse square roots are of r x r matrices, in fp64; no larger matrix is decomposed.
 """
 
 from __future__ import annotations
@@ -21,30 +25,34 @@ import torch
 
 Pair = tuple[torch.Tensor, torch.Tensor, float]
 """(A [r, d_in], B [d_out, r], scale) of a module."""
-FLOOR = 1e-12
-"""Share of the largest eigenvalue of a Gram matrix (1e-6 of a singular value) below which a
-direction is rounding: fp32 has 6e-8."""
+CONDITION = 1e-2
+"""Least eigenvalue of a partner's Gram matrix, as a share of its largest."""
+ROUNDING = 1e-10
+"""The same of a mean gradient's: singular values 1e5 times below the largest are rounding."""
 
 
-def inverse_root(gram_Mrr: torch.Tensor) -> torch.Tensor:
-    """The pseudo-inverse square roots of positive semidefinite matrices [M, r, r], in fp64.
+def inverse_root(gram_Mrr: torch.Tensor, share: float, least_M: torch.Tensor) -> torch.Tensor:
+    """The inverse square roots of positive semidefinite matrices [M, r, r], in fp64.
 
-    NaN and infinity give NaN, which a run notices; eigh would raise.
+    Eigenvalues count as at least `share` of the largest, and `least_M`. That of 0, with nothing
+    least, is 0. NaN and infinity give NaN, which a run notices; eigh would raise.
     """
     if not gram_Mrr.isfinite().all():
         return torch.full_like(gram_Mrr, torch.nan)
     values_Mr, vectors_Mrr = torch.linalg.eigh(gram_Mrr)
-    kept = values_Mr > FLOOR * values_Mr[:, -1:].clamp(min=0)
-    roots_Mr = torch.where(kept, values_Mr, 1).rsqrt() * kept
+    floor_M = torch.maximum(share * values_Mr[:, -1], least_M.to(values_Mr))
+    raised_Mr = torch.maximum(values_Mr, floor_M[:, None])
+    roots_Mr = torch.where(raised_Mr > 0, raised_Mr.rsqrt(), 0)
     return (vectors_Mrr * roots_Mr[:, None]) @ vectors_Mrr.mT
 
 
-def inverse_roots(grams: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The inverse square root of each matrix [r, r]; those of one size are computed together."""
+def inverse_roots(grams: Sequence[torch.Tensor], share: float, leasts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The `inverse_root` of each matrix [r, r]; those of one size are computed together."""
     found: dict[int, torch.Tensor] = {}
     for size in {len(gram) for gram in grams}:
         at = [i for i, gram in enumerate(grams) if len(gram) == size]
-        found.update(zip(at, inverse_root(torch.stack([grams[i] for i in at])), strict=True))
+        of_size = [torch.stack([many[i] for i in at]) for many in (grams, leasts)]
+        found.update(zip(at, inverse_root(of_size[0], share, of_size[1]), strict=True))
     return [found[i] for i in range(len(grams))]
 
 
@@ -54,13 +62,17 @@ def gram(tall_nr: torch.Tensor) -> torch.Tensor:
     return wide.T @ wide
 
 
-def directions(means: Sequence[torch.Tensor], partners: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def directions(
+    means: Sequence[torch.Tensor], partners: Sequence[torch.Tensor], leasts: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
     """msign(M P) P [n, r] of each mean gradient M [n, r] and partner Y [m, r], in fp32.
 
-    As P and (P M^T M P)^(-1/2) are r x r, M is multiplied by one matrix.
+    `leasts`: the least eigenvalue of each Y^T Y. As P and (P M^T M P)^(-1/2) are r x r, M is
+    multiplied by one matrix.
     """
-    roots = inverse_roots([gram(partner) for partner in partners])
-    signs = inverse_roots([p @ gram(mean) @ p for mean, p in zip(means, roots, strict=True)])
+    roots = inverse_roots([gram(partner) for partner in partners], CONDITION, leasts)
+    none = [torch.zeros_like(least) for least in leasts]
+    signs = inverse_roots([p @ gram(mean) @ p for mean, p in zip(means, roots, strict=True)], ROUNDING, none)
     return [mean @ (p @ q @ p).to(mean.dtype) for mean, p, q in zip(means, roots, signs, strict=True)]
 
 
@@ -91,12 +103,17 @@ class Spectral(torch.optim.Optimizer):
         is_a = moves_a and group is self.param_groups[0]
         means = [self._mean(p, group["momentum"]) for p in group["params"]]
         partners = [b if is_a else a.T for a, b, _ in self.pairs]
-        found = directions([mean.T for mean in means] if is_a else means, partners)
+        leasts = [self._step_of_b(a, scale) ** 2 * is_a for a, _, scale in self.pairs]
+        found = directions([mean.T for mean in means] if is_a else means, partners, leasts)
         shares = [1 / (1 + (b != 0).any()) if moves_a else 1.0 for _, b, _ in self.pairs]
         return [
             (step.T if is_a else step) * (share / scale)
             for step, share, (_, _, scale) in zip(found, shares, self.pairs, strict=True)
         ]
+
+    def _step_of_b(self, a: torch.Tensor, scale: float) -> torch.Tensor:
+        """The size of a step of B: eta / scale by the root mean square singular value of A."""
+        return self.param_groups[-1]["lr"] / scale / a.square().sum().div(len(a)).sqrt()
 
     def _mean(self, p: torch.Tensor, momentum: float) -> torch.Tensor:
         """The running mean of a factor's gradient, which has taken in the present one."""
