@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.first_step import DRAWS
-from rankrl.recipe.idle import idle_axes, idle_critics
+from rankrl.recipe.idle import idle_axes, idle_settings
 from rankrl.recipe.knobs import Knob
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
@@ -46,7 +46,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_critics(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
+    _warn([*idle_allocations(runs), *idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
@@ -110,7 +110,8 @@ def _explain(args: argparse.Namespace) -> int:
             )
             table.add_row(*cells)
         _console().print(table)
-        print(f"correction of engine and trainer: {run.recipe.correction}\n")
+        print(f"correction of engine and trainer: {run.recipe.correction}")
+        print(f"optimizer: {_optimizer_line(run)}\n")
     return 0
 
 
@@ -153,6 +154,14 @@ def _measure(args: argparse.Namespace) -> int:
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `rankrl measure`, each interval as text."""
     return {name: _interval(value) if name.endswith("_ci95") else value for name, value in row.items()}
+
+
+def _optimizer_line(run: Run) -> str:
+    """The optimizer of a run, what it trains, and where the evidence of the rules does not hold."""
+    trained = "A and B" if run.recipe.trained == "both" else "B alone"
+    apart = run.recipe.optimizer.method != "adamw" or run.recipe.trained != "both"
+    note = "; the evidence of the rules is of adamw, A and B trained" if apart else ""
+    return f"{run.recipe.optimizer}; trained: {trained}{note}"
 
 
 def _adapter(args: argparse.Namespace) -> int:
@@ -205,7 +214,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_critics(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
+    _warn([*idle_allocations(runs), *idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     return sweep(runs, Path(args.runs), experiment.execution)
 
 

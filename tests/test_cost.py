@@ -3,7 +3,8 @@
 import pytest
 from conftest import runs_of
 
-from rankrl.recipe.cost import concurrent_sequences, cost, generation_s, kv_bytes_per_token, memory
+from rankrl.recipe.cost import concurrent_sequences, cost, generation_s, kv_bytes_per_token, memory, train_bytes
+from rankrl.recipe.estimate import estimates
 
 
 def run_at_8b(*words):
@@ -45,10 +46,25 @@ def test_packing_never_costs_more_and_rank_hardly_matters():
 
 
 def test_memory_of_8b():
-    found = memory(run_at_8b().scale, 32 * 2_727_936, 8)
+    found = memory(run_at_8b().scale, train_bytes(run_at_8b()), 8)
     assert found.policy == pytest.approx(16.38e9 / 4, rel=0.01)  # ZeRO-3 over 4 policy workers
     assert found.critic == pytest.approx(16.38e9 / 2, rel=0.01)
     assert found.engine == pytest.approx(16.38e9, rel=0.01)
     assert found.run == 2_727_936 * 32 * 20
-    shared = memory(run_at_8b("scale.placement.critic_per_node=0").scale, 32 * 2_727_936, 8)
+    shared = memory(run_at_8b("scale.placement.critic_per_node=0").scale, train_bytes(run_at_8b()), 8)
     assert (shared.critic, shared.run) == (0, 2_727_936 * (32 + 8) * 20)
+
+
+def test_bytes_of_frozen_parameters_and_of_one_moment():
+    a, b = (36 * 32 * sum(shape[side] for shape in run_at_8b().scale.model.modules.values()) for side in (0, 1))
+    assert a + b == 32 * 2_727_936
+    frozen = run_at_8b("trained=b")
+    assert (frozen.trainable_params, frozen.frozen_params) == (b, a)
+    assert train_bytes(frozen) == 8 * a + 20 * b  # A has a weight and a previous one; B also a gradient and moments
+    spectral = ("optimizer.method=spectral", "rules.lr=0.1")
+    assert train_bytes(run_at_8b(*spectral)) == 16 * (a + b)
+    assert train_bytes(run_at_8b("trained=b", *spectral)) == 8 * a + 16 * b
+    assert cost(frozen, 1).sync_s == pytest.approx(b * 2 / 2e9, rel=0.01)
+    assert {line.what: line.value for line in estimates([frozen], 1)}[
+        "adapter of a run"
+    ] == "349 MB saved, 89.7 MB a sync"

@@ -40,7 +40,7 @@ class Begun:
 
 SAMPLED = {"prompts": 16, "samples_per_prompt": 8}
 INITS = [
-    *(Init(method) for method in ("rlpo", "rlmo", "pissa", "olora")),
+    *(Init(method) for method in ("rlpo", "rlmo", "pissa", "olora", "olora_tail")),
     Init("eva", **SAMPLED),
     Init("pg_subspace", **SAMPLED),
     Init("pg_subspace", fisher=True, off_principal=4, **SAMPLED),
@@ -147,16 +147,18 @@ def adam_path(rank: int, address: str, results) -> None:
             results.put(found)
 
 
+ADAM = SimpleNamespace(lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+
+
 def three_steps(kind, rank: int):
     """Three optimizer steps, saved and loaded after the second: (parameters held, weights)."""
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(4, 3)) for _ in range(3)]
     data = torch.randn(3, 2, 3)
-    adam = SimpleNamespace(lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
 
     def optimizer():
         groups = [{"params": weights[:2], "lr": 0.1}, {"params": weights[2:], "lr": 0.3}]
-        return kind(groups, adam, max_norm=1.0, accumulate=1)
+        return kind(groups, ADAM, max_norm=1.0, accumulate=1)
 
     current = optimizer()
     held = sum(p.numel() for group in current.local.param_groups for p in group["params"])
@@ -179,6 +181,51 @@ def test_a_sharded_optimizer_takes_the_same_steps(tmp_path):
     assert (whole, part) == (36, 24)
     for ours, theirs in zip(sharded, plain, strict=True):
         assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-6)
+
+
+def spectral_path(rank: int, address: str, results) -> None:
+    """Two spectral steps on two workers, each on data of its own; both report (factors, means)."""
+    import torch.distributed as dist
+
+    from rankrl.ppo import cpu
+
+    cpu.install()
+    from rankrl.ppo import strategy
+    from rankrl.ppo.spectral import Spectral
+
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    strategy.SHARD_FROM = 0  # where AdamW would be sharded
+    torch.manual_seed(0)
+    a, b = torch.nn.Parameter(torch.randn(2, 5)), torch.nn.Parameter(torch.randn(4, 2))
+    data, goal = torch.randn(2, 2, 3, 5), torch.randn(2, 2, 3, 4)
+    groups = [{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.1}]
+    optimizer = strategy.AdapterOptimizer(groups, ADAM, 1.0, 1, other=Spectral(groups, [(a, b, 2.0)], 0.9, 0.0))
+    for step in range(2):
+        (data[step, rank] @ a.T @ b.T - goal[step, rank]).square().sum().backward()
+        optimizer.micro_step()
+    results.put((rank, optimizer.sharded, [p.detach().numpy() for p in (a, b)]))
+
+
+def test_two_workers_take_the_spectral_step_of_their_mean_gradient(tmp_path):
+    import torch.multiprocessing as mp
+
+    from rankrl.ppo.spectral import Spectral
+
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(spectral_path, (f"file://{tmp_path}/group", results), nprocs=2)
+    (_, sharded, left), (_, _, right) = sorted((results.get() for _ in "ab"), key=lambda found: found[0])
+    assert not sharded and all((ours == theirs).all() for ours, theirs in zip(left, right, strict=True))
+    torch.manual_seed(0)
+    a, b = torch.nn.Parameter(torch.randn(2, 5)), torch.nn.Parameter(torch.randn(4, 2))
+    data, goal = torch.randn(2, 2, 3, 5), torch.randn(2, 2, 3, 4)
+    alone = Spectral([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.1}], [(a, b, 2.0)], 0.9, 0.0)
+    for step in range(2):
+        (data[step].flatten(0, 1) @ a.T @ b.T - goal[step].flatten(0, 1)).square().sum().div(2).backward()
+        torch.nn.utils.clip_grad_norm_([a, b], 1.0)
+        alone.step()
+        alone.zero_grad()
+    for ours, theirs in zip(left, (a, b), strict=True):
+        assert torch.allclose(torch.tensor(ours), theirs, atol=1e-5)
 
 
 def test_a_killed_worker_of_two_is_replaced(tmp_path, capsys):

@@ -150,6 +150,16 @@ WRONG = {
     "word for a rule": (["rules.lr=fast"], "rules.lr", "a number"),
     "not finite": (["rules.kl.value=.inf"], "rules.kl.value", "finite"),
     "name that leaves the directory": (["name=../../x"], "name", "letters"),
+    "measured rate of another step": (
+        ["rules.lr={rule: measured, value: 0.1}", "optimizer.method=spectral"],
+        "rules.lr.rule",
+        "AdamW's usual step is measured",
+    ),
+    "measured rate with a frozen A": (
+        ["rules.lr.rule=measured", "trained=b", "init.method=pissa"],
+        "rules.lr.rule",
+        "a step of A and B is measured",
+    ),
     "empty name": (["name="], "name", "letters"),
     "interpolation": (["rules.lr=${x}"], "rules.lr", "x"),
     "no such length term": (["reward.length=cubic"], "reward.length", "overlong"),

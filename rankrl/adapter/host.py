@@ -83,13 +83,25 @@ class AdapterHost:
         """Module -> PEFT's LoRA layer, for the modules that any adapter so far has a rank in."""
         self.offset: set[str] = set()
         """Names of the adapters whose B did not start at 0."""
+        self.frozen: set[str] = set()
+        """Names of the adapters whose A stays as it is: B alone is trained."""
 
-    def attach(self, name: str, table: list[ModuleRank], rows: Factors, columns: Factors | None = None) -> None:
+    def attach(
+        self,
+        name: str,
+        table: list[ModuleRank],
+        rows: Factors,
+        columns: Factors | None = None,
+        trained: str = "both",
+    ) -> None:
         """Adds an adapter that does not change the base yet, and activates it.
 
         A starts at `rows`, B at 0. With `columns`, B starts there, and a frozen second adapter with
-        the same A and with -B acts along with it: delta W = scale (B A - B0 A0).
+        the same A and with -B acts along with it: delta W = scale (B A - B0 A0). `trained` says
+        what learns: `both`, or `b`, and A is frozen.
         """
+        if trained == "b":
+            self.frozen.add(name)
         if columns:
             self._add(starting(name), table, rows, {module: -b for module, b in columns.items()})
             self.offset.add(name)
@@ -114,6 +126,7 @@ class AdapterHost:
     def detach(self, name: str) -> None:
         """Removes an adapter, if it is there."""
         self.offset.discard(name)
+        self.frozen.discard(name)
         for part in (name, starting(name)):
             if isinstance(self.model, PeftModel) and part in self.model.peft_config:
                 self.model.delete_adapter(part)
@@ -130,8 +143,8 @@ class AdapterHost:
         for layer in self.layers.values():
             layer._active_adapter = acting
             if name in getattr(layer, "lora_A", ()):  # a module of rank 0 has none
-                for factor in (layer.lora_A[name], layer.lora_B[name]):
-                    factor.weight.requires_grad_()
+                layer.lora_A[name].weight.requires_grad_(name not in self.frozen)
+                layer.lora_B[name].weight.requires_grad_()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -169,12 +182,14 @@ class AdapterHost:
 
         Where B started at B0 they have twice the rank: [A; A - A0] and [B - B0, B0]. PEFT's form,
         [A; A0] and [B, -B0], has the same product B A - B0 A0, but as a difference of two large
-        terms that an engine has rounded.
+        terms that an engine has rounded. With A frozen, A and B - B0 are all of it.
         """
         factors = self.factors(name, table)
         if name not in self.offset:
             return dict(factors)
         start = {module: (a0, -b0) for module, (a0, b0) in self.factors(starting(name), table).items()}
+        if name in self.frozen:
+            return {module: (a, b - start[module][1]) for module, (a, b) in factors.items()}
         return {
             module: (torch.cat([a, a - start[module][0]]), torch.cat([b - start[module][1], start[module][1]], dim=1))
             for module, (a, b) in factors.items()

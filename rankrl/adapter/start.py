@@ -26,7 +26,7 @@ class Start:
     Orthonormal, except for pissa and olora.
     """
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Module -> [d_out, R], where B starts; for pissa and olora only."""
+    """Module -> [d_out, R], where B starts; for pissa, olora and olora_tail only."""
     values: dict[str, list[float]] = field(default_factory=dict)
     """Module -> the value of each row [R], never increasing.
 

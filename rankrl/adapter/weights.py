@@ -60,18 +60,30 @@ def rewriting_factors(weight: torch.Tensor, rank: int, method: str) -> tuple[tor
     return layer.lora_A["start"].weight.detach(), layer.lora_B["start"].weight.detach()
 
 
+def tail_factors(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(A [rank, d_in], B [d_out, rank]): the bottom right and left singular vectors of W.
+
+    The rows are those of rlmo. A left vector is W v / |W v|, in fp64; singular values are left out,
+    so B A is no part of W.
+    """
+    rows, _ = right_singular(weight, rank, bottom=True)
+    columns = nn.functional.normalize(weight.double() @ rows.double().T, dim=0)
+    return rows, columns.float()
+
+
 def principal_rows(linears: dict[str, nn.Linear], count: int) -> dict[str, torch.Tensor]:
     """Module -> the top right singular vectors [count, d_in] of its W, or as many as it has."""
     return {m: right_singular(weight, min(count, *weight.shape))[0] for m, weight in whole_weights(linears)}
 
 
 def start_from_weights(linears: dict[str, nn.Linear], method: str, rank: int) -> Start:
-    """A start by rlpo, rlmo, pissa or olora, for adapters of up to `rank`."""
+    """A start by one of `FROM_WEIGHTS`, for adapters of up to `rank`."""
     start = Start({})
     for module, weight in whole_weights(linears):
         most = min(rank, *weight.shape)
         if method in REWRITING:
-            a, b = rewriting_factors(weight, most, method)
+            tail = method == "olora_tail"
+            a, b = tail_factors(weight, most) if tail else rewriting_factors(weight, most, method)
             start.columns[module] = b.cpu().contiguous()
             start.diagnostics[module] = {"share_of_weight": float((b @ a).square().sum() / weight.square().sum())}
         else:

@@ -192,11 +192,12 @@ def disk(run: Run, runs: Path) -> Check:
     if not os.access(place, os.W_OK):
         return Check("FAIL", "disk", f"{place} is not writable", "--runs DIR elsewhere")
     critic, packed = adapter_params(run.scale, run.critic_ranks), likely_parallel_runs([run])
-    training = packed * CHECKPOINT_BYTES * (run.trainable_params + critic)
+    policy = run.trainable_params + run.frozen_params
+    training = packed * CHECKPOINT_BYTES * (policy + critic)
     free = shutil.disk_usage(place).free
     said = (
         f"{size(free)} free at {runs}; checkpoints of {packed} runs at rank {run.rank} take {size(training)} while they train, "
-        f"the adapter of each {size(4 * run.trainable_params)}"
+        f"the adapter of each {size(4 * policy)}"
     )
     if free < 2 * training:  # a new checkpoint is complete before the old one is deleted
         return Check("FAIL", "disk", said, "free space, or --runs DIR on a larger disk")

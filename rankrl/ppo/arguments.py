@@ -65,6 +65,9 @@ def command_line(run: Run, model: str) -> list[str]:
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     # the range of the first step; the loop's set_clip has the last word each step
     words += ["--actor.eps_clip_low_high", str(run["clip_low"]), str(run["clip_high"])]
+    optimizer = recipe.optimizer
+    words += ["--actor.adam.betas", *map(str, optimizer.betas), "--actor.adam.eps", str(optimizer.eps)]
+    words += ["--actor.adam.weight_decay", str(optimizer.weight_decay)]
     if recipe.dual_clip is not None:
         words += ["--actor.dual_clip", str(recipe.dual_clip)]
     correction = recipe.correction

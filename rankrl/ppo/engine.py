@@ -75,7 +75,7 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
 
     async def load_adapter(self, adapter_id: int, payload: Payload) -> Loaded:
         """Serves `payload` as adapter `adapter_id` from now on."""
-        args = (adapter_id, payload.names, payload.shapes, payload.dtype, payload.data)
+        args = (adapter_id, payload.names, payload.shapes, payload.dtype, payload.data, payload.a_stays)
         held = await self._between_steps(lambda: self.llm.collective_rpc("receive_adapter", args=args))
         # vLLM's prefix cache is keyed by the adapter's name: with a new name, no entry of the
         # previous adapter is used. There is nothing at the path: if vLLM has evicted the adapter,

@@ -212,7 +212,8 @@ class RunTrainer:
     def sync(self) -> int:
         """Sends the adapter, and nothing else, from worker 0 through Ray to every engine.
 
-        Returns its size in bytes. Raises SyncError if an engine holds other tensors than were sent.
+        With trained=b, A goes with the first sync only. Returns the bytes that were sent. Raises
+        SyncError if an engine holds other tensors than were sent.
         """
         payload = self.policy.payload()
         loaded = ray.get([engine.load_adapter.remote(self.adapter_id, payload) for engine in self.services.engines])
@@ -238,7 +239,7 @@ class RunTrainer:
         return allocation_table(run.recipe, run.scale.reference, run.rank, shapes, run.seed, importance)
 
     def attach(self, table: list[ModuleRank] | None = None, start: Start | None = None) -> int:
-        """Attaches the run to the services. Returns the parameters of its policy adapter.
+        """Attaches the run to the services. Returns the trained parameters of its policy adapter.
 
         `table` gives the adapter's ranks (default: the recipe's allocation), `start` what a
         measured init starts from.
@@ -254,6 +255,8 @@ class RunTrainer:
             run["lr_ratio"],
             steps,
             recipe.init,
+            recipe.trained,
+            recipe.optimizer,
             recipe.lr_shape,
             recipe.warmup_offset,
             recipe.brakes,

@@ -30,6 +30,7 @@ from rankrl.ppo.instruments import Instruments
 from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.serving import Payload, pack, peft_names
+from rankrl.ppo.spectral import Pair, Spectral
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
 from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler, weight_max
@@ -110,6 +111,20 @@ def divide_by(loss: nn.Module, tokens: float) -> None:
         return args, {**kwargs, "batch_num_tokens": tokens}
 
     loss.register_forward_pre_hook(fixed, with_kwargs=True)
+
+
+def factor_groups(pairs: list[Pair], lr: float, lr_ratio: float, trained: str) -> list[dict[str, Any]]:
+    """An optimizer's parameter groups: A at `lr` and B at `lr_ratio` times it, or B at `lr`."""
+    rows, columns = [a for a, _, _ in pairs], [b for _, b, _ in pairs]
+    if trained == "b":
+        return [{"params": columns, "lr": lr}]
+    return [{"params": rows, "lr": lr}, {"params": columns, "lr": lr * lr_ratio}]
+
+
+def optimizer_of(spec: AdapterSpec, groups: list[dict[str, Any]], pairs: list[Pair]) -> Spectral | None:
+    """The optimizer of a run that has another one than AdamW."""
+    section = spec.optimizer
+    return Spectral(groups, pairs, section.momentum, section.weight_decay) if section.method == "spectral" else None
 
 
 class PolicyTrainer(ActorPPOTrainer):
@@ -197,17 +212,16 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
 
         `start` is what the adapter starts from if its init needs the base.
         """
-        self.host.attach(spec.name, spec.table, *starting_factors(spec.init, spec.seed, spec.table, start))
+        factors = starting_factors(spec.init, spec.seed, spec.table, start)
+        self.host.attach(spec.name, spec.table, *factors, spec.trained)
         self.actor.model = self.host.model
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.actor
-        factors = self.host.factors(spec.name, spec.table).values()
-        groups = [
-            {"params": [a for a, _ in factors], "lr": cfg.adam.lr},
-            {"params": [b for _, b in factors], "lr": cfg.adam.lr * spec.lr_ratio},
-        ]
+        pairs = self._pairs(spec)
+        groups = factor_groups(pairs, cfg.adam.lr, spec.lr_ratio, spec.trained)
+        other = optimizer_of(spec, groups, pairs)
         brakes, instruments = Brakes(spec.brakes, added_up), Instruments(gathered)
         accumulate = strategy.accumulated_gradient
-        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, accumulate, brakes, instruments)
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, accumulate, brakes, instruments, other)
         schedule = scheduler(optimizer, spec, cfg.lr_warmup_ratio)
         trainer = PolicyTrainer(
             strategy,
@@ -226,7 +240,7 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
             most_tokens = spec.args.train.batch_size * spec.args.rollout.max_new_tokens
             divide_by(trainer.actor_loss_fn, most_tokens / accumulate)
         self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
-        return sum(p.numel() for pair in factors for p in pair)
+        return sum(p.numel() for p in optimizer.parameters)
 
     def forward_reference(self, **batch: Any) -> torch.Tensor:
         """Log-probabilities [B, A] of the base: the same weights with the adapter off."""
@@ -278,12 +292,17 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         self.trainer.actor_loss_fn.clip_eps_low, self.trainer.actor_loss_fn.clip_eps_high = low, high
 
     def payload(self, dtype: str) -> Payload | None:
-        """The active adapter in the form that engines load; None on all workers but worker 0."""
+        """The active adapter in the form that engines load; None on all workers but worker 0.
+
+        Where A is frozen, payloads after the first have B alone.
+        """
         run = self.runs[self.host.model.active_adapter]
         if not self.strategy.is_rank_0():
             return None
         scales = {row.module: self.host.layer(row.module).scaling[run.spec.name] for row in run.spec.table}
-        return pack(self.host.update(run.spec.name, run.spec.table), scales, dtype)
+        a_stays, b_alone = run.spec.trained == "b", run.extra.get("a_sent", False)
+        run.extra["a_sent"] = a_stays
+        return pack(self.host.update(run.spec.name, run.spec.table), scales, dtype, a_stays, b_alone)
 
     def update_sizes(self) -> dict[str, dict[str, float]]:
         """Norm and effective rank of the active adapter's delta W, by module."""
@@ -296,9 +315,8 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         name = self.host.model.active_adapter
         if name in self.host.offset:
             table = self.runs[name].spec.table
-            return {**lora_config(doubled(table)).to_dict(), "inference_mode": True}, peft_names(
-                self.host.update(name, table)
-            )
+            served = table if name in self.host.frozen else doubled(table)
+            return {**lora_config(served).to_dict(), "inference_mode": True}, peft_names(self.host.update(name, table))
         config = {**self.host.model.peft_config[name].to_dict(), "inference_mode": True}
         tensors = get_peft_model_state_dict(self.host.model, adapter_name=name, save_embedding_layers=False)
         return config, {key: t.detach().cpu().clone() for key, t in tensors.items()}
@@ -307,6 +325,15 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         """Module -> (A, B, scale) of the run's delta W."""
         update = self.host.update(run.spec.name, run.spec.table)
         return {m: (a, b, self.host.layer(m).scaling[run.spec.name]) for m, (a, b) in update.items()}
+
+    def restore(self, name: str, state: dict[str, Any]) -> None:
+        super().restore(name, state)
+        self.runs[name].extra.pop("a_sent", None)  # the A of the checkpoint is the one that counts
+
+    def _pairs(self, spec: AdapterSpec) -> list[Pair]:
+        """(A, B, scale) of each module, the parameters themselves."""
+        factors = self.host.factors(spec.name, spec.table)
+        return [(a, b, self.host.layer(m).scaling[spec.name]) for m, (a, b) in factors.items()]
 
     def _load(self, run: RunState, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
-from rankrl.ppo.serving import check_known, digest, unpack
+from rankrl.ppo.serving import check_known, digest, is_b, unpack, with_a
 
 
 class AdapterReceiver:
@@ -17,19 +17,22 @@ class AdapterReceiver:
     model_runner: Any
 
     def receive_adapter(
-        self, adapter_id: int, names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes
+        self, adapter_id: int, names: list[str], shapes: list[tuple[int, int]], dtype: str, data: bytes, a_stays: bool
     ) -> str:
         """Puts an adapter of scale 1 in place of adapter `adapter_id`.
 
-        Returns the SHA-256 of the tensors that vLLM is given.
+        Returns the SHA-256 of the tensors that vLLM is given. With `a_stays`, A is kept for the
+        payloads of this adapter that have B alone.
 
         The steps are those of vLLM 0.29 LRUCacheWorkerLoRAManager.add_adapter with load_inplace,
         without the file.
         """
         manager = self.model_runner.lora_manager
-        tensors = unpack(names, shapes, dtype, data)
+        tensors = with_a(unpack(names, shapes, dtype, data), self._kept_a().get(adapter_id, {}))
+        if a_stays:
+            self._kept_a()[adapter_id] = {name: tensor for name, tensor in tensors.items() if not is_b(name)}
         rank = max(tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name)
-        targets = sorted({name.split(".")[-3] for name in names})
+        targets = sorted({name.split(".")[-3] for name in tensors})
         helper = PEFTHelper.from_dict({"r": rank, "lora_alpha": rank, "target_modules": targets})
         helper.validate_legal(manager.lora_config)
         adapters = manager._adapter_manager
@@ -43,7 +46,7 @@ class AdapterReceiver:
             weights_mapper=mapper.get_rename_mapper() if mapper else None,
         )
         check_known(lora.loras, adapters.modules, adapters.packed_modules)
-        held = digest(names, [t for layer in lora.loras.values() for t in (layer.lora_a, layer.lora_b)])
+        held = digest(list(tensors), [t for layer in lora.loras.values() for t in (layer.lora_a, layer.lora_b)])
         adapters.remove_adapter(adapter_id)
         if len(adapters) + 1 > adapters.capacity:
             adapters.remove_oldest_adapter()
@@ -51,7 +54,12 @@ class AdapterReceiver:
         adapters.activate_adapter(adapter_id)
         return held
 
+    def _kept_a(self) -> dict[int, dict[str, torch.Tensor]]:
+        """Adapter -> its frozen A. vLLM makes the object that has it, and calls no constructor."""
+        return vars(self).setdefault("kept_a", {})
+
     def drop_adapter(self, adapter_id: int) -> None:
+        self._kept_a().pop(adapter_id, None)
         self.model_runner.lora_manager.remove_adapter(adapter_id)
 
     def clean_cache(self) -> None:

@@ -59,7 +59,9 @@ class Payload:
     dtype: str
     data: bytes
     digest: str
-    """SHA-256 of the trainer's tensors, taken where they were packed."""
+    """SHA-256 of the trainer's tensors, A and B, taken where they were packed."""
+    a_stays: bool = False
+    """Whether A is frozen. Engines then keep it, and use it for payloads that have B alone."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,14 @@ def peft_names(factors: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[st
     }
 
 
-def pack(factors: dict[str, tuple[torch.Tensor, torch.Tensor]], scales: dict[str, float], dtype: str) -> Payload:
-    """The payload of an adapter.
+def pack(
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    scales: dict[str, float],
+    dtype: str,
+    a_stays: bool = False,
+    b_alone: bool = False,
+) -> Payload:
+    """The payload of an adapter, or of its B alone where engines have kept A.
 
     Given are module -> (A [r, d_in], B [d_out, r]) and module -> scale. Scales are folded into B in
     fp32, before the cast to `dtype`.
@@ -93,9 +101,25 @@ def pack(factors: dict[str, tuple[torch.Tensor, torch.Tensor]], scales: dict[str
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.detach()
         tensors[f"base_model.model.{module}.lora_B.weight"] = scales[module] * b.detach()
     flat = torch.cat([t.flatten() for t in tensors.values()]).to(getattr(torch, dtype)).cpu()
-    shapes = [(t.shape[0], t.shape[1]) for t in tensors.values()]
-    data = flat.view(torch.uint8).numpy().tobytes()
-    return Payload(list(tensors), shapes, dtype, data, digest(list(tensors), [flat]))
+    whole = digest(list(tensors), [flat])
+    parts = zip(tensors, flat.split([t.numel() for t in tensors.values()]), strict=True)
+    sent = {name: part for name, part in parts if not b_alone or is_b(name)}
+    shapes = [(tensors[name].shape[0], tensors[name].shape[1]) for name in sent]
+    data = (torch.cat([*sent.values()]) if b_alone else flat).view(torch.uint8).numpy().tobytes()
+    return Payload(list(sent), shapes, dtype, data, whole, a_stays)
+
+
+def is_b(name: str) -> bool:
+    """Whether a tensor of a payload is a B."""
+    return ".lora_B." in name
+
+
+def with_a(tensors: dict[str, torch.Tensor], kept_a: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a payload, with the A of `kept_a` before each B if it has B alone."""
+    if not all(map(is_b, tensors)):
+        return tensors
+    names = [name for b in tensors for name in (b.replace(".lora_B.", ".lora_A."), b)]
+    return {name: tensors[name] if is_b(name) else kept_a[name] for name in names}
 
 
 def check_known(sent: Iterable[str], modules: Iterable[str], packed: Mapping[str, list[str]]) -> None:

@@ -23,7 +23,7 @@ fewer, each worker holds all of it."""
 
 
 class AdapterOptimizer:
-    """AdamW over one adapter's fp32 parameters.
+    """AdamW, or another optimizer, over one adapter's fp32 parameters.
 
     It has its own gradient accumulation, reduction and clipping, equal to DeepSpeed's: the mean of
     the micro-batches' gradients, averaged over workers, scaled down to norm `max_norm` (0: never).
@@ -37,7 +37,9 @@ class AdapterOptimizer:
         accumulate: int,
         brakes: Brakes | None = None,
         instruments: Instruments | None = None,
+        other: torch.optim.Optimizer | None = None,
     ):
+        """`other`, over the same groups, takes the place of AdamW. It is not sharded."""
         options = {
             "lr": adam.lr,
             "betas": tuple(adam.betas),
@@ -46,8 +48,8 @@ class AdapterOptimizer:
             "fused": True,
         }
         size = sum(p.numel() for group in groups for p in group["params"])
-        self.sharded = dist.get_world_size() > 1 and size >= SHARD_FROM
-        self.adam: Any = torch.optim.AdamW(groups, **options)
+        self.sharded = other is None and dist.get_world_size() > 1 and size >= SHARD_FROM
+        self.adam: Any = other or torch.optim.AdamW(groups, **options)
         if self.sharded:
             from torch.distributed.optim import ZeroRedundancyOptimizer  # slow to import, rarely needed
 

@@ -24,6 +24,7 @@ from rankrl.ppo.schedules import lr_share
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.transport import send_tensors_as_arrays
 from rankrl.recipe.init_section import Init
+from rankrl.recipe.optimizer_section import Optimizer as OptimizerSection
 from rankrl.recipe.rank_table import ModuleRank, Shapes
 from rankrl.recipe.schema import Brakes as BrakesSection
 
@@ -42,9 +43,12 @@ class AdapterSpec:
     """The adapted modules with their ranks, the same on every worker."""
     seed: int
     lr_ratio: float
-    """Learning rate of B divided by that of A (LoRA+)."""
+    """Learning rate of B divided by that of A (LoRA+), if both are trained."""
     optimizer_steps: int
     init: Init = field(default_factory=Init)
+    trained: str = "both"
+    """What of the adapter is trained: `both` factors, or `b` alone."""
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     lr_shape: str = "constant"
     """Learning rate after the warm-up."""
     warmup_offset: int = 1
@@ -128,7 +132,7 @@ class RunHost:
         self.host.detach(name)
 
     def parameters_of(self, run: RunState) -> dict[str, torch.nn.Parameter]:
-        """The trained parameters of a run by name, in a fixed order."""
+        """The parameters of a run's adapter by name, in a fixed order; a frozen A is among them."""
         factors = self.host.factors(run.spec.name, run.spec.table)
         return {
             f"{module}.lora_{side}": p for module, pair in factors.items() for side, p in zip("AB", pair, strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 from rankrl.recipe import spending
 from rankrl.recipe.allocation_section import Allocation
 from rankrl.recipe.knobs import alpha_at
-from rankrl.recipe.rank_table import LARGEST_SERVED, ModuleRank, Shapes, document, rows, uniform
+from rankrl.recipe.rank_table import LARGEST_SERVED, ModuleRank, Shapes, document, params, rows, trained_params, uniform
 from rankrl.recipe.require import require
 from rankrl.recipe.scale import Reference, Scale
 from rankrl.recipe.schema import Recipe
@@ -135,21 +135,26 @@ def _weight(section: Allocation, depth: float, from_last: int, kind: str) -> flo
     return float(kind in spending.MLP) if section.profile == "mlp" else (section.table or {})[kind]
 
 
-def planned(recipe: Recipe, scale: Scale, rank: int, seed: int) -> tuple[int, int]:
-    """(adapter parameters, largest rank of a module) of a run.
+def planned(recipe: Recipe, scale: Scale, rank: int, seed: int) -> tuple[int, int, int]:
+    """(trained parameters, largest rank of a module, frozen parameters) of a run's policy adapter.
 
-    Both are exact, or upper bounds if the allocation needs a measurement. Raises ValueError, before
+    They are exact, or upper bounds if the allocation needs a measurement. Raises ValueError, before
     anything is started, if the budget cannot be allocated.
     """
     section, shapes = recipe.allocation, module_shapes(scale)
     if not section.measured:
         allocated = allocation_table(recipe, scale.reference, rank, shapes, seed)
-        return sum(row.params for row in allocated), max(row.rank for row in allocated)
+        trained = trained_params(allocated, recipe.trained)
+        return trained, max(row.rank for row in allocated), params(allocated) - trained
     most = largest_rank(section, rank, shapes)
     where = spending.space(shapes, budget(section, rank, shapes), section.min_rank, most)
     for possible in range(max(section.min_rank, 1), most + 1):
         alpha_at(recipe, scale.reference, possible)  # a table must list every rank that a measurement may give
-    return int(min(where.budget, where.spent(where.most))), most
+    whole = int(min(where.budget, where.spent(where.most)))
+    if recipe.trained == "both":
+        return whole, most, 0
+    d_in, d_out = (max(shape[side] / sum(shape) for shape in shapes.values()) for side in (0, 1))
+    return int(whole * d_out), most, int(whole * d_in)
 
 
 def check_importance(importance: Importance, shapes: Shapes) -> None:

@@ -53,8 +53,17 @@ SHARED_PREFIXES = 0.4
 """Share of a micro-batch's tokens that is left when common prefixes are computed once (nano)."""
 KV_BLOCK_TOKENS = 16
 TRAIN_BYTES = 5 * WEIGHT_BYTES
-"""Bytes of an adapter parameter in training: weight, gradient, two moments and previous weight, in
-fp32."""
+"""Bytes of an adapter parameter in training: weight, gradient, AdamW's two moments and previous
+weight, in fp32."""
+
+
+def train_bytes(run: Run) -> int:
+    """Bytes of the policy adapter of a run in training.
+
+    Frozen parameters have no gradient and no moments; the spectral optimizer keeps one moment.
+    """
+    weights = 2 * (run.trainable_params + run.frozen_params)  # now, and before the last update
+    return WEIGHT_BYTES * (weights + (1 + run.recipe.optimizer.moments) * run.trainable_params)
 
 
 @dataclass(frozen=True)
@@ -165,11 +174,11 @@ class Memory:
     run: float
 
 
-def memory(scale: Scale, params: int, critic_ranks: int) -> Memory:
+def memory(scale: Scale, adapter_bytes: float, critic_ranks: int) -> Memory:
     """Bytes of weights under the ZeRO stage, and of one run's adapters with their optimizers.
 
-    The policy's adapter has `params` parameters; `critic_ranks` is the sum of the ranks of the
-    run's value adapters, 0 without any.
+    The policy's adapter takes `adapter_bytes` in training; `critic_ranks` is the sum of the
+    ranks of the run's value adapters, 0 without any.
     Activations are not included.
     """
     place, model = scale.placement, scale.model
@@ -180,5 +189,5 @@ def memory(scale: Scale, params: int, critic_ranks: int) -> Memory:
         weights / shards[0],
         weights / shards[1] if place.critic_per_node else 0.0,
         weights / place.tensor_parallel,
-        TRAIN_BYTES * (params + (0 if place.critic_per_node else adapter_params(scale, critic_ranks))),
+        adapter_bytes + TRAIN_BYTES * (0 if place.critic_per_node else adapter_params(scale, critic_ranks)),
     )

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rankrl.recipe.architecture import widths
-from rankrl.recipe.cost import DEVICES, TRAIN_BYTES, cost, kv_bytes_per_token, kv_shards, memory
+from rankrl.recipe.cost import DEVICES, cost, kv_bytes_per_token, kv_shards, memory, train_bytes
 from rankrl.recipe.memory import CPU_CONTROLLER_BYTES, Parts, kv_tokens, memory_bytes, offloaded_bytes
 from rankrl.recipe.plan import Run, adapter_params, micro_batch, neediest
+from rankrl.recipe.rank_table import WEIGHT_BYTES
 from rankrl.recipe.scale import Scale
 
 MOST_PARALLEL = 8  # most runs at once that a sweep chooses by itself
@@ -55,8 +56,8 @@ def fitting_runs(runs: Sequence[Run], busy: int, room_bytes: float) -> int:
 
     Their adapters and optimizers are counted.
     """
-    most, params = neediest(runs), max(run.trainable_params for run in runs)
-    return max(1, min(MOST_PARALLEL, busy, int(room_bytes / memory(most.served, params, most.critic_ranks).run)))
+    most, largest_bytes = neediest(runs), max(train_bytes(run) for run in runs)
+    return max(1, min(MOST_PARALLEL, busy, int(room_bytes / memory(most.served, largest_bytes, most.critic_ranks).run)))
 
 
 def gpu_room_bytes(scale: Scale) -> float:
@@ -119,7 +120,7 @@ def _gpus(run: Run) -> Line:
 
 
 def _memory(kinds: list[Run], packed: int) -> list[Line]:
-    run = max(kinds, key=lambda run: (run.critics, micro_batch(run)))
+    run = max(kinds, key=lambda run: (run.critics, micro_batch(run), train_bytes(run)))
     scale, rank = run.served, max(run.rank for run in kinds)
     found, device = memory_bytes(run, rank, packed), scale.placement.device
     limit = "" if device == "cpu" else f" of {size(DEVICES[device].memory_bytes)}"
@@ -169,10 +170,12 @@ def _tokens(kinds: list[Run]) -> Line:
 
 
 def _adapter(kinds: list[Run]) -> Line:
-    scale, params = kinds[0].scale, [run.trainable_params for run in kinds]
-    wide = scale.model.bytes_per_param
-    value = f"{span(4 * p for p in params)} saved, {span(wide * p for p in params)} a sync"
+    scale, sent = kinds[0].scale, [run.trainable_params for run in kinds]
+    saved, wide = [run.trainable_params + run.frozen_params for run in kinds], scale.model.bytes_per_param
+    value = f"{span(4 * p for p in saved)} saved, {span(wide * p for p in sent)} a sync"
     formula = f"{adapter_params(scale, 1):,} x rank x 4 bytes (fp32); x {wide} ({scale.model.dtype})"
+    if any(run.frozen_params for run in kinds):
+        formula += "; with trained=b, syncs after the first send B alone"
     return Line("adapter of a run", value, "exact", formula)
 
 
@@ -193,10 +196,18 @@ def legend(run: Run) -> str:
     logits = f"V {known.vocabulary:,}" if known.vocabulary else "V unknown without config.json, logits are not counted"
     return (
         "weights: base / workers under ZeRO-3; gathered: its live parameters; "
-        f"adapters of workers: runs at once x {TRAIN_BYTES} bytes x parameters;\n"
+        f"adapters of workers: runs at once x {_bytes_of_adapters(run)};\n"
         f"activations in bf16: tokens of a micro batch x ({each}), value without V; "
         f"H {known.hidden:,}, L {model.layers}, {logits} (docs/cost.md)"
     )
+
+
+def _bytes_of_adapters(run: Run) -> str:
+    """The bytes of an adapter in training as text: a formula of its parameters."""
+    trained = (1 + run.recipe.optimizer.moments) * WEIGHT_BYTES
+    if not run.frozen_params:
+        return f"{2 * WEIGHT_BYTES + trained} bytes x parameters"
+    return f"({2 * WEIGHT_BYTES} bytes x parameters + {trained} x those of B)"
 
 
 def table(lines: list[Line]) -> str:

@@ -1,4 +1,4 @@
-"""Settings that have no effect: of a critic that an arm has not, and axes that change nothing."""
+"""Settings without effect: of a critic or an optimizer that an arm has not, and idle axes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from rankrl.recipe.axes import given_arm, value_text
 from rankrl.recipe.history import plain, recorded
 from rankrl.recipe.key import as_keys
 from rankrl.recipe.plan import Run
+from rankrl.recipe.rules_section import Rules
 from rankrl.recipe.schema import Critic, Recipe
 
 BESIDE = ("gae_lambda", "gae_length_alpha")
 """Settings of a critic outside of its section."""
 IN_VALUES = ("value", "at_rank", "exponent", "c", "table")
 """Options of a rule that do nothing but give the value of its hyperparameter."""
+
+
+def idle_settings(runs: list[Run]) -> list[str]:
+    """The warnings of this file."""
+    return [*idle_critics(runs), *idle_optimizers(runs)]
 
 
 def idle_critics(runs: list[Run]) -> list[str]:
@@ -30,6 +36,18 @@ def idle_critics(runs: list[Run]) -> list[str]:
             name = f"arm {arm}: " if arm else ""
             why = f"advantage.method={recipe.advantage.method} has no critic"
             said.append(f"warning: {name}{', '.join(found)} without effect: {why}")
+    return said
+
+
+def idle_optimizers(runs: list[Run]) -> list[str]:
+    """A warning for each arm with settings of an optimizer that act on nothing there."""
+    said = []
+    for arm, recipe in {run.arm: run.recipe for run in runs}.items():
+        found = {f"optimizer.{key}": f"optimizer.method={recipe.optimizer.method}" for key in recipe.optimizer.idle}
+        if recipe.trained == "b" and recipe.rules.lr_ratio != Rules().lr_ratio:
+            found["rules.lr_ratio"] = "trained=b: A has no rate, and B has rules.lr"
+        name = f"arm {arm}: " if arm else ""
+        said += [f"warning: {name}{key} without effect: {why}" for key, why in found.items()]
     return said
 
 

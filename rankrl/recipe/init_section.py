@@ -8,12 +8,12 @@ from rankrl.recipe.require import require
 
 DRAWN = ("kaiming", "orthonormal", "etf")
 """Methods that draw A from the seed alone."""
-FROM_WEIGHTS = ("rlpo", "rlmo", "pissa", "olora")
+FROM_WEIGHTS = ("rlpo", "rlmo", "pissa", "olora", "olora_tail")
 """Methods that compute the start from the base's weights."""
 MEASURED = ("eva", "pg_subspace")
 """Methods that measure the start on rollouts of the base."""
-REWRITING = ("pissa", "olora")
-"""Methods in which B does not start at 0: their authors subtract B A from the base's weights."""
+REWRITING = ("pissa", "olora", "olora_tail")
+"""Methods in which B does not start at 0: their authors subtract s B A from the base's weights."""
 SAMPLED = ("prompts", "samples_per_prompt")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "kaiming": (),
@@ -32,8 +32,9 @@ class Init:
 
     method: str = "kaiming"
     """Drawn: kaiming, orthonormal, etf. Right singular vectors of W: rlpo (top), rlmo (bottom); of
-    the activations: eva; of the base's policy gradient: pg_subspace. Negative controls: pissa,
-    olora (A and B start as a part of W, which is subtracted from it)."""
+    the activations: eva; of the base's policy gradient: pg_subspace. A and B start as matrices that
+    are subtracted from W: olora_tail (the bottom singular vectors on both sides) and the negative
+    controls pissa and olora (a part of W)."""
     norm: str = "kaiming"
     """Norm of each row of A: kaiming (1/sqrt(3), the mean of Kaiming's), or own (the method's). An
     init whose norm is not matched also acts as a change of the learning rate."""
@@ -54,7 +55,7 @@ class Init:
 
     @property
     def served_ranks(self) -> int:
-        """Ranks that an engine serves for each rank of the adapter."""
+        """Ranks that an engine serves for each rank of an adapter of which A and B are trained."""
         return 2 if self.method in REWRITING else 1
 
     def check(self) -> None:

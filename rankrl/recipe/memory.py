@@ -6,7 +6,7 @@ For GPUs the model is not confirmed by a measurement; for the CPU it is fitted t
 from __future__ import annotations
 
 from rankrl.recipe.architecture import widths
-from rankrl.recipe.cost import DEVICES, SHARED_PREFIXES, TRAIN_BYTES, kv_bytes_per_token, kv_shards, memory
+from rankrl.recipe.cost import DEVICES, SHARED_PREFIXES, TRAIN_BYTES, kv_bytes_per_token, kv_shards, memory, train_bytes
 from rankrl.recipe.plan import Run, adapter_params, deepspeed_config, micro_batch
 from rankrl.recipe.scale import Scale
 
@@ -102,11 +102,12 @@ def kv_tokens(scale: Scale, room_bytes: float) -> int:
 def memory_bytes(run: Run, rank: int, parallel_runs: int) -> dict[str, Parts]:
     """Bytes of each process by part, with `parallel_runs` runs at once.
 
-    `rank` is that of their adapters (the largest of the runs).
+    `rank` is that of their adapters (the largest of the runs), of which they train what `run` does.
     """
     scale, place = run.served, run.served.placement
     process, critic_ranks = PROCESS_BYTES[place.device], run.critic_ranks
-    trained = memory(scale, adapter_params(scale, rank), critic_ranks).run
+    per_param_bytes = train_bytes(run) / (run.trainable_params + run.frozen_params)
+    trained = memory(scale, per_param_bytes * adapter_params(scale, rank), critic_ranks).run
     found = {
         "policy worker": {
             **base_bytes(scale, place.policy_workers),

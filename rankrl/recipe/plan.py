@@ -43,10 +43,13 @@ class Run:
     scale: Scale
     knobs: dict[str, Knob]
     trainable_params: int
-    """Parameters of the policy adapter; an upper bound if its allocation needs a measurement."""
+    """Trained parameters of the policy adapter; an upper bound if its allocation needs a
+    measurement."""
     max_rank: int
     """Largest rank of a module of the policy adapter; an upper bound if that needs a
     measurement."""
+    frozen_params: int = 0
+    """Parameters of the policy adapter that are not trained: its A with trained=b."""
     axes: Point = field(default_factory=dict)
     """Dotted key of the recipe -> the value of the arm on each axis."""
 
@@ -226,7 +229,7 @@ def plan(experiment: Experiment) -> list[Run]:
             check_measurable(recipe, scale, largest_rank(scale))
         for rank in recipe.ranks:
             knobs, sizes = derive(recipe, scale.reference, rank), _sizes(recipe, scale, rank)
-            _check_init(recipe, scale, rank, max(max_rank for _, max_rank in sizes.values()))
+            _check_init(recipe, scale, rank, max(max_rank for _, max_rank, _ in sizes.values()))
             shape = recipe.kl_schedule.shape
             scheduled = shape == "constant" or knobs["kl"].value > 0
             require(
@@ -300,8 +303,8 @@ def evaluated_apart(scale: Scale) -> list[str]:
     ]
 
 
-def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int]]:
-    """(parameters, largest rank of a module) by seed.
+def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int, int]]:
+    """(trained parameters, largest rank of a module, frozen parameters) by seed.
 
     Only a random allocation depends on the seed.
     """
@@ -347,8 +350,8 @@ def _check(recipe: Recipe, scale: Scale) -> None:
 
 def _check_init(recipe: Recipe, scale: Scale, rank: int, max_rank: int) -> None:
     init, narrow = recipe.init, min(d_in for d_in, _ in scale.model.modules.values())
-    most = LARGEST_SERVED // init.served_ranks
-    why = f"init.method={init.method} takes {init.served_ranks} ranks of an engine, which serves {LARGEST_SERVED}, for each"
+    most = LARGEST_SERVED // recipe.served_ranks
+    why = f"init.method={init.method} takes {recipe.served_ranks} ranks of an engine, which serves {LARGEST_SERVED}, for each"
     require(max_rank <= most, "ranks", rank, f"at most {most} in a module", why)
     left, why = narrow - max_rank, f"the narrowest input has {narrow} dimensions, of which the adapter needs {max_rank}"
     off = init.off_principal

@@ -29,6 +29,11 @@ class ModuleRank:
     def params(self) -> int:
         return self.rank * (self.d_in + self.d_out)
 
+    @property
+    def b_params(self) -> int:
+        """Parameters of B."""
+        return self.rank * self.d_out
+
 
 def uniform(shapes: Shapes, rank: int, alpha: Callable[[int], float]) -> list[ModuleRank]:
     """A table with the same rank everywhere; `alpha` gives alpha from the rank."""
@@ -47,6 +52,11 @@ def rows(shapes: Shapes, ranks: dict[str, int], alpha: Callable[[int], float]) -
 
 def params(table: list[ModuleRank]) -> int:
     return sum(row.params for row in table)
+
+
+def trained_params(table: list[ModuleRank], trained: str) -> int:
+    """Parameters that are trained: of `both` factors, or of `b` alone."""
+    return sum(row.params if trained == "both" else row.b_params for row in table)
 
 
 def document(table: list[ModuleRank], shapes: Shapes, method: str, budget: int) -> dict[str, Any]:

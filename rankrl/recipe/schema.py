@@ -16,6 +16,7 @@ from rankrl.recipe.advantage_section import Advantage
 from rankrl.recipe.allocation_section import Allocation
 from rankrl.recipe.correction_section import Correction
 from rankrl.recipe.init_section import Init
+from rankrl.recipe.optimizer_section import TRAINED, Optimizer, check_rate
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
 
@@ -297,6 +298,10 @@ class Recipe:
     rules: Rules = field(default_factory=Rules)
     allocation: Allocation = field(default_factory=Allocation)
     init: Init = field(default_factory=Init)
+    trained: str = "both"
+    """What of the policy's adapter is trained: `both` of its factors, or `b` alone, with A frozen
+    where it starts."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
     correction: Correction = field(default_factory=Correction)
     advantage: Advantage = field(default_factory=Advantage)
@@ -345,6 +350,9 @@ class Recipe:
         self.rules.check()
         self.allocation.check()
         self.init.check()
+        require(self.trained in TRAINED, "trained", self.trained, " or ".join(TRAINED))
+        self.optimizer.check()
+        check_rate(self.optimizer, self.rules.lr)
         self.kl_schedule.check()
         self.correction.check()
         self.advantage.check(self.samples_per_prompt, self.batch_sizes, self.gamma)
@@ -357,6 +365,11 @@ class Recipe:
             self.critic.warmup_steps,
             f"below steps={self.steps}",
         )
+
+    @property
+    def served_ranks(self) -> int:
+        """Ranks that an engine serves for each rank of the adapter."""
+        return self.init.served_ranks if self.trained == "both" else 1  # with A frozen, B - B0 is the update
 
     def _check_critics(self) -> None:
         """Raises ValueError for two lambdas of the policy, or an odd batch for two critics."""

@@ -103,7 +103,7 @@ class Bench:
             return self._services
 
     def _start(self, again: bool) -> Services:
-        largest = max(run.max_rank * run.recipe.init.served_ranks for run in self.runs)
+        largest = max(run.max_rank * run.recipe.served_ranks for run in self.runs)
         try:
             return Services(neediest(self.runs), largest, self.parallel_runs)
         except (ValueError, ConnectionError, ray.exceptions.RayError) as error:
