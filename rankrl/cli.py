@@ -128,11 +128,12 @@ def _told(knob: Knob, measured: bool) -> str:
     """A hyperparameter's value, with its interval if it was measured."""
     if knob.pending:
         return MEASURED
-    return f"{knob.value:.4g}" + (f" {_interval(knob.ci95)}, {MEASURED}" if measured else "")
+    interval = f" {_interval(knob.ci95)}" if knob.ci95 else ""
+    return f"{knob.value:.4g}" + (f"{interval}, {MEASURED}" if measured else "")
 
 
 def _interval(ci95: Sequence[float] | None) -> str:
-    return f"[{ci95[0]:.3g}, {ci95[1]:.3g}]" if ci95 else "[no interval: A does not depend on the seed]"
+    return f"[{ci95[0]:.3g}, {ci95[1]:.3g}]" if ci95 else "-"
 
 
 def _measure(args: argparse.Namespace) -> int:
@@ -145,7 +146,7 @@ def _measure(args: argparse.Namespace) -> int:
         return 0
     _print_rows([_shown(row) for row in rows])
     print("KL to the base in nats per response token: of the reference rate, and (kl_at_rule) of the rate lr.")
-    print(f"95 % t intervals over {DRAWS} draws of A, of the logarithm")
+    print(f"95 % t intervals over {DRAWS} draws of A, of the logarithm; none where A does not depend on the seed")
     return 0
 
 
