@@ -23,6 +23,7 @@ from rankrl.adapter.weights import start_from_weights
 from rankrl.cli import main
 from rankrl.data.base_model import local_directory
 from rankrl.data.loading import load_items
+from rankrl.recipe.allocation import module_shapes
 from rankrl.recipe.first_step import (
     FirstStep,
     FirstSteps,
@@ -281,3 +282,24 @@ def test_of_two_processes_that_measure_at_once_the_first_to_end_counts(stack, tm
     assert bench.first_steps(run) == bench.first_steps(run) == theirs and len(measured) == 1
     path.write_text(path.read_text()[:50])  # damaged: measured again, and whole from then on
     assert bench.first_steps(run) == bench.first_steps(run) == read_first_steps(path) == ours and len(measured) == 2
+
+
+def test_a_measured_allocation_is_that_of_each_draw(stack):
+    """And the start has rows for the reference rank too, which is not in the grid."""
+    from rankrl.sweep.first_steps import draws
+
+    words = ("rules.lr.rule=measured", "rules.lr.at_rank=8", "ranks=[2]", "rules.lr_ratio=4")
+    run = runs_of("demo", *words, "allocation.method=greedy", "allocation.value=signal", "init.method=eva")[0]
+    shapes, asked = module_shapes(run.scale), []
+
+    def start(at, init):
+        asked.append((at.seed, at.recipe.ranks, init.method))
+        first = {m: [1.0] * 64 if i == at.seed else [1e-6] * 64 for i, m in enumerate(shapes)}
+        return Start({}, values=first)
+
+    found = draws(run, SimpleNamespace(policy_shapes=shapes), start)
+    assert asked == [(seed, (2, 8), method) for seed in range(4) for method in ("pg_subspace", "eva")]
+    for i, draw in enumerate(found):
+        assert [*draw.tables] == [2, 8] and draw.lr_ratios == {2: 4.0, 8: 4.0}
+        most = max(draw.tables[2], key=lambda row: row.rank)
+        assert most.module == [*shapes][i] and most.rank > 2
