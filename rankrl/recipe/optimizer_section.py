@@ -71,4 +71,4 @@ def check_rate(optimizer: Optimizer, rule: Any) -> None:
     """Raises ValueError if the spectral method is left with the scale's rate, which is AdamW's."""
     own = optimizer.method != "spectral" or rule.value is not None or rule.rule == "table"
     why = "optimizer.method=spectral: a rate is the norm of a step of delta W, and the scale's is AdamW's"
-    require(own, "rules.lr.value", rule.value, "a rate of its own, for instance 0.1", why)
+    require(own, "rules.lr.value", rule.value, "a rate of its own, for instance 0.01", why)
