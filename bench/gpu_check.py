@@ -66,7 +66,7 @@ def policy_worker(run: Any, path: str) -> Any:
     from rankrl.ppo.arguments import arguments
     from rankrl.ppo.policy import PolicyWorker
     from rankrl.ppo.strategy import AdapterStrategy
-    from rankrl.recipe.plan import deepspeed_config
+    from rankrl.recipe.deepspeed import deepspeed_config
 
     model = run.scale.model
     strategy = AdapterStrategy(arguments(run, path), deepspeed_config(run.scale), model.dtype, model.share_prefixes)

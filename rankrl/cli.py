@@ -8,19 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rankrl.console import MEASURED, as_text, optimizer_line, print_rows, terminal, value_text, warn
 from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.first_step import DRAWS
 from rankrl.recipe.idle import idle_axes, idle_settings
-from rankrl.recipe.knobs import Knob
 from rankrl.recipe.load import Experiment, load_experiment
 from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
 from rankrl.recipe.require import require
@@ -28,17 +28,7 @@ from rankrl.recipe.shipped import TO_START_FROM, copy_shipped, install_words
 from rankrl.report.visible import visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-
-MEASURED = "measured before the run"
-"""What stands for a value that is not known yet."""
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    pass
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -46,13 +36,13 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
+    warn([*idle_allocations(runs), *idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
         return 0
     shown = [{key: value for key, value in row.items() if key != "axes"} for row in rows]
-    _print_rows([{key: MEASURED if value is None else value for key, value in row.items()} for row in shown])
+    print_rows([{key: MEASURED if value is None else value for key, value in row.items()} for row in shown])
     samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
     steps = " or ".join(map(str, sorted({run.recipe.steps for run in runs})))
     print(f"{len(runs)} runs of {steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
@@ -61,24 +51,6 @@ def _plan(args: argparse.Namespace) -> int:
     print(table(estimates(runs, packed)))
     print(legend(runs[0]))
     return 0
-
-
-def _warn(said: list[str]) -> None:
-    for line in said:
-        print(line, file=sys.stderr)
-
-
-def _print_rows(rows: list[dict]) -> None:
-    """Prints rows as aligned columns. Without rich, which takes 12 s for 10,000 rows."""
-    cells = [
-        [f"{v:.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else visible(v) for v in row.values()]
-        for row in rows
-    ]
-    shown = [i for i, name in enumerate(rows[0]) if name != "arm" or any(row["arm"] for row in rows)]
-    header = list(rows[0])
-    widths = {i: max(len(header[i]), *(len(row[i]) for row in cells)) for i in shown}
-    for row in [header, *cells]:
-        print("  ".join(row[i].ljust(widths[i]) if i == 0 else row[i].rjust(widths[i]) for i in shown))
 
 
 def _cells(experiment: Experiment) -> list[Run]:
@@ -101,7 +73,7 @@ def _explain(args: argparse.Namespace) -> int:
         for name, knob in run.knobs.items():
             cells = (
                 name,
-                _told(knob, planned.knobs[name].pending),
+                value_text(knob, planned.knobs[name].pending),
                 knob.rule,
                 knob.formula,
                 knob.reference,
@@ -109,9 +81,9 @@ def _explain(args: argparse.Namespace) -> int:
                 knob.evidence(name),
             )
             table.add_row(*cells)
-        _console().print(table)
+        terminal().print(table)
         print(f"correction of engine and trainer: {run.recipe.correction}")
-        print(f"optimizer: {_optimizer_line(run)}\n")
+        print(f"optimizer: {optimizer_line(run)}\n")
     return 0
 
 
@@ -125,18 +97,6 @@ def _with_cached(run: Run, directory: Path) -> Run:
     return run.at(found) if found else run
 
 
-def _told(knob: Knob, measured: bool) -> str:
-    """A hyperparameter's value, with its interval if it was measured."""
-    if knob.pending:
-        return MEASURED
-    interval = f" {_interval(knob.ci95)}" if knob.ci95 else ""
-    return f"{knob.value:.4g}" + (f"{interval}, {MEASURED}" if measured else "")
-
-
-def _interval(ci95: Sequence[float] | None) -> str:
-    return f"[{ci95[0]:.3g}, {ci95[1]:.3g}]" if ci95 else "-"
-
-
 def _measure(args: argparse.Namespace) -> int:
     from rankrl.sweep.measure import measured_rows
 
@@ -145,23 +105,10 @@ def _measure(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows))
         return 0
-    _print_rows([_shown(row) for row in rows])
+    print_rows([as_text(row) for row in rows])
     print("KL to the base in nats per response token: of the reference rate, and (kl_at_rule) of the rate lr.")
     print(f"95 % t intervals over {DRAWS} draws of A, of the logarithm; none where A does not depend on the seed")
     return 0
-
-
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `rankrl measure`, each interval as text."""
-    return {name: _interval(value) if name.endswith("_ci95") else value for name, value in row.items()}
-
-
-def _optimizer_line(run: Run) -> str:
-    """The optimizer of a run, what it trains, and where the evidence of the rules does not hold."""
-    trained = "A and B" if run.recipe.trained == "both" else "B alone"
-    apart = run.recipe.optimizer.method != "adamw" or run.recipe.trained != "both"
-    note = "; the evidence of the rules is of adamw, A and B trained" if apart else ""
-    return f"{run.recipe.optimizer}; trained: {trained}{note}"
 
 
 def _adapter(args: argparse.Namespace) -> int:
@@ -206,7 +153,7 @@ def _print_allocation(run: Run, importance: Importance | None, every: bool, to: 
     ):
         print()
         if rows:
-            _print_rows(rows)
+            print_rows(rows)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -214,7 +161,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    _warn([*idle_allocations(runs), *idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
+    warn([*idle_allocations(runs), *idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     return sweep(runs, Path(args.runs), experiment.execution)
 
 
@@ -259,7 +206,7 @@ def _print_status(name: str, entries: list) -> None:
     from rankrl.report.ledger import counts, shown
 
     print(f"{visible(name)}: {len(entries)} runs, " + ", ".join(f"{n} {state}" for state, n in counts(entries).items()))
-    _print_rows(shown(entries))
+    print_rows(shown(entries))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -286,7 +233,7 @@ def _samples(args: argparse.Namespace) -> int:
     moved = "gained" if args.gained else "lost" if args.lost else None
     asked, run = Asked(args.step, args.verdict, args.source, args.training, moved, args.limit), Path(args.run_dir)
     asked.check()
-    console = _console()
+    console = terminal()
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal that is not UTF-8 gets escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     for block in shown(run, asked, lambda: questions(run)):
@@ -307,7 +254,7 @@ def _next(args: argparse.Namespace) -> int:
         print(f"{visible(name)}: {'stop: ' if said['stop'] else ''}{said['why']}")
         rows = [row | {"seeds": " ".join(map(str, row["seeds"]))} for row in said["cells"]]
         if rows:
-            _print_rows(rows)
+            print_rows(rows)
     return int(bool(refused))
 
 

@@ -20,7 +20,8 @@ BELOW = {
     "sweep": {"recipe", "report", "adapter", "reward", "data", "ppo"},
     "doctor": {"recipe", "adapter", "data", "ppo"},
     "parser": set(),
-    "cli": {"parser", "recipe", "report", "adapter", "data", "sweep", "doctor"},
+    "console": {"recipe", "report"},
+    "cli": {"parser", "console", "recipe", "report", "adapter", "data", "sweep", "doctor"},
     "__main__": {"cli"},
 }
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, runs_of
 
 from rankrl.recipe.architecture import SHIPPED, check_config, config_path, read_config
+from rankrl.recipe.deepspeed import deepspeed_config
 from rankrl.recipe.load import load_scale
-from rankrl.recipe.plan import deepspeed_config
 
 # Parameters per rank: adapted modules; all linear modules; adapted ones and experts by
 # target_parameters; PEFT's all-linear.

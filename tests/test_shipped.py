@@ -14,8 +14,8 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 
 from rankrl.cli import main
+from rankrl.recipe.deepspeed import deepspeed_config
 from rankrl.recipe.load import load_experiment, load_scale
-from rankrl.recipe.plan import deepspeed_config
 from rankrl.recipe.shipped import find_recipe, in_clone, shipped
 
 STAGE_0 = {"zero_optimization": {"stage": 0}}

@@ -13,8 +13,9 @@ from pathlib import Path
 from rankrl.data import smollm2_base
 from rankrl.doctor.check import Check
 from rankrl.recipe.architecture import EMBEDDED, SMOLLM2, check_config, config_path, read_config
+from rankrl.recipe.deepspeed import deepspeed_config
 from rankrl.recipe.estimate import size
-from rankrl.recipe.plan import Run, deepspeed_config
+from rankrl.recipe.plan import Run
 from rankrl.recipe.scale import Model, Scale
 
 

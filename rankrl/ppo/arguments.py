@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from rankrl.ppo.upstream import parse_arguments
-from rankrl.recipe.plan import Run, deepspeed_config, micro_batch
+from rankrl.recipe.deepspeed import deepspeed_config
+from rankrl.recipe.plan import Run, micro_batch
 
 CORRECTIONS = {"token_clip": ("token", "clip"), "token_mask": ("token", "mask"), "sequence_mask": ("seq", "mask")}
 """Method of correction -> OpenRLHF's level and mode. Its gate reads the ratio by default."""

@@ -24,7 +24,8 @@ from rankrl.ppo.groups import ValueRole, WorkerGroup, value_names
 from rankrl.ppo.placement import Seat, take_seats
 from rankrl.ppo.policy import PolicyWorker
 from rankrl.ppo.strategy import AdapterStrategy
-from rankrl.recipe.plan import Run, deepspeed_config
+from rankrl.recipe.deepspeed import deepspeed_config
+from rankrl.recipe.plan import Run
 from rankrl.recipe.rank_table import serving_rank
 from rankrl.recipe.scale import Model, Scale
 from rankrl.reward.grade import Grader

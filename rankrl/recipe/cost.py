@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rankrl.recipe.architecture import widths
-from rankrl.recipe.plan import Run, adapter_params, deepspeed_config
+from rankrl.recipe.deepspeed import deepspeed_config
+from rankrl.recipe.plan import Run, adapter_params
 from rankrl.recipe.rank_table import WEIGHT_BYTES
 from rankrl.recipe.scale import Scale
 

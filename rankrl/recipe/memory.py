@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from rankrl.recipe.architecture import widths
 from rankrl.recipe.cost import DEVICES, SHARED_PREFIXES, TRAIN_BYTES, kv_bytes_per_token, kv_shards, memory, train_bytes
-from rankrl.recipe.plan import Run, adapter_params, deepspeed_config, micro_batch
+from rankrl.recipe.deepspeed import deepspeed_config
+from rankrl.recipe.plan import Run, adapter_params, micro_batch
 from rankrl.recipe.scale import Scale
 
 # Bytes of a token's activations in bf16, counted operation by operation on the shipped models
