@@ -83,7 +83,8 @@ def _explain(args: argparse.Namespace) -> int:
             table.add_row(*cells)
         terminal().print(table)
         print(f"correction of engine and trainer: {run.recipe.correction}")
-        print(f"optimizer: {optimizer_line(run)}\n")
+        region = f"; trust region: {run.recipe.trust_region}" if run.recipe.trust_region.on else ""
+        print(f"optimizer: {optimizer_line(run)}{region}\n")
     return 0
 
 
@@ -225,6 +226,17 @@ def _report(args: argparse.Namespace) -> int:
     return int(bool(refused))
 
 
+def _curve(args: argparse.Namespace) -> int:
+    from rankrl.report.reference_curve import reference_curve, write_curve
+
+    curve = reference_curve(Path(args.dir), args.cell)
+    if args.to:
+        write_curve(curve, Path(args.to))
+    facts = ", ".join(f"{key} {value}" for key, value in curve.items() if key != "kl_step")
+    print(f"{facts}\ntrust_region.curve={json.dumps(curve['kl_step'], separators=(',', ':'))}")
+    return 0
+
+
 def _samples(args: argparse.Namespace) -> int:
     from rankrl.report.showing import Asked, shown
     from rankrl.sweep.questions import questions
@@ -330,6 +342,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
     "scale": _scale,
     "report": _report,
+    "curve": _curve,
     "samples": _samples,
 }
 

@@ -114,6 +114,11 @@ def _reading(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--against", metavar="DIR2", type=expanduser, help="only compare with another sweep, run by run"
     )
     report.add_argument("--tables-only", action="store_true", help="tables, claims and words, no figures and no page")
+    says = "KL per step of finished runs, for trust_region.target=reference"
+    curve = command("curve", says, recipe=False)
+    curve.add_argument("dir", metavar="DIR", type=expanduser, help="directory of one sweep")
+    curve.add_argument("--cell", metavar="CELL", help="for instance r32-b16 (default: the only one of rank 32)")
+    curve.add_argument("--to", metavar="FILE", type=expanduser, help="write it there, as JSON")
     read = command("samples", "read responses, and which items a run gained and lost", recipe=False)
     read.add_argument("run_dir", metavar="RUN_DIR", type=expanduser, help="directory of a run, finished or not")
     read.add_argument("--step", type=int, metavar="N", help="of this step (default: the last; 0 is the base)")

@@ -74,7 +74,7 @@ class RunView:
     that upstream calls to the worker's method.
     """
 
-    DEFERRED = ("append", "set_clip", "forget_rollout")
+    DEFERRED = ("append", "set_clip", "set_rate", "forget_rollout")
 
     def __init__(self, group: WorkerGroup | ValueRole, name: str, renamed: dict[str, str] | None = None):
         self.group, self.name, self.renamed = group, name, renamed or {}

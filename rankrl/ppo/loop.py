@@ -23,6 +23,7 @@ from rankrl.ppo.instruments import READINGS
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score, verdict_counts
 from rankrl.ppo.schedules import KLController, clip_share
 from rankrl.ppo.services import Services
+from rankrl.ppo.trust_region import TrustRegion
 from rankrl.ppo.workers import AdapterSpec
 from rankrl.recipe.allocation import Importance, allocation_table
 from rankrl.recipe.plan import Run
@@ -74,6 +75,7 @@ class RunTrainer:
         self.critics = [RunView(services.critic, name) for name in value_names(run.run_id, run.critics)]
         self.reference = RunView(services.policy, run.run_id, {"forward": "forward_reference"})
         self.kl_ctl = KLController(run["kl"], run.recipe.kl_schedule, run.recipe.steps)
+        self.trust_region = TrustRegion.of(run) if run.recipe.trust_region.on else None
         groups, strategy = (self.policy, self.critics, self.reference), SimpleNamespace(args=self.args)
         self.experience_maker = ExperienceMaker(run, *groups, self.kl_ctl, strategy, prompter.tokenizer)
         self.rollouts = Rollouts(prompter, services.engines, run.scale, services.grader)
@@ -98,6 +100,7 @@ class RunTrainer:
         gap_nats = self.check_engine(step, logprobs)
         self.examples = examples(step + 1, samples, experiences)
         self.append(experiences)
+        of_trust_region = self.set_rate(step, logprobs.kl_step())
         status = self.update(step)
         check_finite(step, status)
         update_s = watch.lap()
@@ -113,6 +116,7 @@ class RunTrainer:
             **verdict_counts(samples),
             "kl_ref": logprobs.kl_ref(),
             "kl_step": logprobs.kl_step(),
+            **of_trust_region,
             "kl_coef": kl_coef,
             "policy_loss": float(status.get("policy_loss", 0.0)),
             **self.of_critic(experiences, status),
@@ -155,6 +159,18 @@ class RunTrainer:
         low, high = run["clip_low"] * share, run["clip_high"] * share
         self.policy.async_run_method("set_clip", low=low, high=high)
         return low, high
+
+    def set_rate(self, step: int, kl_step: float) -> dict[str, float]:
+        """Sets what this step's rate is multiplied by, with a trust region.
+
+        Returns what metrics.jsonl says of it: the target of `kl_step`, and the factor.
+        """
+        region, done = self.trust_region, max(step - self.run.critic_warmup_steps, 0)
+        if region is None:
+            return {}
+        region.follow(done, kl_step)
+        self.policy.async_run_method("set_rate", factor=region.factor)
+        return {"kl_target": region.target(done), "lr_factor": region.factor}
 
     def rollout(self, step: int) -> list[Sample]:
         """Graded samples of this step's prompts, in prompt order, from the current adapter."""
@@ -314,6 +330,7 @@ class RunTrainer:
             "step": step,
             "tokens_total": self.tokens_total,
             "kl_adapted": self.kl_ctl.adapted,
+            "lr_factor": self.trust_region.factor if self.trust_region else 1.0,
             "canary": self.canary.state(),
             "table": [asdict(row) for row in self.table],
             **{role: ray.get(asked) for role, asked in refs.items()},
@@ -332,6 +349,8 @@ class RunTrainer:
                 )
             ray.get(group.each("restore", [(name, worker_state) for worker_state in states]))
         self.tokens_total, self.kl_ctl.adapted = state["tokens_total"], state["kl_adapted"]
+        if self.trust_region:
+            self.trust_region.factor = state["lr_factor"]
         self.canary = Canary.from_state(state["canary"], self.run.scale.gap_limit_nats)
         self.sync()
 

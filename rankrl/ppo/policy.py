@@ -291,6 +291,10 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         """Sets the clip range of this step in the loss."""
         self.trainer.actor_loss_fn.clip_eps_low, self.trainer.actor_loss_fn.clip_eps_high = low, high
 
+    def set_rate(self, factor: float) -> None:
+        """Multiplies the scheduled rate, from the next optimizer step on."""
+        self.trainer.actor_scheduler.scale(factor)
+
     def payload(self, dtype: str) -> Payload | None:
         """The active adapter in the form that engines load; None on all workers but worker 0.
 

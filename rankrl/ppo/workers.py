@@ -167,11 +167,28 @@ def weight_max(run: RunState) -> float:
     return torch.nn.utils.get_total_norm(run.optimizer.parameters, float("inf")).item()
 
 
-def scheduler(optimizer: AdapterOptimizer, spec: AdapterSpec, warmup_ratio: float) -> LambdaLR:
+class RateSchedule(LambdaLR):
+    """A learning-rate schedule times a factor, which stands in its state."""
+
+    factor = 1.0
+
+    def get_lr(self) -> list[Any]:
+        shares = [share(self.last_epoch) for share in self.lr_lambdas]
+        return [self.factor * lr * share for lr, share in zip(self.base_lrs, shares, strict=True)]
+
+    def scale(self, factor: float) -> None:
+        """Sets the factor, for the optimizer step that comes next, too."""
+        self.factor = factor
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+
+def scheduler(optimizer: AdapterOptimizer, spec: AdapterSpec, warmup_ratio: float) -> RateSchedule:
     """The learning-rate schedule of a run, whose warm-up is a share of its optimizer steps."""
     steps = spec.optimizer_steps
     warmup, offset = math.ceil(steps * warmup_ratio), spec.warmup_offset
-    return LambdaLR(optimizer.adam, lambda step: lr_share(spec.lr_shape, step, steps, warmup, offset))
+    return RateSchedule(optimizer.adam, lambda step: lr_share(spec.lr_shape, step, steps, warmup, offset))
 
 
 def initial_rng(seed: int) -> torch.Tensor:

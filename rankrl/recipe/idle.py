@@ -19,7 +19,7 @@ IN_VALUES = ("value", "at_rank", "exponent", "c", "table")
 
 def idle_settings(runs: list[Run]) -> list[str]:
     """The warnings of this file."""
-    return [*idle_critics(runs), *idle_optimizers(runs)]
+    return [*idle_critics(runs), *idle_optimizers(runs), *idle_shapes(runs)]
 
 
 def idle_critics(runs: list[Run]) -> list[str]:
@@ -49,6 +49,17 @@ def idle_optimizers(runs: list[Run]) -> list[str]:
         name = f"arm {arm}: " if arm else ""
         said += [f"warning: {name}{key} without effect: {why}" for key, why in found.items()]
     return said
+
+
+def idle_shapes(runs: list[Run]) -> list[str]:
+    """A warning for each arm whose trust region undoes the decay of its rate."""
+    arms = {run.arm: run.recipe for run in runs}
+    undone = {arm: recipe for arm, recipe in arms.items() if recipe.trust_region.on and recipe.lr_shape != "constant"}
+    why = "trust_region.target says how large steps are, and raises a rate that decays; lr_shape=constant"
+    return [
+        f"warning: {f'arm {arm}: ' if arm else ''}lr_shape={recipe.lr_shape} hardly acts: {why}"
+        for arm, recipe in undone.items()
+    ]
 
 
 def _critic_settings(recipe: Recipe) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def plan(experiment: Experiment) -> list[Run]:
     runs = []
     for arm, given in experiment.arms.items():
         point = experiment.points.get(arm, {})
-        recipe = replace(given, correction=given.correction.at(scale.model.dtype))
+        correction, region = given.correction.at(scale.model.dtype), given.trust_region.at(scale.name)
+        recipe = replace(given, correction=correction, trust_region=region)
         _check(recipe, scale)
         _check_overlong(recipe, scale)
         if recipe.rules.lr.rule == "measured":

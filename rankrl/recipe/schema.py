@@ -19,6 +19,7 @@ from rankrl.recipe.init_section import Init
 from rankrl.recipe.optimizer_section import TRAINED, Optimizer, check_rate
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
+from rankrl.recipe.trust_section import TrustRegion
 
 KL_SHAPES: dict[str, tuple[str, ...]] = {
     "constant": (),
@@ -307,6 +308,7 @@ class Recipe:
     advantage: Advantage = field(default_factory=Advantage)
     critic: Critic = field(default_factory=Critic)
     brakes: Brakes = field(default_factory=Brakes)
+    trust_region: TrustRegion = field(default_factory=TrustRegion)
     reward: Reward = field(default_factory=Reward)
     stages: Stages = field(default_factory=Stages)
     equal_params: Optional[float] = None
@@ -358,6 +360,7 @@ class Recipe:
         self.advantage.check(self.samples_per_prompt, self.batch_sizes, self.gamma)
         self.critic.check()
         self.brakes.check()
+        self.trust_region.check()
         self.reward.check()
         require(
             self.critic.warmup_steps < self.steps,

@@ -86,7 +86,8 @@ def described(kind: Any) -> str:
         return "a list of values"
     if is_dataclass(plain):
         return f"a section with the keys {', '.join(as_keys_of(plain))}{null}"
-    return (DESCRIBED.get(plain) or f"{plain}".removeprefix("typing.")) + null
+    either = [DESCRIBED[part] for part in (float, str) if part in get_args(kind)] if plain in DESCRIBED else []
+    return (" or ".join(either) or DESCRIBED.get(plain) or f"{plain}".removeprefix("typing.")) + null
 
 
 def bare(kind: Any) -> Any:

@@ -30,6 +30,7 @@ POLICY = {
     "kl_ref": "KL to the base\n(nats per token)",
     "entropy": "entropy\n(nats per token)",
     "clip_frac": "clipped share",
+    "lr_factor": "factor on the rate\n(trust region)",
 }
 NOISE = {
     "grad_cosine": "gradient cosine",
@@ -68,7 +69,8 @@ def held_out_by_step(curves: Curves, results: list[Row]) -> Canvas | None:
 
 
 def policy_by_step(curves: Curves, results: list[Row]) -> Canvas | None:
-    """Figure: KL to the base, entropy and clipped share by PPO step, a row of panels per arm.
+    """Figure: KL to the base, entropy, clipped share, and what a trust region multiplies the rate
+    by, by PPO step, a row of panels per arm.
 
     None if no curve has one of them.
     """

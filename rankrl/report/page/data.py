@@ -18,6 +18,8 @@ SERIES = {
     "accuracy": "training accuracy",
     "reward_mean": "reward",
     "kl_ref": "KL to the base, nats",
+    "kl_step": "KL of the step before, nats",
+    "kl_target": "target of that KL, nats",
     "entropy": "entropy, nats",
     "response_tokens_mean": "response, tokens",
     "clip_frac": "clipped share",
@@ -31,6 +33,7 @@ SERIES = {
     "norm_clipped_frac": "steps with a clipped gradient",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
+    "lr_factor": "factor on the learning rate",
 }
 LEVELS = 255
 """A curve is drawn to 1/255 of its range, finer than a screen shows.
