@@ -207,7 +207,7 @@ def test_all_stages_train_on_one_bench(tmp_path, monkeypatch, first, code):
         return first is not None
 
     opened = []
-    monkeypatch.setattr(local, "_bench", lambda left, *_: opened.append(len(left)) or nullcontext("bench"))
+    monkeypatch.setattr(local, "bench_for", lambda left, *_: opened.append(len(left)) or nullcontext("bench"))
     monkeypatch.setattr(local, "_train", train)
     monkeypatch.setattr("rankrl.report.build.build", lambda root: [])
     assert local.sweep(runs, tmp_path) == code
@@ -235,7 +235,7 @@ def test_the_outcome_of_a_run_does_not_depend_on_the_plan_file(tmp_path, monkeyp
         (tmp_path / "demo" / runs[0].run_id / "result.json").write_text(json.dumps(content))
         return True
 
-    monkeypatch.setattr(local, "_bench", lambda *_: nullcontext("bench"))
+    monkeypatch.setattr(local, "bench_for", lambda *_: nullcontext("bench"))
     monkeypatch.setattr(local, "_train", train)
     assert local.sweep(runs, tmp_path, report=False) == 1
     assert local.sweep(runs, tmp_path) == 1
