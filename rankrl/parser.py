@@ -55,6 +55,25 @@ def parser() -> argparse.ArgumentParser:
         ("begun", "file touched at its start"),
     ):
         attempt.add_argument(name, metavar=name.upper(), help=says)
+    _finding_out(command)
+    _reading(command)
+    after = command("next", "which cells should get the next seeds, and whether to stop", recipe=False)
+    after.add_argument("dir", metavar="DIR", type=expanduser, help="runs directory, or the directory of one sweep")
+    after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")
+    after.add_argument("--json", action="store_true", help="print JSON")
+    exported = command("export", "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
+    exported.add_argument("run_dir", metavar="RUN_DIR", type=expanduser, help="directory of a finished or diverged run")
+    exported.add_argument("--to", metavar="DIR", type=expanduser, required=True, help="new directory")
+    _setting_up(command)
+    for name in ("plan", "explain", "measure", "adapter", "sweep", "run", "tasks"):
+        commands.choices[name].add_argument(
+            "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
+        )
+    return top
+
+
+def _finding_out(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the commands that say where runs stand and what a model scores."""
     status = command("status", "where every run stands", recipe=False)
     status.add_argument("dir", metavar="DIR", type=expanduser, help="runs directory, or the directory of one sweep")
     status.add_argument("--json", action="store_true", help="print JSON")
@@ -68,16 +87,12 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="SCALE", help="scale name or file (default: nano), and scale.KEY=VALUE"
     )
     evaluation.add_argument("--json", action="store_true", help="print JSON")
-    _reading(command)
-    after = command("next", "which cells should get the next seeds, and whether to stop", recipe=False)
-    after.add_argument("dir", metavar="DIR", type=expanduser, help="runs directory, or the directory of one sweep")
-    after.add_argument("--budget", type=int, required=True, metavar="N", help="runs to give out")
-    after.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _setting_up(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the commands that prepare a directory, data, a machine or a scale."""
     began = command("init", "copy the shipped recipes, slurm/ and ds_configs/ to start from", recipe=False)
     began.add_argument("dir", metavar="DIR", type=expanduser, help="directory that has none of them yet")
-    exported = command("export", "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
-    exported.add_argument("run_dir", metavar="RUN_DIR", type=expanduser, help="directory of a finished or diverged run")
-    exported.add_argument("--to", metavar="DIR", type=expanduser, required=True, help="new directory")
     built = command("data", "build the training and evaluation mixture of a scale", recipe=False)
     built.add_argument("overrides", nargs="+", metavar="SCALE", help="scale name or file, and scale.KEY=VALUE")
     built.add_argument("--to", metavar="DIR", type=expanduser, required=True, help="new directory")
@@ -85,11 +100,6 @@ def parser() -> argparse.ArgumentParser:
     what = "scale name or file (default: nano), scale.KEY=VALUE, and advantage.method=METHOD"
     checked.add_argument("overrides", nargs="*", metavar="SCALE", help=what)
     _scale(command)
-    for name in ("plan", "explain", "measure", "adapter", "sweep", "run", "tasks"):
-        commands.choices[name].add_argument(
-            "overrides", nargs="*", metavar="key=value", help="overrides of the recipe, and scale=NAME"
-        )
-    return top
 
 
 def _scale(command: Callable[..., argparse.ArgumentParser]) -> None:
