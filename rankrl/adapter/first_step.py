@@ -25,12 +25,13 @@ from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Reduce, Samples, Sums, hooked, walk_gradients
 from rankrl.recipe.first_step import FirstStep, geometric_mean
 from rankrl.recipe.init_section import Init
+from rankrl.recipe.optimizer_section import Optimizer
 from rankrl.recipe.rank_table import ModuleRank
 from rankrl.recipe.require import require
 from rankrl.recipe.rules import measured
 
-EPS = 1e-8
-"""Adam's epsilon, OpenRLHF's default."""
+EPS = Optimizer().eps
+"""Adam's epsilon; the rule is refused with another one."""
 READINGS = ("grad_norm", "captured_energy", "signal_to_noise")
 COLUMNS = 64
 """Random orthonormal columns from which the energy of a module's gradient is estimated."""
