@@ -13,6 +13,7 @@ from rankrl.adapter.reach import adaptable, meta_model
 from rankrl.adapter.served import check_served
 from rankrl.data.loading import load_items, read_items
 from rankrl.data.prompt import prompt_ids, tokenizer_here
+from rankrl.data.ready import positions
 from rankrl.doctor.assets import cached
 from rankrl.doctor.fitting import check_gpus, fitted, gpus_here, runs_at_once
 from rankrl.recipe.architecture import check_config, config_path, read_config
@@ -72,7 +73,9 @@ def draft(path: str, config_file: Path, train: str, evaluation: str, name: str, 
     check_config(model, config_file)
     tokenizer = tokenizer_here(model)
     data = data_of(train, evaluation, tokenizer)
-    prompt, response = lengths(model, data, tokenizer, positions(config), GPU_TOKENS if on_gpu else CPU_TOKENS)
+    prompt, response = lengths(
+        model, data, tokenizer, positions(config.get("text_config", config)), GPU_TOKENS if on_gpu else CPU_TOKENS
+    )
     lr, critic_lr = SMALL_LR if model.base_params < SMALL_PARAMS else LR
     reference = Reference(lr=lr, critic_lr=critic_lr)
     return Scale(model, data, Lengths(prompt, response), reference, name, placement=Placement())
@@ -107,12 +110,6 @@ def data_of(train: str, evaluation: str, tokenizer: Any) -> Data:
         len(read_items(Path(evaluation), "--evaluation", chats)),
     )
     return Data(train, evaluation, *counts, template="chat" if chats else None, instruction=instruction)
-
-
-def positions(config: dict[str, Any]) -> int | None:
-    """The longest sequence that a model takes, as its config.json says."""
-    config = config.get("text_config", config)
-    return config.get("max_position_embeddings") or config.get("n_positions")
 
 
 def lengths(model: Model, data: Data, tokenizer: Any, most: int | None, response: int) -> tuple[int, int]:
