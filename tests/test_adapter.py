@@ -23,10 +23,10 @@ from rankrl.ppo.rollout import Rollouts
 from rankrl.ppo.schedules import KLController, adapt, clip_share, kl_share, lr_share
 from rankrl.ppo.serving import Loaded, digest, pack, peft_names, unpack
 from rankrl.recipe.init_section import Init
+from rankrl.recipe.kl_section import KLSchedule
 from rankrl.recipe.load import load_scale
 from rankrl.recipe.rank_table import ModuleRank, rows, uniform
 from rankrl.recipe.scale import Data
-from rankrl.recipe.schema import KLSchedule
 
 
 class Block(nn.Module):

@@ -11,12 +11,13 @@ from conftest import rankrl, runs_of
 from test_advantage import maker, rollout, small
 
 from rankrl.recipe.cost import cost
+from rankrl.recipe.critic_section import Critic
 from rankrl.recipe.history import completed, unknown
 from rankrl.recipe.idle import idle_critics
 from rankrl.recipe.key import as_fields, as_keys, other_name
 from rankrl.recipe.memory import memory_bytes
 from rankrl.recipe.plan import micro_batch, neediest
-from rankrl.recipe.schema import Critic, Recipe
+from rankrl.recipe.schema import Recipe
 
 VALUES_BA = torch.tensor([[9.0, 0.5, 0.25, 0.75], [9.0, 9.0, 0.5, 9.0]])
 REWARDS_BA = torch.tensor([[9.0, 0.0, -0.5, 1.0], [9.0, 9.0, 1.0, 9.0]])

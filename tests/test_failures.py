@@ -93,7 +93,7 @@ def endings() -> dict[str, list[Exception]]:
     from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError
 
     from rankrl.ppo.canary import SyncError
-    from rankrl.ppo.loop import Diverged
+    from rankrl.ppo.status import Diverged
 
     memory = [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
     return {
@@ -136,7 +136,7 @@ def test_a_lost_cluster_ends_no_run(record):
 
 
 def test_steps_that_were_finite_are_counted(stack):
-    from rankrl.ppo.loop import Diverged, check_finite
+    from rankrl.ppo.status import Diverged, check_finite
 
     sound = {"policy_loss": 0.1, "critic_loss": 0.2, "actor_grad_norm": 1.0, "actor_weight_max": 0.5}
     check_finite(4, sound)
@@ -151,13 +151,13 @@ def test_steps_that_were_finite_are_counted(stack):
 def test_an_alarm_of_the_canary_is_a_divergence_only_of_a_policy_that_has_blown_up(stack, moved, kind):
     import numpy as np
 
-    from rankrl.ppo import canary, loop
+    from rankrl.ppo import canary, loop, status
     from rankrl.ppo.experience import Logprobs
 
     trainer = np.full(200, -2.0)
     wrong = Logprobs(engine=trainer + 0.5, trainer=trainer, base=trainer - moved, previous=trainer)
     assert wrong.distance() == moved
-    with pytest.raises((canary.SyncError, loop.Diverged)) as caught:
+    with pytest.raises((canary.SyncError, status.Diverged)) as caught:
         loop.RunTrainer.check_engine(SimpleNamespace(canary=canary.Canary(0.05)), 6, wrong)
     assert type(caught.value).__name__ == kind
     assert getattr(caught.value, "finite_steps", 5) == 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
@@ -23,41 +22,16 @@ from rankrl.ppo.instruments import READINGS
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score, verdict_counts
 from rankrl.ppo.schedules import KLController, clip_share
 from rankrl.ppo.services import Services
+from rankrl.ppo.status import Diverged, Stopwatch, check_finite, mean_status, merged
 from rankrl.ppo.trust_region import TrustRegion
 from rankrl.ppo.workers import AdapterSpec
 from rankrl.recipe.allocation import Importance, allocation_table
 from rankrl.recipe.plan import Run
 from rankrl.recipe.rank_table import ModuleRank, uniform
 
-MUST_BE_FINITE = ("policy_loss", "critic_loss", "actor_grad_norm", "critic_grad_norm", "actor_weight_max",
-                  "critic_weight_max")  # fmt: skip
 BLOWN_UP_NATS = 3.0
 """Root mean square of log p_policy - log p_base a token from which a policy counts as blown up.
 Measured at nano: at most 0.6 in runs that learn, 5.7 to 9.9 in ones that collapsed."""
-
-
-class Diverged(RuntimeError):
-    """A loss, a gradient norm, a weight or a log-probability is no longer finite."""
-
-    def __init__(self, message: str, finite_steps: int):
-        super().__init__(message)
-        self.finite_steps = finite_steps
-        """PPO steps after which everything was still finite."""
-
-
-class Stopwatch:
-    """A stopwatch: `lap` is the seconds since the last lap, `total` those since the start."""
-
-    def __init__(self) -> None:
-        self.began_s = self.last_s = time.perf_counter()
-
-    def lap(self) -> float:
-        now_s = time.perf_counter()
-        lap_s, self.last_s = now_s - self.last_s, now_s
-        return lap_s
-
-    def total(self) -> float:
-        return time.perf_counter() - self.began_s
 
 
 class RunTrainer:
@@ -353,20 +327,3 @@ class RunTrainer:
             self.trust_region.factor = state["lr_factor"]
         self.canary = Canary.from_state(state["canary"], self.run.scale.gap_limit_nats)
         self.sync()
-
-
-def merged(statuses: list[dict[str, Any]]) -> dict[str, Any]:
-    """The statuses of all workers in one, which has all their keys."""
-    return {key: value for status in statuses for key, value in status.items()}
-
-
-def mean_status(statuses: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of the critics' statuses by key; {} without any. NaN and infinity show in it."""
-    return {key: sum(status[key] for status in statuses) / len(statuses) for key in merged(statuses)}
-
-
-def check_finite(step: int, status: dict[str, Any]) -> None:
-    """Raises Diverged if a loss, norm or weight of PPO step `step` (from 0) is not finite."""
-    for name in MUST_BE_FINITE:
-        if not math.isfinite(status.get(name, 0.0)):
-            raise Diverged(f"step {step + 1}: {name} is {status[name]}", step)

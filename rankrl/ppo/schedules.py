@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi
 
-from rankrl.recipe.schema import KLSchedule
+from rankrl.recipe.kl_section import KLSchedule
 
 
 def kl_share(schedule: KLSchedule, step: int, steps: int) -> float:

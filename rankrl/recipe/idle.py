@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rankrl.recipe.axes import given_arm, value_text
+from rankrl.recipe.critic_section import Critic
 from rankrl.recipe.history import plain, recorded
 from rankrl.recipe.key import as_keys
 from rankrl.recipe.plan import Run
 from rankrl.recipe.rules_section import Rules
-from rankrl.recipe.schema import Critic, Recipe
+from rankrl.recipe.schema import Recipe
 
 BESIDE = ("gae_lambda", "gae_length_alpha")
 """Settings of a critic outside of its section."""

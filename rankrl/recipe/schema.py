@@ -15,19 +15,14 @@ from typing import Any, Optional
 from rankrl.recipe.advantage_section import Advantage
 from rankrl.recipe.allocation_section import Allocation
 from rankrl.recipe.correction_section import Correction
+from rankrl.recipe.critic_section import Critic
 from rankrl.recipe.init_section import Init
+from rankrl.recipe.kl_section import KLSchedule
 from rankrl.recipe.optimizer_section import TRAINED, Optimizer, check_rate
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
 from rankrl.recipe.trust_section import TrustRegion
 
-KL_SHAPES: dict[str, tuple[str, ...]] = {
-    "constant": (),
-    "linear": ("final",),
-    "cosine": ("final",),
-    "early_anchor": ("anchor", "anchor_share"),
-    "adaptive": ("horizon_share", "horizon_steps"),
-}
 LENGTH_TERMS: dict[str, tuple[str, ...]] = {
     "linear": ("length_penalty", "length_free"),
     "overlong": ("length_penalty", "overlong_buffer_tokens"),
@@ -37,8 +32,6 @@ KEEP_RESPONSES = ("first", "all", "none")
 LR_SHAPES = ("constant", "linear", "cosine")
 FEW_NORMS = 8
 """Gradient norms that must be known before `brakes.max_norm_ratio` skips a step."""
-AGREED_SHARE = 0.2
-"""Share of the response tokens that two critics mask by default (arXiv 2510.01656)."""
 EVAL_SEEDS = ("shared", "per_seed")
 
 
@@ -48,68 +41,6 @@ def require_distinct(key: str, values: tuple[int, ...], least: int) -> None:
     require(
         len(set(values)) == len(values), key, list(values), "distinct values", "a run is named after its grid point"
     )
-
-
-@dataclass(frozen=True)
-class KLSchedule:
-    """The KL coefficient over the steps, as a share of the level that `rules.kl` gives."""
-
-    shape: str = "constant"
-    """constant; linear or cosine (to `final`); early_anchor (from `anchor` times the level down to
-    the level); adaptive (steers the KL to `target`)."""
-    final: float = 0.0
-    """Share of the level at the last step, for linear and cosine."""
-    anchor: float = 10.0
-    """Multiple of the level at step 0, for early_anchor."""
-    anchor_share: float = 0.1
-    """Share of the steps over which early_anchor falls to the level."""
-    target: Optional[float] = None
-    """KL to the base (nats per token) that `adaptive` steers to."""
-    horizon_share: Optional[float] = 0.05
-    """Horizon of `adaptive`, as a share of the run's PPO steps. One step changes the coefficient by
-    at most a share of 0.2 / horizon, and a whole run by at most a factor of exp(0.2 / share): 55 by
-    default. A horizon is at least one step. null: `horizon_steps` says it."""
-    horizon_steps: float = 50.0
-    """Horizon in PPO steps, whatever the length of the run; with horizon_share=null."""
-
-    def horizon(self, steps: int) -> float:
-        """Horizon of `adaptive` in a run of `steps` PPO steps, in PPO steps."""
-        return self.horizon_steps if self.horizon_share is None else max(self.horizon_share * steps, 1.0)
-
-    def check(self) -> None:
-        require(self.shape in KL_SHAPES, "kl_schedule.shape", self.shape, ", ".join(KL_SHAPES))
-        adaptive = self.shape == "adaptive"
-        require(
-            adaptive or self.target is None,
-            "kl_schedule.target",
-            self.target,
-            "nothing unless kl_schedule.shape=adaptive",
-        )
-        if adaptive:
-            require(
-                self.target is not None and self.target > 0,
-                "kl_schedule.target",
-                self.target,
-                "a KL above 0 (nats per token)",
-            )
-        used = KL_SHAPES[self.shape]
-        for option in ("final", "anchor", "anchor_share", "horizon_share", "horizon_steps"):
-            value, default = getattr(self, option), getattr(type(self), option)
-            key = f"kl_schedule.{option}"
-            require(option in used or value == default, key, value, f"nothing: shape {self.shape!r} has no such option")
-        require(self.final >= 0, "kl_schedule.final", self.final, "at least 0")
-        require(self.anchor >= 1, "kl_schedule.anchor", self.anchor, "at least 1")
-        require(0 < self.anchor_share <= 1, "kl_schedule.anchor_share", self.anchor_share, "above 0 and at most 1")
-        require(self.horizon_steps > 0.2, "kl_schedule.horizon_steps", self.horizon_steps, "above 0.2")
-        share = self.horizon_share
-        require(share is None or 0 < share <= 1, "kl_schedule.horizon_share", share, "above 0 and at most 1, or null")
-        require(
-            share is None or self.horizon_steps == KLSchedule.horizon_steps,
-            "kl_schedule.horizon_steps",
-            self.horizon_steps,
-            "nothing: kl_schedule.horizon_share gives the horizon",
-            "kl_schedule.horizon_share=null",
-        )
 
 
 @dataclass(frozen=True)
@@ -130,57 +61,6 @@ class Brakes:
         require(fine, "brakes.max_kl", most, "above 0 and finite, or null", "null is off")
         fine = ratio is None or 1 < ratio < inf
         require(fine, "brakes.max_norm_ratio", ratio, "above 1 and finite, or null", "null is off")
-
-
-@dataclass(frozen=True)
-class Critic:
-    """The value model: an adapter and a head of its own, independent of the policy's rank.
-
-    There is one with advantage.method=gae only.
-    """
-
-    rank: int = 32
-    """LoRA rank of the value adapter."""
-    alpha: float = 32.0
-    """LoRA alpha of the value adapter."""
-    lr: Optional[float] = None
-    """Adam learning rate; null takes the scale's reference."""
-    value_clip: float = 0.5
-    """PPO value clip range (reward units)."""
-    max_norm: float = 1.0
-    """Global gradient norm above which the critic's gradient is scaled down."""
-    warmup_steps: int = 0
-    """PPO steps at the start in which only the critic learns."""
-    lambda_: Optional[float] = None
-    """Lambda of the return that the critic learns (key: critic.lambda); null takes gae_lambda."""
-    ensemble: int = 1
-    """Number of value adapters and heads, 1 or 2. Two learn from disjoint halves of the prompts of
-    each rollout, and their mean is the value."""
-    mask_agreed: Optional[float] = None
-    """Share of a rollout's response tokens, those on whose value the two agree most, that the
-    policy does not learn from; null is 0.2 with ensemble=2."""
-
-    @property
-    def masked_share(self) -> float:
-        """Share of the response tokens that the policy does not learn from; 0 with one critic."""
-        default = AGREED_SHARE if self.ensemble == 2 else 0.0
-        return default if self.mask_agreed is None else self.mask_agreed
-
-    def check(self) -> None:
-        """Raises ValueError for a value out of range, or one without effect."""
-        require(self.rank >= 1, "critic.rank", self.rank, "an integer of at least 1")
-        for name in ("alpha", "value_clip"):
-            require(getattr(self, name) > 0, f"critic.{name}", getattr(self, name), "above 0")
-        require(self.lr is None or self.lr > 0, "critic.lr", self.lr, "above 0")
-        require(self.max_norm >= 0, "critic.max_norm", self.max_norm, "at least 0")
-        require(self.warmup_steps >= 0, "critic.warmup_steps", self.warmup_steps, "at least 0")
-        own = self.lambda_
-        require(own is None or 0 < own <= 1, "critic.lambda", own, "above 0 and at most 1, or null", "null: gae_lambda")
-        require(self.ensemble in (1, 2), "critic.ensemble", self.ensemble, "1 or 2")
-        share = self.mask_agreed
-        require(share is None or 0 <= share < 1, "critic.mask_agreed", share, "a share from 0 to below 1, or null")
-        alone, why = self.ensemble == 1 and share is not None, "one critic agrees with itself: critic.ensemble=2"
-        require(not alone, "critic.mask_agreed", share, "null", why)
 
 
 @dataclass(frozen=True)

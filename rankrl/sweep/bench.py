@@ -19,10 +19,10 @@ from openrlhf.utils.utils import get_tokenizer
 from rankrl.adapter.start import Start
 from rankrl.data.items import Item
 from rankrl.data.loading import load_items
-from rankrl.ppo.loop import Diverged
 from rankrl.ppo.records import Record
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample
 from rankrl.ppo.services import Services, resolve_model
+from rankrl.ppo.status import Diverged
 from rankrl.recipe.allocation import planned
 from rankrl.recipe.first_step import FirstSteps, read_first_steps, write_first_steps
 from rankrl.recipe.init_section import DRAWN, Init

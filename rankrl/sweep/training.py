@@ -22,10 +22,11 @@ from rankrl.adapter.save import save_adapter
 from rankrl.adapter.start import Start
 from rankrl.data.items import Item, revision
 from rankrl.ppo.examples import keeps_examples
-from rankrl.ppo.loop import Diverged, RunTrainer
+from rankrl.ppo.loop import RunTrainer
 from rankrl.ppo.records import Record, versions
 from rankrl.ppo.rollout import Prompter, Sample, score
 from rankrl.ppo.services import Services
+from rankrl.ppo.status import Diverged
 from rankrl.ppo.upstream import flatten
 from rankrl.recipe.allocation import Importance, allocation_document, write_importance
 from rankrl.recipe.init_section import Init
