@@ -43,7 +43,7 @@ def _plan(args: argparse.Namespace) -> int:
         return 0
     shown = [{key: value for key, value in row.items() if key != "axes"} for row in rows]
     print_rows([{key: MEASURED if value is None else value for key, value in row.items()} for row in shown])
-    samples = sum(run.rollout_samples * run.recipe.steps for run in runs)
+    samples = sum(run.samples for run in runs)
     steps = " or ".join(map(str, sorted({run.recipe.steps for run in runs})))
     print(f"{len(runs)} runs of {steps} steps at scale {runs[0].scale.name}: {samples:,} samples")
     packed = experiment.execution.parallel_runs or likely_parallel_runs(runs)

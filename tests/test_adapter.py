@@ -359,17 +359,18 @@ def test_adaptive_kl_can_move_by_55_in_a_run_of_any_length():
 
 
 @pytest.mark.parametrize(
-    ("shape", "warmup", "offset", "shares"),
+    ("shape", "warmup", "end", "shares"),
     [
-        ("constant", 4, 1, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
-        ("constant", 4, 0, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
-        ("constant", 0, 1, [1, 1, 1, 1, 1, 1, 1, 1]),
-        ("linear", 4, 1, [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
-        ("cosine", 4, 1, [0.25, 0.5, 0.75, 1, 1, 0.8682, 0.55, 0.2318]),
+        ("constant", 4, (1,), [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("constant", 4, (0,), [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
+        ("constant", 0, (1,), [1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", 4, (1,), [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", 4, (1,), [0.25, 0.5, 0.75, 1, 1, 0.8682, 0.55, 0.2318]),
+        ("cosine", 4, (1, 0.25), [0.25, 0.5, 0.75, 1, 1, 0.8902, 0.625, 0.3598]),
     ],
 )
-def test_learning_rates_are_literal(shape, warmup, offset, shares):
-    assert [round(lr_share(shape, step, 8, warmup, offset), 4) for step in range(8)] == shares
+def test_learning_rates_are_literal(shape, warmup, end, shares):
+    assert [round(lr_share(shape, step, 8, warmup, *end), 4) for step in range(8)] == shares
 
 
 def test_clip_range_narrows_linearly():

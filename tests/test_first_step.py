@@ -15,7 +15,7 @@ from conftest import ROOT, runs_of
 
 from rankrl.adapter import first_step
 from rankrl.adapter.factors import starting_factors
-from rankrl.adapter.first_step import Base, Candidate
+from rankrl.adapter.first_step import Base, Draw
 from rankrl.adapter.host import AdapterHost
 from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Samples
@@ -160,9 +160,9 @@ def close(ours, theirs):
     return float((ours - theirs).norm()) < 1e-4 * float(theirs.norm())
 
 
-@pytest.mark.parametrize("method", ["kaiming", "pissa"])
-def test_it_is_the_step_that_peft_and_adam_take(nano, method):
-    """Also for modules of different ranks, and where B does not start at 0."""
+@pytest.mark.parametrize(("method", "trained"), [("kaiming", "both"), ("pissa", "both"), ("olora_tail", "b")])
+def test_it_is_the_step_that_peft_and_adam_take(nano, method, trained):
+    """Also for modules of different ranks, where B does not start at 0, and where A is frozen."""
     base, host, batches, samples = nano
     ranks = {module: 1 + i % 3 for i, module in enumerate(base.shapes)}
     tables = [
@@ -170,8 +170,9 @@ def test_it_is_the_step_that_peft_and_adam_take(nano, method):
         rows(base.shapes, dict.fromkeys(base.shapes, 2), lambda r: 8.0),
     ]
     init = Init(method)
-    start = start_from_weights(host.linears(), method, 4) if method == "pissa" else Start({})
-    candidates = [Candidate(table, *starting_factors(init, 3, table, start), 2.0) for table in tables]
+    start = Start({}) if method == "kaiming" else start_from_weights(host.linears(), method, 4)
+    draw = Draw(3, init, start, dict(enumerate(tables)), {0: 2.0, 1: 2.0}, trained)
+    starts, candidates = [starting_factors(init, 3, table, start) for table in tables], draw.candidates()
     found = first_step.gradients(base, candidates, batches, samples)
     updates = [first_step.stepped(*pair, 1e-2, base.like) for pair in zip(candidates, found, strict=True)]
     kls = first_step.kls(base, updates, batches)
@@ -179,7 +180,7 @@ def test_it_is_the_step_that_peft_and_adam_take(nano, method):
         before = [base.logits(base.hidden(batch)).detach() for batch in batches]
     for i, (candidate, gradient, kl) in enumerate(zip(candidates, found, kls, strict=True)):
         name = f"{method}-{i}"
-        host.attach(name, candidate.table, candidate.rows, candidate.columns)
+        host.attach(name, candidate.table, *starts[i], trained)
         factors = host.factors(name, candidate.table)
         loss = -sum((base.logprobs(b).sum(1) * b.advantage_B).sum() for b in batches) / samples.tokens_N.sum()
         loss.backward()
@@ -188,10 +189,12 @@ def test_it_is_the_step_that_peft_and_adam_take(nano, method):
             assert close(-b.grad, scale[module] * gradient.of_b[module])
             if module in candidate.columns:
                 assert close(-a.grad, scale[module] * gradient.of_a[module])
-        norm = sum(float(p.grad.square().sum()) for pair in factors.values() for p in pair) ** 0.5
+        moving = [p for pair in factors.values() for p in pair if p.grad is not None]
+        assert len(moving) == (28 if trained == "both" else 14)
+        norm = sum(float(p.grad.square().sum()) for p in moving) ** 0.5
         assert gradient.readings["grad_norm"] == pytest.approx(norm, rel=1e-4)
-        groups = [{"params": [a for a, _ in factors.values()], "lr": 1e-2}]
-        groups.append({"params": [b for _, b in factors.values()], "lr": 2e-2})
+        groups = [{"params": [a for a, _ in factors.values()], "lr": 1e-2}]  # a frozen A has no gradient
+        groups.append({"params": [b for _, b in factors.values()], "lr": 2e-2 if trained == "both" else 1e-2})
         torch.optim.AdamW(groups, eps=1e-8, weight_decay=0.0).step()
         after = [base.logits(base.hidden(batch)).detach() for batch in batches]
         host.detach(name)
@@ -232,7 +235,7 @@ def path_of(run, directory):
 def test_the_cache_is_of_all_that_acts_on_the_first_step(tmp_path):
     words = ([], ["rules.alpha.rule=power", "rules.alpha.exponent=1"], ["init.method=rlmo"], ["rules.lr.value=1e-4"],
              ["rules.lr_ratio=4"], ["allocation.method=profile", "allocation.profile=mlp"], ["ranks=[1]"],
-             ["rules.lr.at_rank=16"], ["scale.sampling.temperature=0.9"])  # fmt: skip
+             ["rules.lr.at_rank=16"], ["scale.sampling.temperature=0.9"], ["trained=b"])  # fmt: skip
     paths = [path_of(runs_of("demo", *MEASURED, *more)[0], tmp_path) for more in words]
     assert len({*paths}) == len(words)
     same = path_of(runs_of("demo", "ranks=[1,8]", "seeds=[9]", "steps=99", "batch_sizes=[32]")[0], tmp_path)

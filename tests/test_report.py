@@ -163,6 +163,8 @@ def test_arms_are_compared_over_common_seeds():
     assert row["difference_ci95"] == pytest.approx([0.1 - 0.2484, 0.1 + 0.2484], abs=1e-4)  # 4.3027 * 0.1 / sqrt(3)
     assert row["pairing"] == pytest.approx(0.8660, abs=1e-4)
     assert row["params_ratio"] == pytest.approx(0.99)
+    assert row["tokens_ratio"] == 1
+    assert comparisons(off + [run | {"tokens_total": 0} for run in on])[0]["tokens_ratio"] is None  # not recorded
     assert comparisons(off) == []
     (equal,) = comparisons(off + [run | {"arm": "on", "gain": run["gain"] + 0.1} for run in off])
     assert (equal["mean_difference"], equal["difference_ci95"]) == (pytest.approx(0.1), None)

@@ -108,7 +108,7 @@ def optimizer_and_schedule(shape: str = "cosine"):
     weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
     groups = [{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.4}]
     adam = torch.optim.AdamW(groups, weight_decay=0.0)
-    spec = SimpleNamespace(optimizer_steps=20, lr_shape=shape, warmup_offset=1)
+    spec = SimpleNamespace(optimizer_steps=20, lr_shape=shape, lr_final=0.1, warmup_offset=1)
     return weights, adam, scheduler(SimpleNamespace(adam=adam), spec, 0.2)
 
 

@@ -86,6 +86,23 @@ def test_arms_that_differ_over_all_ranks_are_not_said_to_be_alike(tmp_path):
     assert any(word.startswith("Arm on is higher than arm off") for word in found["words"])
 
 
+@pytest.mark.parametrize(
+    ("millions", "says"),
+    [((2.2, 1.8), ""), ((2.0, 2.3), "; it took 1.00 to 1.15 times the training tokens of arm off")],
+)
+def test_an_arm_that_took_other_tokens_says_so(tmp_path, millions, says):
+    tokens = {("on", rank): int(1e6 * m) for rank, m in zip((1, 2), millions, strict=True)}
+    gains = {"off": (0.10, 0.11, 0.13), "on": (0.12, 0.11, 0.16)}
+    runs = [
+        run | {"arm": arm, "tokens_total": tokens.get((arm, rank), 2_000_000)}
+        for arm, of_seeds in gains.items()
+        for rank in (1, 2)
+        for run in plain(of_seeds, rank)
+    ]
+    (said,) = [word for word in summary_of(runs, tmp_path)["words"] if word.startswith("Arm on is ")]
+    assert said.endswith(f"(all pairs at once; 6 pairs on 3 seeds){says}.")
+
+
 @pytest.mark.parametrize("bad, says", [(0, "risk below 0.46"), (2, "risk 0.04 to 0.78")])
 def test_risk_in_words(bad, says):
     row = {"mean_gain": 0.1, "pooled_ci95": None, "negative_runs": bad, "n_seeds": 6, "n_blocks": 6}

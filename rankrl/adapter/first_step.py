@@ -62,12 +62,20 @@ class Draw:
     tables: dict[int, list[ModuleRank]]
     """Rank -> its modules."""
     lr_ratios: dict[int, float]
+    trained: str = "both"
+    """What of the adapter is trained: `both` factors, or `b` alone."""
 
     def candidates(self) -> list[Candidate]:
-        return [
-            Candidate(table, *starting_factors(self.init, self.seed, table, self.start), self.lr_ratios[rank])
-            for rank, table in self.tables.items()
-        ]
+        """The adapter of each rank.
+
+        Where A is frozen, delta W = s (B - B0) A: the step is that of B from 0, at the rate itself.
+        """
+        found = []
+        for rank, table in self.tables.items():
+            rows, columns = starting_factors(self.init, self.seed, table, self.start)
+            both = self.trained == "both"
+            found.append(Candidate(table, rows, columns if both else {}, self.lr_ratios[rank] if both else 1.0))
+        return found
 
 
 @dataclass(frozen=True)

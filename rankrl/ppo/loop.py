@@ -248,6 +248,7 @@ class RunTrainer:
             recipe.trained,
             recipe.optimizer,
             recipe.lr_shape,
+            recipe.lr_final,
             recipe.warmup_offset,
             recipe.brakes,
             constant_normaliser=recipe.advantage.normaliser == "constant",

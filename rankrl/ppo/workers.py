@@ -51,6 +51,8 @@ class AdapterSpec:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     lr_shape: str = "constant"
     """Learning rate after the warm-up."""
+    lr_final: float = 0.1
+    """Share of the learning rate at the end of a cosine."""
     warmup_offset: int = 1
     """What the first step of a warm-up of n takes of the rate, in units of 1 / n."""
     brakes: BrakesSection = field(default_factory=BrakesSection)
@@ -187,8 +189,8 @@ class RateSchedule(LambdaLR):
 def scheduler(optimizer: AdapterOptimizer, spec: AdapterSpec, warmup_ratio: float) -> RateSchedule:
     """The learning-rate schedule of a run, whose warm-up is a share of its optimizer steps."""
     steps = spec.optimizer_steps
-    warmup, offset = math.ceil(steps * warmup_ratio), spec.warmup_offset
-    return RateSchedule(optimizer.adam, lambda step: lr_share(spec.lr_shape, step, steps, warmup, offset))
+    shape, warmup, rest = spec.lr_shape, math.ceil(steps * warmup_ratio), (spec.warmup_offset, spec.lr_final)
+    return RateSchedule(optimizer.adam, lambda step: lr_share(shape, step, steps, warmup, *rest))
 
 
 def initial_rng(seed: int) -> torch.Tensor:

@@ -16,7 +16,10 @@ from rankrl.recipe.key import other_name
 from rankrl.recipe.require import require
 from rankrl.recipe.typed import parts
 
-GRID = {"ranks", "batch_sizes", "seeds", "arms", "axes", "name", "equal_params", "stages", "eval_seeds"}
+GRID = {
+    *("ranks", "batch_sizes", "seeds", "arms", "axes", "name", "stages", "eval_seeds"),
+    *("equal_params", "equal_samples"),
+}
 """Keys that all arms share."""
 LONGEST_TEXT = 24
 LONGEST_NAME = 120

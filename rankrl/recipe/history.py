@@ -34,7 +34,10 @@ record of the key's section."""
 SECTIONS: dict[str, Any] = {"recipe": Recipe, "rules": Rules, "scale": Scale}
 """Section of run.yaml -> its schema."""
 NOT_RECORDED = {
-    "recipe": ("name", "ranks", "batch_sizes", "seeds", "steps", "equal_params", "arms", "axes", "rules", "stages"),
+    "recipe": (
+        *("name", "ranks", "batch_sizes", "seeds", "steps", "arms", "axes", "rules", "stages"),
+        *("equal_params", "equal_samples"),
+    ),
     "scale": ("slurm", "max_sync_gap_nats"),
 }
 """Section -> keys that do not change what a run computes, or that run.yaml has in another place."""

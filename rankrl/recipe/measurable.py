@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rankrl.recipe.allocation import planned
-from rankrl.recipe.init_section import REWRITING
 from rankrl.recipe.optimizer_section import Optimizer
 from rankrl.recipe.require import require
 from rankrl.recipe.scale import Scale
@@ -17,9 +16,6 @@ def check_measurable(recipe: Recipe, scale: Scale, most: int) -> None:
     own = recipe.optimizer
     usual = own.method == "adamw" and own.eps == Optimizer().eps
     require(usual, "rules.lr.rule", "measured", f"another rule with optimizer {own}", "AdamW's usual step is measured")
-    fine = recipe.trained == "both" or recipe.init.method not in REWRITING
-    other = f"another rule with trained=b and init {recipe.init.method}"
-    require(fine, "rules.lr.rule", "measured", other, "a step of A and B is measured")
     rank, why = recipe.rules.lr.at_rank, "the first step of the reference rank is measured as well"
     require(rank <= most, "rules.lr.at_rank", rank, f"1 to {most} at scale {scale.name}", why)
     for name in ("alpha", "lr_ratio"):

@@ -66,6 +66,11 @@ class Run:
         return self.batch_size * self.recipe.samples_per_prompt
 
     @property
+    def samples(self) -> int:
+        """Samples that the run trains on."""
+        return self.rollout_samples * self.recipe.steps
+
+    @property
     def train_batch(self) -> int:
         """Samples per optimizer step."""
         return self.rollout_samples // self.recipe.updates_per_rollout
@@ -199,6 +204,7 @@ def plan(experiment: Experiment) -> list[Run]:
                 for seed in recipe.seeds
             ]
     _check_equal_params(runs)
+    _check_equal_samples(runs)
     return runs
 
 
@@ -218,6 +224,25 @@ def _check_equal_params(runs: list[Run]) -> None:
                 f"equal_params: got {least.trainable_params:,} parameters in arm {least.arm} and {most.trainable_params:,} in arm "
                 f"{most.arm} at rank {rank}, allowed: a difference of {share:.1%} (scale {least.scale.name} has too few modules "
                 "for so small a budget: raise ranks, or drop the arm)"
+            )
+
+
+def _check_equal_samples(runs: list[Run]) -> None:
+    """Raises ValueError if `equal_samples` is set and arms of a cell train on other numbers of
+    samples.
+
+    Otherwise a comparison of arms would also compare what they have seen.
+    """
+    cells: dict[tuple[int, int], dict[str, Run]] = {}
+    for run in runs if runs[0].recipe.equal_samples else []:
+        cells.setdefault((run.rank, run.batch_size), {})[run.arm] = run
+    for (rank, batch_size), arms in cells.items():
+        least, most = (pick(arms.values(), key=lambda run: run.samples) for pick in (min, max))
+        if least.samples < most.samples:
+            raise ValueError(
+                f"equal_samples: got {least.samples:,} training samples in arm {least.arm} and {most.samples:,} in arm "
+                f"{most.arm} at rank {rank}, batch size {batch_size}, allowed: as many in each (steps, or samples a step, "
+                "differ: equal_samples=false if that is what the arms compare)"
             )
 
 

@@ -149,7 +149,9 @@ class Recipe:
     updates_per_rollout: int = 2
     """Optimizer steps on each rollout. With one, the ratio is always 1 and clipping cannot act."""
     lr_shape: str = "constant"
-    """Learning rate after the warm-up: constant, linear or cosine (to a tenth)."""
+    """Learning rate after the warm-up: constant, linear (to 0) or cosine (to `lr_final`)."""
+    lr_final: float = 0.1
+    """Share of the learning rate that is left at the end, for cosine."""
     warmup_offset: int = 1
     """Optimizer step i (from 0) of a warm-up of n takes (i + warmup_offset) / n of the rate. With
     0, as rankrl 0.1 had it, the first step does nothing."""
@@ -193,6 +195,9 @@ class Recipe:
     stages: Stages = field(default_factory=Stages)
     equal_params: Optional[float] = None
     """Largest share by which the arms' adapter parameters may differ at a rank; null is off."""
+    equal_samples: bool = False
+    """Whether arms must train on as many samples at each rank and batch size: prompts per step x
+    samples_per_prompt x steps. Tokens follow from samples, and the report compares them."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Variants of this recipe: name -> overrides. Without any there is one unnamed variant."""
     axes: dict[str, list[Any]] = field(default_factory=dict)
@@ -215,7 +220,7 @@ class Recipe:
         require(self.eval_every >= 0, "eval_every", self.eval_every, "at least 0")
         keep = self.keep_responses
         require(keep in KEEP_RESPONSES, "keep_responses", keep, ", ".join(KEEP_RESPONSES))
-        require(self.lr_shape in LR_SHAPES, "lr_shape", self.lr_shape, ", ".join(LR_SHAPES))
+        self._check_rate_shape()
         require(self.warmup_offset in (0, 1), "warmup_offset", self.warmup_offset, "0 or 1")
         require(self.eval_seeds in EVAL_SEEDS, "eval_seeds", self.eval_seeds, ", ".join(EVAL_SEEDS))
         require(0 < self.clip_final <= 1, "clip_final", self.clip_final, "above 0 and at most 1")
@@ -228,6 +233,8 @@ class Recipe:
         require(share is None or 0 < share < 1, "equal_params", share, "a share above 0 and below 1, or null")
         several = bool(self.arms or self.axes)
         require(share is None or several, "equal_params", share, "null: the recipe has no arms to compare")
+        alike = self.equal_samples
+        require(not alike or several, "equal_samples", alike, "false: the recipe has no arms to compare")
         self.stages.check(len(self.seeds))
         self.rules.check()
         self.allocation.check()
@@ -253,6 +260,14 @@ class Recipe:
     def served_ranks(self) -> int:
         """Ranks that an engine serves for each rank of the adapter."""
         return self.init.served_ranks if self.trained == "both" else 1  # with A frozen, B - B0 is the update
+
+    def _check_rate_shape(self) -> None:
+        """Raises ValueError for an unknown shape of the rate, or an end that it does not have."""
+        shape, final = self.lr_shape, self.lr_final
+        require(shape in LR_SHAPES, "lr_shape", shape, ", ".join(LR_SHAPES))
+        acts, why = shape == "cosine" or final == Recipe.lr_final, f"lr_shape={shape} has no such option"
+        require(acts, "lr_final", final, f"nothing: {why}", "lr_shape=cosine has it")
+        require(0 <= final < 1, "lr_final", final, "a share from 0 to below 1", "lr_shape=constant keeps the rate")
 
     def _check_critics(self) -> None:
         """Raises ValueError for two lambdas of the policy, or an odd batch for two critics."""

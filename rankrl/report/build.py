@@ -120,6 +120,7 @@ def print_table(report: dict[str, Any]) -> None:
             "95 % interval": _interval(row["difference_ci95"]),
             "higher": f"{row['higher']}/{row['n_pairs']}",
             "parameters": f"{row['params_ratio']:.2%}",
+            "tokens": "-" if row["tokens_ratio"] is None else f"{row['tokens_ratio']:.2%}",
         }
         for row in report["comparisons"]
     ]

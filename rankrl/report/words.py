@@ -14,6 +14,8 @@ from rankrl.report.statistics.family import Row
 from rankrl.report.statistics.power import named
 
 MOST_NAMED = 3
+FAR_TOKENS = 0.1
+"""Share by which the training tokens of two arms may differ without a word."""
 MOST_RANKS = 12
 """Most sentences on ranks, and on open claims.
 
@@ -256,11 +258,12 @@ def _arms(summary: dict[str, Any]) -> list[str]:
     apart = [row for row in rows if row["verdict"] != "inconclusive"]
     if summary["axes"] and len(rows) > MOST_RANKS:  # points may be many
         more = f"Of {len(rows)} pairs of points that differ on one axis, a difference is shown of {len(apart)}."
-        return [*_arm_pairs(apart[:MOST_RANKS]), more]
-    return _arm_pairs(rows)
+        return [*_arm_pairs(apart[:MOST_RANKS], summary["comparisons"]), more]
+    return _arm_pairs(rows, summary["comparisons"])
 
 
-def _arm_pairs(rows: list[Row]) -> list[str]:
+def _arm_pairs(rows: list[Row], cells: list[Row]) -> list[str]:
+    """A sentence for each pair of arms; `cells` are their comparisons by rank and batch size."""
     says = []
     for row in rows:
         if row["verdict"] == "inconclusive" and not row["complete"]:
@@ -269,8 +272,19 @@ def _arm_pairs(rows: list[Row]) -> list[str]:
         verdict = {"higher": "higher than", "lower": "lower than", "inconclusive": "not distinguishable from"}
         said = f"{verdict[row['verdict']]} arm {row['against']}: difference {row['mean_difference']:+.3f}"
         seeds = f"{row['n_pairs']} pairs on {row['n_blocks']} seeds"
-        says.append(f"{_capital(named(row))} is {said} {interval(row['family_ci95'])} (all pairs at once; {seeds}).")
+        told = f"{said} {interval(row['family_ci95'])} (all pairs at once; {seeds})"
+        says.append(f"{_capital(named(row))} is {told}{_tokens(row, cells)}.")
     return says
+
+
+def _tokens(pair: Row, cells: list[Row]) -> str:
+    """How many times the reference's training tokens an arm took, where that is far from 1."""
+    same = [row for row in cells if all(row[key] == pair[key] for key in ("arm", "against", "along"))]
+    ratios = sorted(row["tokens_ratio"] for row in same if row["tokens_ratio"] is not None)
+    if all(round(abs(ratio - 1), 6) <= FAR_TOKENS for ratio in ratios):
+        return ""
+    times = f"{ratios[0]:.2f}" if len(ratios) == 1 else f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    return f"; it took {times} times the training tokens of arm {pair['against']}"
 
 
 def _upside(summary: dict[str, Any]) -> list[str]:

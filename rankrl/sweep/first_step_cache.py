@@ -32,8 +32,8 @@ def reference_rate(run: Run) -> tuple[float, int]:
 def cache_path(run: Run, items: tuple[list[Item], list[Item]], model_path: str, directory: Path) -> Path:
     """The file under `directory`, named after everything that the first steps depend on.
 
-    That is the base and how it is sampled, the items, ranks, reference point, allocation, init, and
-    the rules of alpha and of the ratio of rates.
+    That is the base and how it is sampled, the items, ranks, reference point, allocation, init,
+    what is trained, and the rules of alpha and of the ratio of rates.
     """
     recipe, scale = run.recipe, run.scale
     parts = [
@@ -47,6 +47,7 @@ def cache_path(run: Run, items: tuple[list[Item], list[Item]], model_path: str, 
         scale.reference.alpha,
         [asdict(part) for part in (recipe.init, recipe.allocation)],
         [asdict(rule) for rule in (recipe.rules.alpha, recipe.rules.lr_ratio)],
+        *([recipe.trained] if recipe.trained != "both" else []),
     ]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return directory / run.sweep / "adapter" / f"first_step-{key}.json"

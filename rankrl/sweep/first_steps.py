@@ -82,4 +82,4 @@ def _draw(run: Run, seed: int, services: Services, start: Starts) -> Draw:
     importance = measured_importance(at, start) if recipe.allocation.measured else None
     tables = {r: allocation_table(recipe, reference, r, services.policy_shapes, seed, importance) for r in ranks}
     ratios = {r: knob(recipe, reference, "lr_ratio", r).value for r in ranks}
-    return Draw(seed, recipe.init, start(at, recipe.init), tables, ratios)
+    return Draw(seed, recipe.init, start(at, recipe.init), tables, ratios, recipe.trained)

@@ -167,6 +167,7 @@ COMPARISONS = {
     "higher": Column("pairs higher", number),
     "pairing": Column("correlation", two),
     "params_ratio": Column("parameters, ratio", number),
+    "tokens_ratio": Column("tokens, ratio", number),
     "unpaired_seeds": Column("seeds without partner", number),
 }
 AGAINST_REFERENCE = {

@@ -31,8 +31,9 @@ def comparisons(results: list[Result], against: References | None = None) -> lis
     difference_ci95: 95 % t interval of the mean paired difference, with the variance of
     report/statistics/spread.py. family_ci95: family-wise, holds for all rows at once. Both are None
     for one pair, or where nothing varies. pairing: correlation over seeds of the arm's gains with
-    the reference's; pairing helps by as much. unpaired_seeds: number of seeds that only one of the
-    two has; they are left out.
+    the reference's; pairing helps by as much. tokens_ratio: the arm's training tokens over the
+    reference's, of the same pairs; None where none are recorded. unpaired_seeds: number of seeds
+    that only one of the two has; they are left out.
     """
     against = references(results, {}) if against is None else against
     table = blocks(results, CELL)
@@ -56,12 +57,14 @@ def comparisons(results: list[Result], against: References | None = None) -> lis
 def _pairs(pairs: list[tuple[Result, Result]]) -> Row:
     gains = [(ours["gain"], theirs["gain"]) for ours, theirs in pairs]
     differences = [ours - theirs for ours, theirs in gains]
-    sizes = [[result["trainable_params"] for result in side] for side in zip(*pairs, strict=True)]
+    sides = [*zip(*pairs, strict=True)]
+    params, tokens = ([sum(run[key] for run in side) for side in sides] for key in ("trainable_params", "tokens_total"))
     return {
         "differences": differences,
         "higher": sum(d > 0 for d in differences),
         "pairing": correlation(gains),
-        "params_ratio": sum(sizes[0]) / sum(sizes[1]),
+        "params_ratio": params[0] / params[1],
+        "tokens_ratio": tokens[0] / tokens[1] if all(tokens) else None,
     }
 
 
