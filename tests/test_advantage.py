@@ -15,7 +15,7 @@ from rankrl.recipe.idle import idle_critics
 from rankrl.recipe.memory import memory_bytes
 from rankrl.recipe.plan import micro_batch, neediest
 
-METHODS = ("gae", "group_mean", "rloo", "group_norm", "batch_mean", "shrinkage")
+METHODS = ("gae", "group_mean", "rloo", "group_norm", "batch_mean", "shrinkage", "history")
 REWARDS_PK = [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
 BY_HAND = {
     "gae": [[0.5**0.5, *[-(2**0.5)] * 3], [*[0.5**0.5] * 3, -(2**0.5)], [0.5**0.5] * 4],  # values .5, then whitened
@@ -23,6 +23,8 @@ BY_HAND = {
     "rloo": [[1, *[-1 / 3] * 3], [*[1 / 3] * 3, -1], [0] * 4],
     "group_norm": [[3 / 2, *[-1 / 2] * 3], [*[1 / 2] * 3, -3 / 2], [0] * 4],
     "batch_mean": [[1 / 3, *[-2 / 3] * 3], [*[1 / 3] * 3, -2 / 3], [1 / 3] * 4],
+    # beside a group's 3 others, one response at the mean of the other groups: 7/8, 5/8, 1/2
+    "history": [[25 / 32, *[-15 / 32] * 3], [*[11 / 32] * 3, -29 / 32], [1 / 8] * 4],
     # lam is 1, 1/9 and 1/2, from the two other groups each
     "shrinkage": [[1 / 8, *[-7 / 8] * 3], [*[73 / 216] * 3, -23 / 24], [1 / 4] * 4],
 }
@@ -34,6 +36,7 @@ SD_BY_HAND = {
     "group_norm": 2**-0.5,
     "batch_mean": 2**0.5 / 3,
     "shrinkage": 0.5515,
+    "history": 0.4571,
 }
 
 
@@ -83,6 +86,7 @@ def small(method: str, *words: str):
 def test_a_rollout_worked_by_hand(stack, method):
     rewards_N = torch.tensor(REWARDS_PK, dtype=torch.float32).flatten()
     ours = maker(small(method), kl_coef=0.0)
+    ours.prompts = ["a", "b", "c"]
     made = ours.compute_advantages_and_returns(rollout(rewards_N, 1, seed=0))
     for found, wanted in zip(advantages(made, 4), BY_HAND[method], strict=True):
         assert found == pytest.approx(wanted, abs=1e-6)
@@ -247,5 +251,6 @@ def test_doctor_checks_the_machine_for_a_method():
 def test_an_earlier_record_means_gae():
     record = yaml.safe_load((ROOT / "tests" / "recorded" / "run.yaml").read_text())["recipe"]
     assert "advantage" not in record
-    gae = {"method": "gae", "drop_uniform_groups": False, "normaliser": "tokens"}
+    gae = {"method": "gae", "drop_uniform_groups": False, "normaliser": "tokens", "discount": 0.9}
+    gae["prior_strength"] = 1.0
     assert completed("recipe", record)["advantage"] == gae

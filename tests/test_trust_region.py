@@ -205,6 +205,7 @@ def test_the_factor_is_checkpointed(stack):
 
     def trainer(of):
         rest = {"tokens_total": 7, "kl_ctl": SimpleNamespace(adapted=1.0), "canary": Canary(1.0), "table": []}
+        rest["experience_maker"] = SimpleNamespace(history=None)
         return SimpleNamespace(run=run, trust_region=of, _parts=dict, sync=lambda: 0, **rest)
 
     saved, resumed = region(), region()

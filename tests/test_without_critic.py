@@ -17,7 +17,12 @@ from rankrl.recipe.advantage_section import METHODS
 
 pytestmark = pytest.mark.pipeline
 
+MORE = {
+    "group_mean_more_samples": "{samples_per_prompt: 16, batch_samples_per_prompt: 8, advantage: {method: group_mean}}",
+    "group_mean_minibatch": "{minibatch_prompts: 4, advantage: {method: group_mean}}",
+}
 SHORT = ("ranks=[8]", "seeds=[0]", "steps=3", "checkpoint_every=1", "scale.sampling.eval_samples=1")
+SHORT += (*(f"arms.{name}={arm}" for name, arm in MORE.items()), "scale.data.train_items=24")  # prompts come again
 RUNS = [run for run in runs_of("ablate_advantage", *SHORT) if not run.critic]
 
 
@@ -52,10 +57,12 @@ def test_every_method_trains_and_records_no_critic(alone):
         assert "critic.model_name_or_path" not in resolved["openrlhf"]
     assert {run.recipe.advantage.method for run in RUNS} == {*METHODS} - {"gae"}
     firsts = {run.arm: lines(alone, run)[0] for run in RUNS}
+    fewer = firsts.pop("group_mean_more_samples")  # of the same prompts, the first half
+    assert fewer["accuracy"] != firsts["group_mean"]["accuracy"]
     assert len({line["accuracy"] for line in firsts.values()}) == 1  # one seed, one first rollout
     norms = {arm: line["grad_norm"] for arm, line in firsts.items()}
     dropped, uniform = norms.pop("group_norm_dropped"), firsts["group_norm"]["uniform_group_frac"]
-    assert len({*norms.values()}) == len(norms) == 6
+    assert len({*norms.values()}) == len(norms) == 8
     assert norms["group_mean_constant"] < norms["group_mean"] < norms["rloo"] < norms["group_norm"]
     assert (dropped == norms["group_norm"]) == (uniform == 0)
 

@@ -72,7 +72,7 @@ def doctor(scale: Scale, advantage: Advantage, runs: Path) -> int:
     ]
     packed = likely_parallel_runs([run])
     shape = (
-        f"rank {run.rank}, {run.batch_size} prompts x {run.recipe.samples_per_prompt} samples, {run.recipe.steps} steps"
+        f"rank {run.rank}, {run.prompts} prompts x {run.recipe.samples_per_prompt} samples, {run.recipe.steps} steps"
     )
     print(f"\na run of {shape}, {packed} at once:")
     print(table(estimates([run] * packed, packed)))

@@ -20,7 +20,8 @@ ESTIMATORS = {
     "rloo": "rloo",
     "group_norm": "group_norm",
     "batch_mean": "flash_reinforce",
-    "shrinkage": "rloo",  # with a baseline of our own: ppo/experience.py
+    "shrinkage": "rloo",  # with a baseline of our own, like history: ppo/experience.py
+    "history": "rloo",
 }
 """advantage.method -> OpenRLHF's advantage estimator."""
 LR_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine_with_min_lr"}
@@ -45,8 +46,8 @@ def command_line(run: Run, model: str) -> list[str]:
         "train.seed": run.seed,
         "train.batch_size": run.train_batch,
         "train.micro_batch_size": micro,
-        "rollout.batch_size": run.batch_size,
-        "rollout.vllm_generate_batch_size": run.batch_size,
+        "rollout.batch_size": run.prompts,
+        "rollout.vllm_generate_batch_size": run.prompts,
         "rollout.micro_batch_size": micro,
         "rollout.n_samples_per_prompt": recipe.samples_per_prompt,
         "rollout.max_new_tokens": scale.lengths.response_tokens,

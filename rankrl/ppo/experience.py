@@ -14,6 +14,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from rankrl.data.items import request_seed
 from rankrl.ppo.advantages import by_prompt, drop_uniform, exactly_uniform, less_baseline, uniform_groups
+from rankrl.ppo.reward_history import RewardHistory
 from rankrl.ppo.rollout import Sample, experience, tokens_by_position
 from rankrl.ppo.values import dealt, gaps, length_lambda, mask_agreed, set_mean_values, value_metrics
 from rankrl.recipe.plan import Run
@@ -21,6 +22,10 @@ from rankrl.reward.grade import shaped
 
 CANARY_SAMPLES = 64
 """Samples of a rollout for which the previous adapter's log-probabilities are computed too."""
+
+
+OWN_BASELINES = ("shrinkage", "history")
+"""Methods of advantage whose baseline is subtracted here, not by upstream."""
 
 
 class Logprobs(NamedTuple):
@@ -75,9 +80,13 @@ class ExperienceMaker(RemoteExperienceMaker):
         """Monte-Carlo returns [B, A] of the same, with the KL penalty."""
         self.gae_advantages: list[torch.Tensor] = []
         """Advantages [B, A] of the same before they are normalised; none without a critic."""
-        if run.recipe.advantage.method == "shrinkage":  # upstream subtracts nothing for a name that it does not know
+        section = run.recipe.advantage
+        self.history = RewardHistory(section) if section.method == "history" else None
+        self.prompts: list[str] = []
+        """Ids of the last rollout's prompts, in their order."""
+        if section.method in OWN_BASELINES:  # upstream subtracts nothing for a name that it does not know
             self.strategy = SimpleNamespace(args=copy.deepcopy(self.args))
-            self.strategy.args.algo.advantage.estimator = "shrinkage"
+            self.strategy.args.algo.advantage.estimator = section.method
 
     @torch.no_grad()
     def make(self, step: int, samples: list[Sample]) -> tuple[list[Experience], Logprobs]:
@@ -85,6 +94,7 @@ class ExperienceMaker(RemoteExperienceMaker):
 
         This is upstream's `make_experience_batch`, which drops the log-probabilities.
         """
+        self.prompts = [sample.item.item_id for sample in samples[:: self.run.recipe.samples_per_prompt]]
         batches = self.split_rollout_samples(samples, request_seed("micro-batches", self.run.seed, step))
         previous_refs, second_refs = self._ask_previous(batches), self._ask_second_critic(batches)
         experiences = self.make_experience(batches)
@@ -98,16 +108,15 @@ class ExperienceMaker(RemoteExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Upstream's, with what it lacks.
 
-        That is the shrinkage baseline; uniform groups that stay uniform in floating point; and
-        uniform groups, and tokens on which two critics agree, left out.
+        That is the baselines of shrinkage and history; uniform groups that stay uniform in floating
+        point; and uniform groups, and tokens on which two critics agree, left out.
         """
         self.returns, self.gae_advantages = [], []
         section, samples = self.run.recipe.advantage, self.run.recipe.samples_per_prompt
         rewards_PK = by_prompt(experiences, samples)
         rewards = [batch.rewards for batch in experiences]
-        if section.method in ("shrinkage", "group_norm"):
-            compared = less_baseline if section.method == "shrinkage" else exactly_uniform
-            compared_N = compared(rewards_PK).flatten()
+        if section.method in (*OWN_BASELINES, "group_norm"):
+            compared_N = self._compared(rewards_PK).flatten()
             for batch in experiences:
                 batch.rewards = compared_N[batch.index]
         super().compute_advantages_and_returns(experiences)
@@ -118,6 +127,16 @@ class ExperienceMaker(RemoteExperienceMaker):
         if len(self.values) == 2:
             mask_agreed(experiences, gaps(experiences, self.values), self.run.recipe.critic.masked_share)
         return experiences
+
+    def _compared(self, rewards_PK: torch.Tensor) -> torch.Tensor:
+        """The rewards [P, K] that upstream gets, for a method that needs other ones."""
+        if self.history:
+            return self.history.less_baseline(self.prompts, rewards_PK)
+        return (
+            less_baseline(rewards_PK)
+            if self.run.recipe.advantage.method == "shrinkage"
+            else exactly_uniform(rewards_PK)
+        )
 
     @torch.no_grad()
     def get_advantages_and_returns(

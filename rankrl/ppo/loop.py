@@ -149,7 +149,7 @@ class RunTrainer:
     def rollout(self, step: int) -> list[Sample]:
         """Graded samples of this step's prompts, in prompt order, from the current adapter."""
         run = self.run
-        items = [self.train_items[i] for i in step_indices(run.seed, step, run.batch_size, len(self.train_items))]
+        items = [self.train_items[i] for i in step_indices(run.seed, step, run.prompts, len(self.train_items))]
         samples = self.rollouts.rollout(self.adapter_id, run.seed, step, items, run.recipe.samples_per_prompt)
         self.tokens_total += sum(sample.tokens for sample in samples)
         return samples
@@ -236,7 +236,7 @@ class RunTrainer:
         """
         run, recipe, args = self.run, self.run.recipe, self.args
         self.table, self.start = table or self.allocate(), start
-        steps = run.optimizer_steps - run.critic_warmup_steps * recipe.updates_per_rollout
+        steps = run.optimizer_steps - run.critic_warmup_steps * run.updates
         policy = AdapterSpec(
             run.run_id,
             args,
@@ -307,6 +307,7 @@ class RunTrainer:
             "kl_adapted": self.kl_ctl.adapted,
             "lr_factor": self.trust_region.factor if self.trust_region else 1.0,
             "canary": self.canary.state(),
+            **({"history": self.experience_maker.history.state()} if self.experience_maker.history else {}),
             "table": [asdict(row) for row in self.table],
             **{role: ray.get(asked) for role, asked in refs.items()},
         }
@@ -326,5 +327,7 @@ class RunTrainer:
         self.tokens_total, self.kl_ctl.adapted = state["tokens_total"], state["kl_adapted"]
         if self.trust_region:
             self.trust_region.factor = state["lr_factor"]
+        if self.experience_maker.history:
+            self.experience_maker.history.restore(state["history"])
         self.canary = Canary.from_state(state["canary"], self.run.scale.gap_limit_nats)
         self.sync()

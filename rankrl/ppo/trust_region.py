@@ -34,7 +34,7 @@ class TrustRegion:
 
     @classmethod
     def of(cls, run: Run) -> TrustRegion:
-        updates, each = run.recipe.steps - run.critic_warmup_steps, run.recipe.updates_per_rollout
+        updates, each = run.recipe.steps - run.critic_warmup_steps, run.updates
         steps, offset = updates * each, run.recipe.warmup_offset
         warmup = ceil(steps * run["warmup"])
         shares = (lr_share("constant", update * each, steps, warmup, offset) for update in range(updates))

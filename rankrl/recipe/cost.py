@@ -151,12 +151,12 @@ def cost(run: Run, parallel_runs: int) -> Cost:
     update_s = together((update * policy_s, update * value_s))  # each critic learns from its own share
     busiest_s = together(((2 + PREVIOUS_SHARE + update) * policy_s, (run.critics + update) * value_s))
     sync_s = run.trainable_params * model.bytes_per_param / device.link_bytes_s
-    rollout_s = generation_s(scale, samples, run.batch_size)
+    rollout_s = generation_s(scale, samples, run.prompts)
     evaluations = 1 + (recipe.steps - 1) // recipe.eval_every if recipe.eval_every else 1
     items, eval_samples = scale.data.eval_items, scale.sampling.eval_samples
     evaluation_s = evaluations * generation_s(scale, items * eval_samples, items)
     run_s = recipe.steps * (rollout_s + experience_s + update_s + sync_s + device.run_step_s) + evaluation_s
-    together_s = generation_s(scale, samples * parallel_runs, run.batch_size * parallel_runs) / parallel_runs
+    together_s = generation_s(scale, samples * parallel_runs, run.prompts * parallel_runs) / parallel_runs
     shared_s = together_s + busiest_s if place.colocated else max(together_s, busiest_s)
     packed_s = recipe.steps * (shared_s + sync_s + device.run_step_s) + evaluation_s
     return Cost(rollout_s, experience_s, update_s, sync_s, run_s, packed_s if parallel_runs > 1 else run_s)

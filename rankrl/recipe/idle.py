@@ -20,7 +20,7 @@ IN_VALUES = ("value", "at_rank", "exponent", "c", "table")
 
 def idle_settings(runs: list[Run]) -> list[str]:
     """The warnings of this file."""
-    return [*idle_critics(runs), *idle_optimizers(runs), *idle_shapes(runs)]
+    return [*idle_critics(runs), *idle_optimizers(runs), *idle_shapes(runs), *idle_histories(runs)]
 
 
 def idle_critics(runs: list[Run]) -> list[str]:
@@ -60,6 +60,18 @@ def idle_shapes(runs: list[Run]) -> list[str]:
     return [
         f"warning: {f'arm {arm}: ' if arm else ''}lr_shape={recipe.lr_shape} hardly acts: {why}"
         for arm, recipe in undone.items()
+    ]
+
+
+def idle_histories(runs: list[Run]) -> list[str]:
+    """A warning for each arm whose baseline has a history that no prompt ever gets."""
+    arms = {run.arm: run for run in runs if run.recipe.advantage.method == "history"}
+    once = {arm: run for arm, run in arms.items() if run.prompts * run.recipe.steps <= run.scale.data.train_items}
+    why = "no prompt is seen twice, so a baseline knows its group and the other prompts alone"
+    return [
+        f"warning: {f'arm {arm}: ' if arm else ''}advantage.method=history has no history: {run.recipe.steps} steps of "
+        f"{run.prompts} prompts, {run.scale.data.train_items:,} train items; {why}"
+        for arm, run in once.items()
     ]
 
 

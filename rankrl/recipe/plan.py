@@ -36,7 +36,7 @@ class Run:
     arm: str
     rank: int
     batch_size: int
-    """Prompts per PPO step."""
+    """What the grid calls it: prompts per PPO step, at `batch_samples_per_prompt` samples each."""
     seed: int
     recipe: Recipe
     scale: Scale
@@ -61,9 +61,19 @@ class Run:
         return self.knobs[knob].value
 
     @property
+    def prompts(self) -> int:
+        """Prompts per PPO step."""
+        return self.recipe.prompts(self.batch_size)
+
+    @property
     def rollout_samples(self) -> int:
         """Samples per PPO step."""
-        return self.batch_size * self.recipe.samples_per_prompt
+        return self.prompts * self.recipe.samples_per_prompt
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps per PPO step."""
+        return self.recipe.updates(self.batch_size)
 
     @property
     def samples(self) -> int:
@@ -73,11 +83,11 @@ class Run:
     @property
     def train_batch(self) -> int:
         """Samples per optimizer step."""
-        return self.rollout_samples // self.recipe.updates_per_rollout
+        return self.rollout_samples // self.updates
 
     @property
     def optimizer_steps(self) -> int:
-        return self.recipe.steps * self.recipe.updates_per_rollout
+        return self.recipe.steps * self.updates
 
     @property
     def eval_seed(self) -> int | None:
@@ -311,19 +321,20 @@ def _check(recipe: Recipe, scale: Scale) -> None:
         workers["value" if critics == 1 else "critics * value"] = critics * place.value_workers
     for batch_size in recipe.batch_sizes:
         for role, world in workers.items():
-            samples, share = batch_size * recipe.samples_per_prompt, recipe.updates_per_rollout * world
+            prompts, updates = recipe.prompts(batch_size), recipe.updates(batch_size)
+            samples, share = prompts * recipe.samples_per_prompt, updates * world
             require(
                 samples % share == 0,
                 "batch_sizes",
                 batch_size,
-                f"batch_size * samples_per_prompt divisible by updates_per_rollout * {role} workers = {share}",
-                f"{batch_size} * {recipe.samples_per_prompt} = {samples}",
+                f"prompts * samples_per_prompt divisible by the optimizer steps of a rollout * {role} workers = {share}",
+                f"{prompts} * {recipe.samples_per_prompt} = {samples}",
             )
         require(
-            batch_size <= scale.data.train_items,
+            prompts <= scale.data.train_items,
             "batch_sizes",
             batch_size,
-            f"at most data.train_items={scale.data.train_items}",
+            f"at most data.train_items={scale.data.train_items} prompts",
         )
     _check_no_effect(recipe)
 
@@ -371,14 +382,13 @@ def _check_no_effect(recipe: Recipe) -> None:
     clipping = [name for name in ("clip_low", "clip_high") if getattr(recipe.rules, name) != getattr(unset, name)]
     clipping = [f"rules.{name}" for name in clipping] + ["clip_final"] * (recipe.clip_final != 1)
     clipping += ["dual_clip"] * (recipe.dual_clip is not None) + ["brakes.max_kl"] * (recipe.brakes.max_kl is not None)
-    if recipe.updates_per_rollout == 1 and clipping:
+    updates = {size: recipe.updates(size) for size in recipe.batch_sizes}
+    if max(updates.values()) == 1 and clipping:
         raise ValueError(
             f"{clipping[0]}: got a value while updates_per_rollout=1, allowed: nothing (the ratio is 1 throughout, so it "
             "cannot act; set updates_per_rollout to 2 or more)"
         )
-    norms, ratio = (
-        (recipe.steps - recipe.critic.warmup_steps) * recipe.updates_per_rollout,
-        recipe.brakes.max_norm_ratio,
-    )
+    ratio = recipe.brakes.max_norm_ratio
+    norms = (recipe.steps - recipe.critic.warmup_steps) * min(updates.values())
     why = f"the run has {norms} optimizer steps, and the brake knows a median from the {FEW_NORMS + 1}th on"
     require(ratio is None or norms > FEW_NORMS, "brakes.max_norm_ratio", ratio, "null", why)

@@ -146,8 +146,16 @@ class Recipe:
     """Name of the sweep. Defaults to the name of the file."""
     samples_per_prompt: int = 8
     """Responses sampled for each prompt."""
+    batch_samples_per_prompt: Optional[int] = None
+    """Samples per prompt at which `batch_sizes` count prompts: a step has batch size *
+    batch_samples_per_prompt samples, of as many prompts as samples_per_prompt leaves room for. So
+    arms trade prompts for samples at one batch size. null: a batch size is a number of prompts."""
     updates_per_rollout: int = 2
-    """Optimizer steps on each rollout. With one, the ratio is always 1 and clipping cannot act."""
+    """Optimizer steps on each rollout. With one, the ratio is always 1 and clipping cannot act. The
+    same for all batch sizes: a larger batch means larger minibatches."""
+    minibatch_prompts: Optional[int] = None
+    """Prompts per optimizer step, the other rule of the batch size: a larger batch takes more
+    optimizer steps. null: `updates_per_rollout` gives them."""
     lr_shape: str = "constant"
     """Learning rate after the warm-up: constant, linear (to 0) or cosine (to `lr_final`)."""
     lr_final: float = 0.1
@@ -228,6 +236,7 @@ class Recipe:
         require(self.dual_clip is None or 1 < self.dual_clip < 1e6, "dual_clip", self.dual_clip, "above 1, or null")
         for name in ("gamma", "gae_lambda"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
+        self._check_batches()
         self._check_critics()
         share = self.equal_params
         require(share is None or 0 < share < 1, "equal_params", share, "a share above 0 and below 1, or null")
@@ -244,7 +253,7 @@ class Recipe:
         check_rate(self.optimizer, self.rules.lr)
         self.kl_schedule.check()
         self.correction.check()
-        self.advantage.check(self.samples_per_prompt, self.batch_sizes, self.gamma)
+        self.advantage.check(self.samples_per_prompt, tuple(map(self.prompts, self.batch_sizes)), self.gamma)
         self.critic.check()
         self.brakes.check()
         self.trust_region.check()
@@ -255,6 +264,30 @@ class Recipe:
             self.critic.warmup_steps,
             f"below steps={self.steps}",
         )
+
+    def prompts(self, batch_size: int) -> int:
+        """Prompts per PPO step at a batch size of the grid."""
+        return batch_size * (self.batch_samples_per_prompt or self.samples_per_prompt) // self.samples_per_prompt
+
+    def updates(self, batch_size: int) -> int:
+        """Optimizer steps per PPO step at a batch size of the grid."""
+        prompts = self.minibatch_prompts
+        return self.updates_per_rollout if prompts is None else self.prompts(batch_size) // prompts
+
+    def _check_batches(self) -> None:
+        """Raises ValueError for samples or minibatches that batch sizes cannot be split into."""
+        whole, each, sizes = self.batch_samples_per_prompt, self.samples_per_prompt, self.batch_sizes
+        require(whole is None or whole >= 1, "batch_samples_per_prompt", whole, "an integer of at least 1, or null")
+        odd = [size for size in sizes if whole is not None and size * whole % each]
+        why = f"batch size * batch_samples_per_prompt samples are shared by prompts of samples_per_prompt={each}"
+        require(not odd, "batch_samples_per_prompt", whole, f"a number that {each} divides at batch size {odd}", why)
+        small = self.minibatch_prompts
+        require(small is None or small >= 1, "minibatch_prompts", small, "an integer of at least 1, or null")
+        odd = [self.prompts(size) for size in sizes if small is not None and self.prompts(size) % small]
+        require(not odd, "minibatch_prompts", small, f"a divisor of the prompts of a step, here {odd}")
+        usual = Recipe.updates_per_rollout
+        fine, why = small is None or self.updates_per_rollout == usual, "minibatch_prompts gives the optimizer steps"
+        require(fine, "updates_per_rollout", self.updates_per_rollout, f"its default, {usual}", why)
 
     @property
     def served_ranks(self) -> int:
@@ -275,5 +308,11 @@ class Recipe:
         require(alpha is None or alpha > 0, "gae_length_alpha", alpha, "above 0, or null", "null is off")
         both, why = alpha is not None and policy != 1, "gae_length_alpha gives the policy's lambda: drop one of the two"
         require(not both, "gae_lambda", policy, "1", why)
-        odd = [size for size in self.batch_sizes if size % 2 and self.advantage.critic and self.critic.ensemble == 2]
-        require(not odd, "batch_sizes", odd, "even numbers", "critic.ensemble=2 deals the prompts to two critics")
+        odd = [
+            size
+            for size in self.batch_sizes
+            if self.prompts(size) % 2 and self.advantage.critic and self.critic.ensemble == 2
+        ]
+        require(
+            not odd, "batch_sizes", odd, "even numbers of prompts", "critic.ensemble=2 deals the prompts to two critics"
+        )

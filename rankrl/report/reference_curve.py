@@ -48,13 +48,19 @@ def _curve(runs: list[Path], result: dict[str, Any]) -> dict[str, Any]:
     alone = recipe["critic"]["warmup_steps"] if recipe["advantage"]["method"] == "gae" else 0  # only the critic learns
     allowed, fix = f"runs of at least {2 * SHARES} steps", f"the curve has {SHARES} shares"
     require(steps - alone >= 2 * SHARES, "DIR", f"{steps - alone} steps in which the policy learns", allowed, fix)
+    prompts = (
+        result["batch_size"]
+        * (recipe["batch_samples_per_prompt"] or 1)
+        // (recipe["samples_per_prompt"] if recipe["batch_samples_per_prompt"] else 1)
+    )
+    each = recipe["minibatch_prompts"]
     kls = [by_update(curves(run), alone) for run in runs]
     return {
         "scale": scale["name"],
         "rank": result["rank"],
         "batch_size": result["batch_size"],
         "steps": steps,
-        "updates_per_rollout": recipe["updates_per_rollout"],
+        "updates_per_rollout": prompts // each if each else recipe["updates_per_rollout"],
         "runs": len(runs),
         "kl_step": shared_medians(kls, steps - alone),
     }
