@@ -228,6 +228,13 @@ WRONG = {
         "prior_strength",
         "at least 0",
     ),
+    "no such anchor": (["kl_anchor.reference=last"], "kl_anchor.reference", "base or ema"),
+    "an anchor that stays has a rate": (["kl_anchor.rate=0.1"], "kl_anchor.rate", "'base' does not move"),
+    "an anchor that never moves": (["kl_anchor={reference: ema, rate: 0}"], "kl_anchor.rate", "0 is the base"),
+    "no such place of the KL": (["kl_anchor.place=both"], "kl_anchor.place", "reward or loss"),
+    "an estimator in the reward": (["kl_anchor.estimator=k3"], "kl_anchor.estimator", "the reward has k1"),
+    "an estimator without gradient": (["kl_anchor={place: loss, estimator: k1}"], "kl_anchor.estimator", "k2, k3"),
+    "an anchor that holds nothing": (["kl_anchor.place=loss", "rules.kl=0"], "kl_anchor", "KL level at rank 1 is 0"),
     "samples that do not trade": (
         ["samples_per_prompt=12", "batch_samples_per_prompt=8"],
         "batch_samples_per_prompt: got 8",

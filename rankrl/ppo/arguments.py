@@ -72,6 +72,8 @@ def command_line(run: Run, model: str) -> list[str]:
     words += ["--actor.adam.weight_decay", str(optimizer.weight_decay)]
     if recipe.dual_clip is not None:
         words += ["--actor.dual_clip", str(recipe.dual_clip)]
+    if recipe.kl_anchor.in_loss:
+        words += ["--algo.kl.use_loss", "--algo.kl.estimator", recipe.kl_anchor.used_estimator]
     correction = recipe.correction
     if correction.method in CORRECTIONS:
         level, mode = CORRECTIONS[correction.method]

@@ -65,6 +65,11 @@ class Logprobs(NamedTuple):
         return k3(self.trainer[: len(self.previous)], self.previous)
 
 
+def anchor_of(run: Run) -> str:
+    """Whose log-probabilities the KL penalty compares with: a worker's forward_<name>."""
+    return "anchor" if run.recipe.kl_anchor.moves else "reference"
+
+
 class ExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's forward passes, rewards with KL penalty, advantages and returns for one run."""
 
@@ -82,6 +87,9 @@ class ExperienceMaker(RemoteExperienceMaker):
         """Advantages [B, A] of the same before they are normalised; none without a critic."""
         section = run.recipe.advantage
         self.history = RewardHistory(section) if section.method == "history" else None
+        self.kl_anchor: dict[str, float] = {}
+        """The k1 estimate of the last rollout's KL to an anchor other than the base, in nats per
+        token."""
         self.prompts: list[str] = []
         """Ids of the last rollout's prompts, in their order."""
         if section.method in OWN_BASELINES:  # upstream subtracts nothing for a name that it does not know
@@ -97,11 +105,12 @@ class ExperienceMaker(RemoteExperienceMaker):
         self.prompts = [sample.item.item_id for sample in samples[:: self.run.recipe.samples_per_prompt]]
         batches = self.split_rollout_samples(samples, request_seed("micro-batches", self.run.seed, step))
         previous_refs, second_refs = self._ask_previous(batches), self._ask_second_critic(batches)
+        base_refs = self._ask_base(batches)
         experiences = self.make_experience(batches)
         self.values = [[batch.values for batch in experiences]] if self.run.critic else []
         if second_refs:
             self.values = set_mean_values(experiences, self._flatten_results(second_refs, 1))
-        logprobs = self._logprobs(experiences, self._flatten_results(previous_refs, 1))
+        logprobs = self._logprobs(experiences, *(self._flatten_results(refs, 1) for refs in (previous_refs, base_refs)))
         return self.compute_advantages_and_returns(experiences), logprobs
 
     @torch.no_grad()
@@ -212,6 +221,17 @@ class ExperienceMaker(RemoteExperienceMaker):
             attention_mask=[batch.attention_mask for batch in few],
         )
 
+    def _ask_base(self, batches: list[Experience]) -> list[Any]:
+        """Ray references to the base's log-probabilities, where the KL is to another anchor."""
+        if not self.run.recipe.kl_anchor.moves:
+            return []
+        return self.actor_model_group.async_run_method_batch(
+            "forward_reference",
+            sequences=[batch.sequences for batch in batches],
+            action_mask=[batch.action_mask for batch in batches],
+            attention_mask=[batch.attention_mask for batch in batches],
+        )
+
     def _ask_second_critic(self, batches: list[Experience]) -> list[Any]:
         """Ray references to the second critic's values of all micro-batches; none without it."""
         if self.second_critic is None:
@@ -223,20 +243,33 @@ class ExperienceMaker(RemoteExperienceMaker):
             attention_mask=[batch.attention_mask for batch in batches],
         )
 
-    def _logprobs(self, experiences: list[Experience], previous: list[torch.Tensor]) -> Logprobs:
+    def _logprobs(
+        self, experiences: list[Experience], previous: list[torch.Tensor], base: list[torch.Tensor]
+    ) -> Logprobs:
         """The rollout's log-probabilities by policy.
 
-        `previous` holds those of the previous adapter [B, A] for the first micro-batches. Call this
-        before advantages are computed: upstream then drops `kl`, which gives the base's.
+        `previous` holds those of the previous adapter [B, A] for the first micro-batches, `base`
+        those of the base for all, unless it is the anchor. Call this before advantages are
+        computed: upstream then drops `kl`, which gives the anchor's.
         """
         trainer = tokens_by_position(experiences, "action_log_probs")
-        masks = [batch.action_mask.bool() for batch in experiences[: len(previous)]]
+        if self.run.recipe.kl_anchor.in_loss:
+            anchor = tokens_by_position(experiences, "base_action_log_probs")
+        else:
+            anchor = trainer - tokens_by_position(experiences, "kl")  # upstream's k1 is their difference
+        if base:
+            self.kl_anchor = {"kl_anchor": float((trainer - anchor).mean())}
         return Logprobs(
             engine=tokens_by_position(experiences, "rollout_log_probs").numpy(),
             trainer=trainer.numpy(),
-            base=(trainer - tokens_by_position(experiences, "kl")).numpy(),  # upstream's k1 is their difference
-            previous=torch.cat([p[mask] for p, mask in zip(previous, masks, strict=True)]).float().numpy(),
+            base=(masked(base, experiences) if base else anchor).numpy(),
+            previous=masked(previous, experiences).numpy(),
         )
+
+
+def masked(values: list[torch.Tensor], experiences: list[Experience]) -> torch.Tensor:
+    """Values [N] at the response tokens, in fp32, of values [B, A] of the first micro-batches."""
+    return torch.cat([v[e.action_mask.bool()] for v, e in zip(values, experiences, strict=False)]).float()
 
 
 def k3(new: np.ndarray, old: np.ndarray) -> float:

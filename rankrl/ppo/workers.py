@@ -57,6 +57,8 @@ class AdapterSpec:
     """What the first step of a warm-up of n takes of the rate, in units of 1 / n."""
     brakes: BrakesSection = field(default_factory=BrakesSection)
     """Brakes of the policy."""
+    anchor_rate: float = 0.0
+    """Share of the way to the policy that its anchor goes after an update; 0 without an anchor."""
     constant_normaliser: bool = False
     """Whether the policy's loss is divided by the tokens that samples could have at most."""
 
@@ -73,7 +75,8 @@ class RunState:
     rng: torch.Tensor
     """The run's random state on this worker."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What only one kind of worker holds: the value head, or the previous adapter."""
+    """What only one kind of worker holds: the value head, or the previous adapter and the anchor of
+    the KL."""
 
 
 class RunHost:
@@ -146,6 +149,7 @@ class RunHost:
         state = {
             "weights": {key: p.detach().clone() for key, p in self.parameters_of(run).items()},
             "previous": run.extra.get("previous", {}),
+            "anchor": run.extra.get("anchor", {}),
             "optimizer": run.optimizer.state_dict(),
             "scheduler": run.scheduler.state_dict(),
             "rng": run.rng,
@@ -162,6 +166,19 @@ class RunHost:
         run.rng = state["rng"]
         if state["previous"]:
             run.extra["previous"] = state["previous"]
+        if state.get("anchor"):
+            run.extra["anchor"] = state["anchor"]
+
+
+def move_anchor(anchor: dict[str, torch.Tensor], now: dict[str, torch.Tensor], rate: float) -> None:
+    """Moves an anchor's factors by a share `rate` of the way to `now`, in place.
+
+    It averages A and B, not their product: delta W of the anchor is no average of those of the
+    steps, but has their rank.
+    """
+    with torch.no_grad():
+        for key, tensor in anchor.items():
+            tensor.lerp_(now[key].to(tensor.device), rate)
 
 
 def weight_max(run: RunState) -> float:

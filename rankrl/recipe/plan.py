@@ -200,6 +200,8 @@ def plan(experiment: Experiment) -> list[Run]:
         for rank in recipe.ranks:
             knobs, sizes = derive(recipe, scale.reference, rank), _sizes(recipe, scale, rank)
             _check_init(recipe, scale, rank, max(max_rank for _, max_rank, _ in sizes.values()))
+            if recipe.kl_anchor.given:
+                recipe.kl_anchor.check_level(knobs["kl"].value, rank)
             shape = recipe.kl_schedule.shape
             scheduled = shape == "constant" or knobs["kl"].value > 0
             require(

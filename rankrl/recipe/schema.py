@@ -14,6 +14,7 @@ from typing import Any, Optional
 
 from rankrl.recipe.advantage_section import Advantage
 from rankrl.recipe.allocation_section import Allocation
+from rankrl.recipe.anchor_section import KLAnchor
 from rankrl.recipe.correction_section import Correction
 from rankrl.recipe.critic_section import Critic
 from rankrl.recipe.init_section import Init
@@ -194,6 +195,7 @@ class Recipe:
     where it starts."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     kl_schedule: KLSchedule = field(default_factory=KLSchedule)
+    kl_anchor: KLAnchor = field(default_factory=KLAnchor)
     correction: Correction = field(default_factory=Correction)
     advantage: Advantage = field(default_factory=Advantage)
     critic: Critic = field(default_factory=Critic)
@@ -252,6 +254,7 @@ class Recipe:
         self.optimizer.check()
         check_rate(self.optimizer, self.rules.lr)
         self.kl_schedule.check()
+        self.kl_anchor.check()
         self.correction.check()
         self.advantage.check(self.samples_per_prompt, tuple(map(self.prompts, self.batch_sizes)), self.gamma)
         self.critic.check()

@@ -95,8 +95,8 @@ def test_the_first_update_on_a_rollout_starts_from_a_ratio_of_exactly_1(attach):
     from rankrl.ppo.loop import RunTrainer
 
     class Watched(RunTrainer):
-        def update(self, step):
-            self.statuses.append(super().update(step))
+        def update(self, step, kl_coef):
+            self.statuses.append(super().update(step, kl_coef))
             return self.statuses[-1]
 
     Watched.statuses = []

@@ -18,6 +18,7 @@ SERIES = {
     "accuracy": "training accuracy",
     "reward_mean": "reward",
     "kl_ref": "KL to the base, nats",
+    "kl_anchor": "KL to the anchor, nats",
     "kl_step": "KL of the step before, nats",
     "kl_target": "target of that KL, nats",
     "entropy": "entropy, nats",
