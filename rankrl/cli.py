@@ -61,6 +61,9 @@ def _cells(experiment: Experiment) -> list[Run]:
 def _explain(args: argparse.Namespace) -> int:
     from rich.table import Table
 
+    from rankrl.recipe.evidence import settings
+
+    explained: set[str] = set()
     for planned in _cells(load_experiment(args.recipe, args.overrides)):
         run = _with_cached(planned, Path(args.runs))
         share = run.trainable_params / run.scale.model.base_params
@@ -82,6 +85,12 @@ def _explain(args: argparse.Namespace) -> int:
             )
             table.add_row(*cells)
         terminal().print(table)
+        if run.arm not in explained:
+            explained.add(run.arm)
+            others = Table("setting", "value", "evidence", box=None)
+            for row in settings(run.recipe):
+                others.add_row(*row)
+            terminal().print(others)
         print(f"correction of engine and trainer: {run.recipe.correction}")
         region = f"; trust region: {run.recipe.trust_region}" if run.recipe.trust_region.on else ""
         print(f"optimizer: {optimizer_line(run)}{region}\n")

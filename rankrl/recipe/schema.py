@@ -56,6 +56,11 @@ class Brakes:
     """An optimizer step is skipped if its gradient norm, before it is scaled down, is more than
     this many times the median of the last 64 ones; null is off."""
 
+    @property
+    def on(self) -> bool:
+        """Whether any step may be left out."""
+        return self != Brakes()
+
     def check(self) -> None:
         most, ratio = self.max_kl, self.max_norm_ratio
         fine = most is None or 0 < most < inf
