@@ -1,4 +1,4 @@
-"""Recipes that no other file runs, each with all of its arms, reduced, on one bench at scale=nano."""
+"""Recipes that no other file runs, with all of their arms, reduced, on one bench."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ ELSEWHERE = {"demo", "smollm2", "ablate_init", "ablate_allocation", "ablate_adva
 TINY = ("seeds=[0]", "steps=2", "eval_every=0", "scale.sampling.eval_samples=1", "scale.data.eval_items=64")
 AT_ONE_RATE = ("rules.lr={rule: constant}", "arms.on_olora_tail_own_frozen.rules.lr.rule=measured")
 """Measuring the first steps of one arm is enough: of all ten it takes minutes."""
+LESS = ("arms.value_warmup.critic.warmup_steps=1", "arms.brakes.brakes.max_norm_ratio=null")
+"""What two steps have no room for."""
 REDUCED: dict[str, tuple[str, ...]] = {
     "baseline": ("ranks=[256]", "batch_sizes=[8]"),
     "low_rank": ("ranks=[2]",),
     "seeds": ("ranks=[4]", "stages={first: 0, add: 0, confirm: 0}"),
     "ablate_optim": ("ranks=[1]", "batch_sizes=[8]"),
-    "ablate_variance": ("ranks=[1]", "batch_sizes=[8]", "arms.value_warmup.critic.warmup_steps=1")
-    + ("arms.brakes.brakes.max_norm_ratio=null",),
+    "ablate_variance": ("ranks=[1]", "batch_sizes=[8]", *LESS),
     "tail": ("ranks=[1]", "batch_sizes=[8]", *AT_ONE_RATE),
     "published": ("ranks=[1,64]", "batch_sizes=[8]"),
 }
