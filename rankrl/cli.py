@@ -293,7 +293,8 @@ def _export(args: argparse.Namespace) -> int:
     from rankrl.report.read import divergence
 
     run = Path(args.run_dir)
-    to = export(run, Path(args.to), partial(card, run))
+    name, text = ("adapter_average" if args.average else "adapter"), partial(card, run, average=args.average)
+    to = export(run, Path(args.to), text, name)
     if note := divergence(run):
         print(f"note: {note}", file=sys.stderr)
     print(f"exported to {to}: PEFT and vLLM load it; peft/ holds the unpadded original")

@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     exported = command("export", "copy a run's adapter for PEFT and vLLM, with a model card", recipe=False)
     exported.add_argument("run_dir", metavar="RUN_DIR", type=expanduser, help="directory of a finished or diverged run")
     exported.add_argument("--to", metavar="DIR", type=expanduser, required=True, help="new directory")
+    exported.add_argument("--average", action="store_true", help="its average of adapters, not the last one")
     _setting_up(command)
     for name in ("plan", "explain", "measure", "adapter", "sweep", "run", "tasks"):
         commands.choices[name].add_argument(

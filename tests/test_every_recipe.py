@@ -61,5 +61,5 @@ def test_every_arm_finishes_and_differs(trained):
         did = {arm: (line["grad_norm"], line["delta_norm"]) for arm, line in ends.items()}
         same = {frozenset(arm for arm in did if did[arm] == values) for values in did.values()}
         # two steps of a trust region, of a cosine and within brakes may be those of `off`
-        may = {"off", "trust_region", "brakes", "cosine"}
+        may = {"off", "trust_region", "brakes", "cosine", "averaging"}
         assert all(len(group) == 1 or group <= may for group in same), same

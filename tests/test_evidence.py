@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from conftest import ROOT, rankrl, runs_of
 
-from rankrl.recipe import advantage_section, allocation_section, anchor_section, init_section, optimizer_section
+from rankrl.recipe import (
+    advantage_section,
+    allocation_section,
+    anchor_section,
+    average_section,
+    init_section,
+    optimizer_section,
+)
 from rankrl.recipe.evidence import EVIDENCE, settings
 from rankrl.recipe.rules import RULES, allowed
 from rankrl.recipe.schema import LR_SHAPES
@@ -22,6 +29,7 @@ VALUES = {
     "trust_region.on": (False, True),
     "kl_anchor.reference": anchor_section.REFERENCES,
     "kl_anchor.place": anchor_section.PLACES,
+    "average.method": (None, *average_section.SHARES),
     "brakes.on": (False, True),
 }
 

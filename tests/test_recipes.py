@@ -18,6 +18,7 @@ SCALES = sorted(path.stem for path in (ROOT / "rankrl" / "scales").glob("*.yaml"
 
 REFUSED = {  # (recipe, scale) that do not fit together -> the one line that says so
     ("baseline", "smollm2-135m"): r"ranks: got 256, allowed: 1 to 192 at scale smollm2-135m (k_proj is [576, 192])",
+    ("published", "smollm2-135m"): r"ranks: got 256, allowed: 1 to 192 at scale smollm2-135m (k_proj is [576, 192])",
     ("ablate_allocation", "smollm2-135m"): "allocation.prompts: got 256, allowed: at most data.train_items=112",
     ("ablate_init", "smollm2-135m"): "init.prompts: got 256, allowed: at most data.train_items=112",
 }
@@ -228,6 +229,10 @@ WRONG = {
         "prior_strength",
         "at least 0",
     ),
+    "no such average": (["average.method=ema"], "average.method", "mean, trajectory, or null"),
+    "snapshots of no average": (["average.snapshots=4"], "average.snapshots", "it is off", "average.method=mean"),
+    "a share above 1": (["average={method: mean, share: 1.5}"], "average.share", "at most 1, or null"),
+    "one snapshot": (["average={method: mean, snapshots: 1}"], "average.snapshots", "2 to 64"),
     "no such anchor": (["kl_anchor.reference=last"], "kl_anchor.reference", "base or ema"),
     "an anchor that stays has a rate": (["kl_anchor.rate=0.1"], "kl_anchor.rate", "'base' does not move"),
     "an anchor that never moves": (["kl_anchor={reference: ema, rate: 0}"], "kl_anchor.rate", "0 is the base"),

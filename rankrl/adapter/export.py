@@ -23,19 +23,22 @@ from rankrl.adapter.peft_files import check_plain
 from rankrl.recipe.require import require
 
 
-def export(run: Path, to: Path, card: Callable[[int], str]) -> Path:
+def export(run: Path, to: Path, card: Callable[[int], str], name: str = "adapter") -> Path:
     """Writes a copy for serving of a run's adapter to `to`, and returns `to`.
 
-    The copy is complete or absent; `to`/peft holds the original. `card` returns the text of the
-    model card, given the rank of the copy. Raises ValueError, one line, for a run without an
-    adapter, a damaged adapter, or a directory that is not empty.
+    `name` is the adapter's directory in that of the run. The copy is complete or absent; `to`/peft
+    holds the original. `card` returns the text of the model card, given the rank of the copy.
+    Raises ValueError, one line, for a run without an adapter, a damaged adapter, or a directory
+    that is not empty.
     """
-    source = run / "adapter"
+    source = run / name
     require(
         (source / "adapter_config.json").is_file(),
         "RUN_DIR",
         str(run),
-        "the directory of a finished run, or of a diverged one with an adapter",
+        "the directory of a finished run, or of a diverged one with an adapter"
+        if name == "adapter"
+        else "the directory of a finished run with average.method set",
         f"no {source}",
     )
     require(not to.exists() or not any(to.iterdir()), "--to", str(to), "a new or empty directory")

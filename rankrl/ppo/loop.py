@@ -185,7 +185,8 @@ class RunTrainer:
         critics = [critic.async_run_method("fit") for critic in self.critics]
         refs = []
         if step >= self.run.critic_warmup_steps:
-            refs = self.policy.async_run_method("fit", kl_ctl=kl_coef)
+            kept = step + 1 if step + 1 in self.run.recipe.average.steps(self.run.recipe.steps) else 0
+            refs = self.policy.async_run_method("fit", kl_ctl=kl_coef, snapshot=kept)
         else:
             self.policy.async_run_method("forget_rollout")
         of_critics = mean_status([merged(ray.get(refs)) for refs in critics])
@@ -208,7 +209,16 @@ class RunTrainer:
         With trained=b, A goes with the first sync only. Returns the bytes that were sent. Raises
         SyncError if an engine holds other tensors than were sent.
         """
-        payload = self.policy.payload()
+        return self._load(self.policy.payload())
+
+    def load_average(self) -> None:
+        """Sends the average of the adapters to every engine, in place of the last one.
+
+        Raises SyncError as `sync` does.
+        """
+        self._load(self.policy.async_run_method("average_payload", dtype=self.run.scale.model.dtype)[0])
+
+    def _load(self, payload: Any) -> int:
         loaded = ray.get([engine.load_adapter.remote(self.adapter_id, payload) for engine in self.services.engines])
         check_digests(loaded)
         return loaded[0].size_bytes
@@ -254,6 +264,7 @@ class RunTrainer:
             recipe.lr_final,
             recipe.warmup_offset,
             recipe.brakes,
+            average=recipe.average.method,
             anchor_rate=recipe.kl_anchor.rate if recipe.kl_anchor.moves else 0.0,
             constant_normaliser=recipe.advantage.normaliser == "constant",
         )
@@ -295,6 +306,10 @@ class RunTrainer:
     def peft_files(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The adapter as PEFT saves it: (adapter_config, tensors)."""
         return ray.get(self.policy.async_run_method("peft_files")[0])
+
+    def average_files(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The average of the adapters as PEFT saves it: (adapter_config, tensors)."""
+        return ray.get(self.policy.async_run_method("average_files")[0])
 
     def _parts(self) -> dict[str, tuple[Any, str]]:
         """Role -> the worker group that holds this run, and the run's name in it."""

@@ -25,6 +25,7 @@ from rankrl.adapter.host import AdapterHost, doubled, lora_config
 from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Reduce, Samples, walk_activations, walk_gradients
 from rankrl.adapter.weights import principal_rows, start_from_weights
+from rankrl.ppo.averaging import Averaging
 from rankrl.ppo.brakes import Brakes
 from rankrl.ppo.instruments import Instruments
 from rankrl.ppo.prefixes import SharedPrefixes
@@ -147,7 +148,7 @@ class PolicyTrainer(ActorPPOTrainer):
         return NOTHING_TRAINED
 
 
-class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
+class PolicyWorker(RunHost, Averaging, raw(PolicyModelActor)):  # type: ignore[misc]
     """A worker that holds one base and the policy adapters of the attached runs."""
 
     def init_model_from_pretrained(
@@ -271,10 +272,11 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         finally:
             self._load(run, now)
 
-    def fit(self, kl_ctl: float = 0) -> dict[str, Any]:
+    def fit(self, kl_ctl: float = 0, snapshot: int = 0) -> dict[str, Any]:
         """Upstream's update, the largest weight after it, and what brakes and instruments read.
 
-        The adapter before it is kept for `forward_previous` and `step_back`.
+        The adapter before it is kept for `forward_previous` and `step_back`, that after it for the
+        average, as the one of PPO step `snapshot` if that is not 0.
         """
         run = self.runs[self.host.model.active_adapter]
         run.extra["previous"] = self._weights(run)
@@ -283,6 +285,8 @@ class PolicyWorker(RunHost, raw(PolicyModelActor)):  # type: ignore[misc]
         instruments.new_update()
         status = {**super().fit(kl_ctl), **brakes.counts(), **instruments.readings()}
         move_anchor(run.extra.get("anchor", {}), self.parameters_of(run), run.spec.anchor_rate)
+        if snapshot:
+            self.keep_snapshot(run, snapshot)
         return {**status, "actor_weight_max": weight_max(run), "delta_norm": delta_norm(self._update(run))}
 
     def step_back(self) -> bool:

@@ -57,6 +57,8 @@ class AdapterSpec:
     """What the first step of a warm-up of n takes of the rate, in units of 1 / n."""
     brakes: BrakesSection = field(default_factory=BrakesSection)
     """Brakes of the policy."""
+    average: str | None = None
+    """How the snapshots of the adapter are averaged; None without an average."""
     anchor_rate: float = 0.0
     """Share of the way to the policy that its anchor goes after an update; 0 without an anchor."""
     constant_normaliser: bool = False
@@ -150,6 +152,7 @@ class RunHost:
             "weights": {key: p.detach().clone() for key, p in self.parameters_of(run).items()},
             "previous": run.extra.get("previous", {}),
             "anchor": run.extra.get("anchor", {}),
+            "snapshots": run.extra.get("snapshots", {}),
             "optimizer": run.optimizer.state_dict(),
             "scheduler": run.scheduler.state_dict(),
             "rng": run.rng,
@@ -166,8 +169,7 @@ class RunHost:
         run.rng = state["rng"]
         if state["previous"]:
             run.extra["previous"] = state["previous"]
-        if state.get("anchor"):
-            run.extra["anchor"] = state["anchor"]
+        run.extra |= {key: state[key] for key in ("anchor", "snapshots") if state.get(key)}
 
 
 def move_anchor(anchor: dict[str, torch.Tensor], now: dict[str, torch.Tensor], rate: float) -> None:

@@ -56,6 +56,11 @@ EVIDENCE: dict[str, dict[Any, str]] = {
         "reward": "conjecture: as in PPO with a KL penalty; the loss is not measured here",
         "loss": "conjecture: not measured here",
     },
+    "average.method": {
+        None: "conjecture: no average is shown to help",
+        "mean": "conjecture: not measured here",
+        "trajectory": "conjecture: arXiv 2605.21468; not measured here",
+    },
     "brakes.on": {False: "conjecture: not measured here", True: "conjecture: not measured here"},
 }
 """Dotted key -> its value -> the evidence. Keys that end in `on` are properties of a section."""
@@ -68,4 +73,4 @@ def settings(recipe: Recipe) -> list[tuple[str, str, str]]:
 
 
 def _text(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return {True: "on", False: "off", None: "off"}.get(value, str(value))

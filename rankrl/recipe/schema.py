@@ -15,6 +15,7 @@ from typing import Any, Optional
 from rankrl.recipe.advantage_section import Advantage
 from rankrl.recipe.allocation_section import Allocation
 from rankrl.recipe.anchor_section import KLAnchor
+from rankrl.recipe.average_section import Average
 from rankrl.recipe.correction_section import Correction
 from rankrl.recipe.critic_section import Critic
 from rankrl.recipe.init_section import Init
@@ -206,6 +207,7 @@ class Recipe:
     critic: Critic = field(default_factory=Critic)
     brakes: Brakes = field(default_factory=Brakes)
     trust_region: TrustRegion = field(default_factory=TrustRegion)
+    average: Average = field(default_factory=Average)
     reward: Reward = field(default_factory=Reward)
     stages: Stages = field(default_factory=Stages)
     equal_params: Optional[float] = None
@@ -265,6 +267,7 @@ class Recipe:
         self.critic.check()
         self.brakes.check()
         self.trust_region.check()
+        self.average.check()
         self.reward.check()
         require(
             self.critic.warmup_steps < self.steps,

@@ -46,11 +46,17 @@ DIVERGED = """**The run diverged**: {error}. These are its weights after step {f
 They have no held-out score; the base has {base_score:.4f}. Of the {n_seeds} seeds of its cell, {diverged_runs} diverged."""
 
 
-def card(run: Path, rank_served: int) -> str:
+AVERAGED = """**These are averaged weights** ({method} of {snapshots} snapshots), held-out score {average_score:.4f}.
+The last adapter of the run:
+
+"""
+
+
+def card(run: Path, rank_served: int, average: bool = False) -> str:
     """Model card (Markdown) of a run's adapter: what it is, its scores with intervals, its recipe.
 
-    `rank_served`: the rank that the exported adapter is padded to. Raises ValueError if records of
-    the run are damaged or missing.
+    `average`: of the averaged adapter, not of the last one. `rank_served`: the rank that the
+    exported adapter is padded to. Raises ValueError if records of the run are damaged or missing.
     """
     result = read_result(run)
     try:
@@ -65,6 +71,7 @@ def card(run: Path, rank_served: int) -> str:
         base = resolved["scale"]["model"]["path"]
         names = {"run_id": markdown(result["run_id"]), "sweep": markdown(resolved["sweep"])}
         facts = {**result, **seeds, **names, "knobs": _knobs(resolved["derived"])}
+        note = AVERAGED.format(**resolved["recipe"]["average"], **result) if average else ""
     except (OSError, KeyError, TypeError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(
             f"RUN_DIR: the records in {run} are damaged or missing ({type(error).__name__}: {error})"
@@ -75,7 +82,7 @@ def card(run: Path, rank_served: int) -> str:
         base=base,
         params=result["trainable_params"],
         share=result["trainable_params"] / result["base_params"],
-        outcome=_outcome(run, facts, last.groupby("item_id")["correct"].mean().tolist()),
+        outcome=note + _outcome(run, facts, last.groupby("item_id")["correct"].mean().tolist()),
         serving_rank=serving_rank(rank_served),
         rank_served=rank_served,
         **facts,

@@ -38,6 +38,8 @@ class Result:
     base_params: int
     error: str = ""
     """Error that ended the run, or "". result.json leaves out an empty one."""
+    average_score: float | None = None
+    """Score of the average of the last adapters. result.json leaves it out if there is none."""
 
     @classmethod
     def of(
@@ -62,7 +64,7 @@ class Result:
 
     def row(self) -> dict[str, Any]:
         """Every key with its value, an empty `error` included: a row of the report."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "average_score" or value is not None}
 
     def as_dict(self) -> dict[str, Any]:
         """The content of result.json: every key, `error` only if there is one."""
@@ -72,7 +74,7 @@ class Result:
         return json.dumps(self.as_dict(), indent=1) + "\n"
 
 
-KEYS = tuple(field.name for field in fields(Result) if field.name != "error")
+KEYS = tuple(field.name for field in fields(Result) if field.name not in ("error", "average_score"))
 """The keys that every result.json has."""
 
 
@@ -80,4 +82,5 @@ def from_content(content: dict[str, Any]) -> Result:
     """The Result in a result.json that passed rankrl.report.valid. Other keys are ignored."""
     error = content.get("error") or ""
     said = {key: content[key] for key in KEYS}
-    return Result(**said, error=error if isinstance(error, str) else repr(error))
+    average = content.get("average_score")
+    return Result(**said, error=error if isinstance(error, str) else repr(error), average_score=average)

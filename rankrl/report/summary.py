@@ -9,6 +9,7 @@ from typing import Any
 from rankrl.report.read import SweepRecords
 from rankrl.report.statistics import evaluation
 from rankrl.report.statistics.along import best_points, by_value
+from rankrl.report.statistics.averages import averages
 from rankrl.report.statistics.budget import LARGE_SCALES, budget, scale_footprint
 from rankrl.report.statistics.cells import CELL, Result, grouped, summary
 from rankrl.report.statistics.claims import Claim, best_set, claims, dependable, tables
@@ -52,6 +53,7 @@ def sweep_summary(sweep: SweepRecords, limits: Limits = DEFAULT) -> dict[str, An
         "axes": [{"key": key, "values": values} for key, values in sweep.axes.items()],
         "axis_values": by_value(results, sweep.axes),
         "best_points": best_points(results, statistics["ranks"], made.ranks, found, sweep.axes),
+        "averages": averages(results),
         "pareto": pareto(dots),
         "pareto_points": dots,
         "budget": budget(results),

@@ -86,7 +86,7 @@ def _number_problem(result: dict[str, Any]) -> str:
             return f"{key} is {short(value)}, no count"
     if not _real(result["wall_s"]) or not 0 <= result["wall_s"] <= LONGEST_S:
         return f"wall_s is {short(result['wall_s'])}, no duration"
-    for key in FRACTIONS:
+    for key in (*FRACTIONS, *({"average_score"} & {*result})):
         value, least = result[key], -1 if key == "gain" else 0
         if value is None and (result["status"] != "finished"):
             continue

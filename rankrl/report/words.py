@@ -29,6 +29,7 @@ def words(summary: dict[str, Any]) -> list[str]:
         *summary["answer"],
         *_confirmed(summary),
         *_arms(summary),
+        *_averages(summary),
         *_best_points(summary),
         *_ranks(summary),
         *_upside(summary),
@@ -285,6 +286,21 @@ def _tokens(pair: Row, cells: list[Row]) -> str:
         return ""
     times = f"{ratios[0]:.2f}" if len(ratios) == 1 else f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
     return f"; it took {times} times the training tokens of arm {pair['against']}"
+
+
+def _averages(summary: dict[str, Any]) -> list[str]:
+    """What averaging the last adapters did to score and risk, for each arm that has it."""
+    says = []
+    for row in summary["averages"]:
+        whose = f"Arm {row['arm']}'s" if row["arm"] else "The"
+        found = f"{row['mean_difference']:+.3f} {interval(row['difference_ci95'])}"
+        risks = f"{row['average_negative_runs']} of {row['n_runs']} are below the base, {row['negative_runs']} of the last ones"
+        shown = "fewer, which is shown" if row["lowers_risk"] else "that averaging lowers the risk is not shown"
+        says.append(
+            f"{whose} averaged adapters score {found} against the last ones ({row['n_runs']} runs on {row['n_seeds']} seeds); "
+            f"{risks}: {shown}."
+        )
+    return says
 
 
 def _upside(summary: dict[str, Any]) -> list[str]:

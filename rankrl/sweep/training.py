@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> Resul
             take_step(run, record, trainer, step)
         scores = recorded_scores(record)
         write_adapter(run, record, trainer, run.recipe.steps, of_finished(score(supplies.base), scores[-1]))
+        average = averaged(run, record, trainer, score(supplies.base)) if run.recipe.average.on else None
     except Diverged as error:
         keep_last_finite(run, record, trainer, supplies, error)
         raise
@@ -86,8 +87,24 @@ def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> Resul
         release(trainer, sys.exc_info()[1])
     steps, tokens_total = run.recipe.steps, trainer.tokens_total
     result = result_of(record, "finished", supplies.base, began_s, steps, tokens_total, scores)
+    result = replace(result, average_score=average)
     record.finish(result)
     return result
+
+
+def averaged(run: Run, record: Record, trainer: RunTrainer, start: float) -> float:
+    """Evaluates the average of the adapters, and writes it to `adapter_average`. Returns its score.
+
+    It is evaluated like the last adapter: on the same items, with the same sampling seeds. `start`
+    is the score of the base.
+    """
+    steps = run.recipe.steps
+    trainer.load_average()
+    final = score(trainer.evaluate(steps, run.scale.sampling.eval_samples))
+    facts = {**card_facts(run, record, trainer, steps), **of_finished(start, final)}
+    config, tensors = trainer.average_files()
+    save_adapter(record.dir / "adapter_average", config, tensors, run.scale.model.path, facts)
+    return final
 
 
 def resolved(run: Run, trainer: RunTrainer, supplies: Supplies) -> dict[str, Any]:
@@ -247,18 +264,23 @@ def write_adapter(run: Run, record: Record, trainer: RunTrainer, steps: int, out
     """
     config, tensors = trainer.peft_files()
     spent = allocation_document(run.recipe.allocation, run.rank, trainer.services.policy_shapes, trainer.table)
-    facts = {
+    facts = {**card_facts(run, record, trainer, steps), **outcome}
+    found = {"steps": steps, **diagnostics(run, trainer)}
+    more = {"allocation.json": as_json(spent), "diagnostics.json": json.dumps(found, indent=1)}
+    save_adapter(record.dir / "adapter", config, tensors, run.scale.model.path, facts, more)
+
+
+def card_facts(run: Run, record: Record, trainer: RunTrainer, steps: int) -> dict[str, Any]:
+    """What a model card says of a run whose weights are from after `steps` PPO steps."""
+    spent = allocation_document(run.recipe.allocation, run.rank, trainer.services.policy_shapes, trainer.table)
+    return {
         "rank": span(spent),
         "run_id": run.run_id,
         "sweep": run.sweep,
         "steps": steps,
         "params": record.trainable_params,
         "share": record.trainable_params / run.scale.model.base_params,
-        **outcome,
     }
-    found = {"steps": steps, **diagnostics(run, trainer)}
-    more = {"allocation.json": as_json(spent), "diagnostics.json": json.dumps(found, indent=1)}
-    save_adapter(record.dir / "adapter", config, tensors, run.scale.model.path, facts, more)
 
 
 def diagnostics(run: Run, trainer: RunTrainer) -> dict[str, Any]:
