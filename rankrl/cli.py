@@ -16,7 +16,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from rankrl.console import MEASURED, as_text, optimizer_line, print_rows, terminal, value_text, warn
+from rankrl.console import MEASURED, as_text, batch_line, optimizer_line, print_rows, terminal, value_text, warn
 from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.first_step import DRAWS
@@ -91,6 +91,7 @@ def _explain(args: argparse.Namespace) -> int:
             for row in settings(run.recipe):
                 others.add_row(*row)
             terminal().print(others)
+        print(f"batch: {batch_line(run)}")
         print(f"correction of engine and trainer: {run.recipe.correction}")
         region = f"; trust region: {run.recipe.trust_region}" if run.recipe.trust_region.on else ""
         print(f"optimizer: {optimizer_line(run)}{region}\n")

@@ -58,6 +58,14 @@ def as_text(row: dict[str, Any]) -> dict[str, Any]:
     return {name: interval_text(value) if name.endswith("_ci95") else value for name, value in row.items()}
 
 
+def batch_line(run: Run) -> str:
+    """What a batch size of the run's recipe means: prompts, samples, and optimizer steps."""
+    recipe, prompts = run.recipe, run.recipe.minibatch_prompts
+    rule = "updates fixed" if prompts is None else f"minibatch fixed, {prompts} prompts"
+    shown = f"batch size {run.batch_size}: {run.prompts} prompts x {recipe.samples_per_prompt} samples"
+    return f"{shown}, {run.updates} optimizer steps per rollout ({rule})"
+
+
 def optimizer_line(run: Run) -> str:
     """The optimizer of a run, what it trains, and where the evidence of the rules does not hold."""
     trained = "A and B" if run.recipe.trained == "both" else "B alone"

@@ -75,10 +75,8 @@ def test_the_average_lies_between(alone):
     module = "model.layers.0.mlp.down_proj"
     for run in KEPT:
         last, mean = (product(directory(alone, run.arm), name, module) for name in ("adapter", "adapter_average"))
-        if run.arm == "mean_pissa":  # its adapter/ has twice the rank, at the same scale
-            assert load_file(directory(alone, run.arm) / "adapter" / "adapter_model.safetensors")
         assert 0 < mean.norm() < 1.05 * last.norm() and not torch.allclose(mean, last)
-        assert torch.linalg.matrix_rank(mean) <= (1 if run.arm == "trajectory" else 4)
+        assert torch.linalg.matrix_rank(mean) <= (8 if run.arm == "mean_pissa" else 4)
         assert torch.nn.functional.cosine_similarity(mean.flatten(), last.flatten(), 0) > 0.5
 
 

@@ -17,32 +17,37 @@ def average(method: str, snapshots: dict[int, Pair], rank: int) -> Pair:
 
     Given are PPO step -> snapshot.
     """
-    pairs = [*snapshots.values()]
-    if method == "mean":
-        return mean_update(pairs, rank)
-    return trajectory_update(pairs, [float(step) for step in snapshots], rank)
+    pairs, times = [*snapshots.values()], [float(step) for step in snapshots]
+    weights = mean_weights(len(pairs)) if method == "mean" else trajectory_weights(pairs, times)
+    return weighted_sum(pairs, weights, rank)
 
 
-def mean_update(snapshots: list[Pair], rank: int) -> Pair:
-    """The best approximation of rank `rank` of the mean of the snapshots' products."""
-    left_on, singular_n, right_ni = _decomposed(snapshots)
-    kept = min(rank, len(singular_n))
-    root_n = (singular_n[:kept] / len(snapshots)).sqrt()
-    return _padded(root_n[:, None] * right_ni[:kept], left_on[:, :kept] * root_n, rank)
+def mean_weights(count: int) -> list[float]:
+    """The same weight for each of `count` snapshots."""
+    return [1 / count] * count
 
 
-def trajectory_update(snapshots: list[Pair], times: list[float], rank: int) -> Pair:
-    """The rank-1 trajectory of the snapshots, at the last of `times`.
+def trajectory_weights(snapshots: list[Pair], times: list[float]) -> list[float]:
+    """Weights of the snapshots in the rank-1 trajectory at the last of `times`.
 
-    delta W_t is taken for a_t u v^T (arXiv 2605.21468), with u, v the leading singular vectors of
-    the mean, a_t = u^T delta W_t v, and a line fitted to a_t by least squares. What comes back is
-    u v^T times the line at the last time, as factors that are 0 beyond the first rank.
+    The products, flattened and stacked [T, d_out d_in], are taken for their leading singular pair
+    a D^T, a course along one direction D; a line is fitted to a by least squares, and what comes
+    back is D times the line at the last time (arXiv 2605.21468; the authors' code, RELEX, also goes
+    on beyond it). D is itself a sum of the snapshots: with a unit vector u that leads their Gram
+    matrix [T, T], it is sum_t u_t delta W_t, up to its length, which cancels.
     """
-    left_on, _, right_ni = _decomposed(snapshots)
-    u_o, v_i = left_on[:, 0], right_ni[0]
-    along = [float((u_o @ b.double()) @ (a.double() @ v_i)) for a, b in snapshots]
-    last = line_at(times, along, times[-1])
-    return _padded(v_i[None], (last * u_o)[:, None], rank)
+    values, vectors = torch.linalg.eigh(gram(snapshots))
+    leading = vectors[:, -1]
+    if float(values[-1]) <= 0:  # nothing has moved
+        return mean_weights(len(snapshots))
+    return (line_at(times, leading.tolist(), times[-1]) * leading).tolist()
+
+
+def gram(snapshots: list[Pair]) -> torch.Tensor:
+    """Inner products [T, T] of the snapshots' products as vectors, in fp64, from their factors."""
+    pairs = [(a.double(), b.double()) for a, b in snapshots]
+    rows = [[((b.T @ d) * (a @ c.T)).sum() for c, d in pairs] for a, b in pairs]
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 def line_at(times: list[float], values: list[float], time: float) -> float:
@@ -53,18 +58,20 @@ def line_at(times: list[float], values: list[float], time: float) -> float:
     return float(y.mean() + slope * (time - t.mean()))
 
 
-def _decomposed(snapshots: list[Pair]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U [d_out, n], S [n] and V^T [n, d_in] of the sum of the snapshots' products, in fp64.
+def weighted_sum(snapshots: list[Pair], weights: list[float], rank: int) -> Pair:
+    """The best approximation of rank `rank` of a weighted sum of the snapshots' products.
 
-    The sum is [B_1 ... B_m] [A_1; ...; A_m]; its singular values are those of a small matrix, the
-    product in orthonormal bases of both (by QR).
+    The sum is [w_1 B_1 ... w_T B_T] [A_1; ...; A_T]; its singular values are those of a small
+    matrix, the product in orthonormal bases of both (by QR).
     """
     rows = torch.cat([a.double() for a, _ in snapshots])
-    columns = torch.cat([b.double() for _, b in snapshots], dim=1)
+    columns = torch.cat([w * b.double() for w, (_, b) in zip(weights, snapshots, strict=True)], dim=1)
     q_b, r_b = torch.linalg.qr(columns)
     q_a, r_a = torch.linalg.qr(rows.T)
     left, singular, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    return q_b @ left, singular, right @ q_a.T
+    kept = min(rank, len(singular))
+    root_n = singular[:kept].sqrt()
+    return _padded(root_n[:, None] * (right[:kept] @ q_a.T), q_b @ left[:, :kept] * root_n, rank)
 
 
 def _padded(a_ki: torch.Tensor, b_ok: torch.Tensor, rank: int) -> Pair:

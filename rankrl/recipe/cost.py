@@ -63,9 +63,7 @@ def train_bytes(run: Run) -> int:
 
     Frozen parameters have no gradient and no moments; the spectral optimizer keeps one moment.
     """
-    copies = (
-        2 + len(run.recipe.average.steps(run.recipe.steps)) + run.recipe.kl_anchor.moves
-    )  # now, before the last update, snapshots, the anchor
+    copies = 2 + run.recipe.kl_anchor.moves  # now, before the last update, and the anchor
     weights = copies * (run.trainable_params + run.frozen_params)
     return WEIGHT_BYTES * (weights + (1 + run.recipe.optimizer.moments) * run.trainable_params)
 

@@ -160,12 +160,13 @@ def _kv_cache(scale: Scale, room_bytes: float) -> Line:
 
 
 def _tokens(kinds: list[Run]) -> Line:
-    lengths, recipe = kinds[0].scale.lengths, kinds[0].recipe
+    lengths = kinds[0].scale.lengths
     length = lengths.prompt_tokens + lengths.response_tokens
     samples = [run.recipe.steps * run.rollout_samples for run in kinds]
     value = f"{span((n * length / 2 for n in samples), millions)}, at most {millions(max(samples) * length)}"
     longest = f"({lengths.prompt_tokens:,} + {lengths.response_tokens:,})"
-    formula = f"steps x prompts x {recipe.samples_per_prompt} samples x {longest}, expected: half"
+    each = " or ".join(map(str, sorted({run.recipe.samples_per_prompt for run in kinds})))
+    formula = f"steps x prompts x {each} samples x {longest}, expected: half"
     return Line("tokens of a run", value, "estimate", formula)
 
 

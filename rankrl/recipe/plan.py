@@ -389,6 +389,9 @@ def _check_no_effect(recipe: Recipe) -> None:
         raise ValueError(
             f"{clipping[0]}: got a value while updates_per_rollout=1, allowed: nothing (the ratio is 1 throughout, so it "
             "cannot act; set updates_per_rollout to 2 or more)"
+            if recipe.minibatch_prompts is None
+            else f"{clipping[0]}: got a value while minibatch_prompts={recipe.minibatch_prompts} is a whole batch, allowed: "
+            "nothing (one optimizer step per rollout has a ratio of 1 throughout, so it cannot act; take fewer prompts)"
         )
     ratio = recipe.brakes.max_norm_ratio
     norms = (recipe.steps - recipe.critic.warmup_steps) * min(updates.values())

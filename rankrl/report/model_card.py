@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from huggingface_hub import ModelCardData
 
+from rankrl.recipe.history import completed
 from rankrl.recipe.rank_table import serving_rank
 from rankrl.report.read import finite_steps, read_result, read_sweep
 from rankrl.report.statistics.cells import summarise
@@ -19,7 +20,7 @@ CARD = """---
 {data}
 ---
 # LoRA adapter of rank {rank} for {base}
-{params:,} trained parameters, {share:.3%} of the base; PPO with verifiable rewards, {steps} steps of {batch_size} prompts
+{params:,} trained parameters, {share:.3%} of the base; PPO with verifiable rewards, {steps} steps of {prompts} prompts
 (run {run_id} of the sweep {sweep}, {tokens_total:,} tokens).
 
 {outcome}
@@ -71,6 +72,9 @@ def card(run: Path, rank_served: int, average: bool = False) -> str:
         base = resolved["scale"]["model"]["path"]
         names = {"run_id": markdown(result["run_id"]), "sweep": markdown(resolved["sweep"])}
         facts = {**result, **seeds, **names, "knobs": _knobs(resolved["derived"])}
+        recipe = completed("recipe", resolved["recipe"])
+        each, whole = recipe["samples_per_prompt"], recipe["batch_samples_per_prompt"]
+        facts["prompts"] = result["batch_size"] * (whole or each) // each
         note = AVERAGED.format(**resolved["recipe"]["average"], **result) if average else ""
     except (OSError, KeyError, TypeError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(

@@ -292,12 +292,13 @@ def _averages(summary: dict[str, Any]) -> list[str]:
     """What averaging the last adapters did to score and risk, for each arm that has it."""
     says = []
     for row in summary["averages"]:
-        whose = f"Arm {row['arm']}'s" if row["arm"] else "The"
         found = f"{row['mean_difference']:+.3f} {interval(row['difference_ci95'])}"
-        risks = f"{row['average_negative_runs']} of {row['n_runs']} are below the base, {row['negative_runs']} of the last ones"
+        runs = row["n_runs"] + row["diverged_runs"]
+        risks = f"{row['average_negative_runs']} of {runs} are below the base, {row['negative_runs']} of the last ones"
         shown = "fewer, which is shown" if row["lowers_risk"] else "that averaging lowers the risk is not shown"
         says.append(
-            f"{whose} averaged adapters score {found} against the last ones ({row['n_runs']} runs on {row['n_seeds']} seeds); "
+            f"{_capital(named(row))}: averaged adapters score {found} against the last ones ({row['n_runs']} runs on "
+            f"{row['n_seeds']} seeds); "
             f"{risks}: {shown}."
         )
     return says

@@ -58,5 +58,12 @@ def _measured(runs: list[Run], directory: Path) -> dict[str, FirstSteps]:
 
 def without_critic(run: Run) -> Run:
     """A run for whose services no value worker is started: none is needed here."""
-    alone = replace(run.recipe, advantage=Advantage("rloo"), samples_per_prompt=max(2, run.recipe.samples_per_prompt))
+    samples = max(2, run.recipe.samples_per_prompt)
+    alone = replace(
+        run.recipe,
+        advantage=Advantage("rloo"),
+        samples_per_prompt=samples,
+        batch_samples_per_prompt=None,
+        minibatch_prompts=None,
+    )
     return replace(run, recipe=alone)

@@ -92,15 +92,19 @@ def train(run: Run, record: Record, supplies: Supplies, began_s: float) -> Resul
     return result
 
 
-def averaged(run: Run, record: Record, trainer: RunTrainer, start: float) -> float:
+def averaged(run: Run, record: Record, trainer: RunTrainer, start: float) -> float | None:
     """Evaluates the average of the adapters, and writes it to `adapter_average`. Returns its score.
 
-    It is evaluated like the last adapter: on the same items, with the same sampling seeds. `start`
-    is the score of the base.
+    None if that is not finite: the run has finished all the same. It is evaluated like the last
+    adapter: on the same items, with the same sampling seeds. `start` is the score of the base.
     """
     steps = run.recipe.steps
     trainer.load_average()
-    final = score(trainer.evaluate(steps, run.scale.sampling.eval_samples))
+    try:
+        final = score(trainer.evaluate(steps, run.scale.sampling.eval_samples))
+    except Diverged as error:
+        say(f"warning: {run.run_id}: its averaged adapter has no score: {error}")
+        return None
     facts = {**card_facts(run, record, trainer, steps), **of_finished(start, final)}
     config, tensors = trainer.average_files()
     save_adapter(record.dir / "adapter_average", config, tensors, run.scale.model.path, facts)
