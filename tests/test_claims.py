@@ -236,15 +236,15 @@ def test_a_loss_of_the_margin_is_called_non_inferior_in_at_most_5_percent(shape)
 def test_a_loss_of_the_margin_is_shown_at_the_promised_seeds(shape):
     """Each sweep promises, a second one keeps it: in 75 to 90 % rank 1 is shown to be below.
 
-    The Monte Carlo error of 300 draws is 2.3 points.
+    The Monte Carlo error of 150 draws is 3.3 points.
     """
     ranks, seeds, batches = shape
     rng, means, kept = np.random.default_rng(8), [0.09] + [0.1] * (ranks - 1), []
-    for _ in range(300):
+    for _ in range(150):
         row, *_ = against_reference(tables(drawn(means, batches, seeds, rng, 0.01)))
         again = of_kind(claims(drawn(means, batches, row["seeds_needed"], rng, 0.01)), "below")
         kept.append(any((c["subject"]["rank"], c["than"]["rank"]) == (1, RANKS[ranks - 1]) for c in again))
-    assert 0.75 - 2 * 0.023 < np.mean(kept) < 0.9 + 2 * 0.023
+    assert 0.75 - 2 * 0.033 < np.mean(kept) < 0.9 + 2 * 0.033
 
 
 @pytest.mark.slow
