@@ -47,7 +47,7 @@ def columns(root: Path, name: str) -> dict[str, list[float]]:
 def test_the_anchor_follows_the_policy(alone):
     anchored, base = columns(alone, "kl_anchor"), columns(alone, "kl_ref")
     assert {*anchored} == {"ema", "ema_last", "ema_frozen", "ema_k2"}
-    assert all(values[0] == 0 for values in (*anchored.values(), *base.values()))  # both start as the base
+    assert all(abs(values[0]) < 1e-5 for values in (*anchored.values(), *base.values()))  # the start is the base
     assert anchored["ema_last"] == [0, 0, 0]  # the policy that sampled
     for arm in ("ema", "ema_frozen", "ema_k2"):
         assert all(anchored[arm][step] != base[arm][step] != 0 for step in (1, 2))
