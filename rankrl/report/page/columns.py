@@ -221,6 +221,18 @@ SOURCES = {
     "mean_gain": GAIN,
     "gain_ci95": CI,
 }
+AVERAGES = {
+    "arm": ARM,
+    "rank": RANK,
+    "n_runs": Column("runs", number),
+    "mean_gain": Column("gain of the last", signed),
+    "average_mean_gain": Column("of the average", signed),
+    "mean_difference": Column("difference", signed),
+    "difference_ci95": CI,
+    "negative_runs": Column("negative: last", number),
+    "average_negative_runs": Column("average", number),
+    "lowers_risk": Column("lower risk shown", yes, False),
+}
 POWER = {"claim": Column("open claim", str, False), "seeds_more": Column("more seeds", number)}
 PROBLEMS = {
     "problem": Column("problem", str, False),

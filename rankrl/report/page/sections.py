@@ -80,6 +80,9 @@ NOTES = {
         "a cell."
     ),
     "sources": "Gain by source of the evaluation items.",
+    "averages": (
+        "Averaged adapters against the last ones of the same runs, same items and sampling seeds; all arms and ranks at once."
+    ),
     "power": (
         "A difference of the margin with 80 % power, by the interval of the claim; a risk below the limit if no further "
         "run is negative."
@@ -312,6 +315,7 @@ def sections(sweep: SweepRecords, summary: Summary, entries: list[Entry]) -> lis
         budget(summary),
         footprint(summary),
         evaluation(summary),
+        simple(summary, "averages", "Averaged adapters", columns.AVERAGES, "One row per arm and rank"),
         simple(summary, "power", "Open claims", columns.POWER, "Seeds that would settle what is open"),
         items(sweep),
         runs(sweep),
