@@ -101,6 +101,14 @@ def test_single_responses_and_a_single_prompt_are_compared_with_the_past(history
     assert history.less_baseline(["a"], torch.tensor([[0.0]])).item() == pytest.approx(-1.0)
 
 
+def test_history_takes_single_responses_to_upstream_too(stack):
+    from rankrl.ppo.arguments import arguments
+
+    words = ("ranks=[1]", "seeds=[0]", "advantage.method=history", "samples_per_prompt=1")
+    args = arguments(runs_of("low_rank", *words)[0], "model")
+    assert args.rollout.n_samples_per_prompt == 1 and args.algo.advantage.estimator == "reinforce"
+
+
 def test_a_history_without_a_past_is_named():
     words = ("ranks=[1]", "seeds=[0]", "advantage.method=history")
     (said,) = idle_histories(runs_of("low_rank", *words, "steps=375"))

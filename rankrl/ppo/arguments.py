@@ -21,7 +21,7 @@ ESTIMATORS = {
     "group_norm": "group_norm",
     "batch_mean": "flash_reinforce",
     "shrinkage": "rloo",  # with a baseline of our own, like history: ppo/experience.py
-    "history": "rloo",
+    "history": "reinforce",  # not rloo: that one refuses single responses
 }
 """advantage.method -> OpenRLHF's advantage estimator."""
 LR_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine_with_min_lr"}
