@@ -26,6 +26,7 @@ from rankrl.report.statistics.intervals import (
     seeds_for_risk,
     shrunk,
     t_interval,
+    tukey_quantile,
     upside_null,
 )
 from rankrl.report.statistics.paired import against_reference, arm_comparisons
@@ -274,6 +275,13 @@ def test_family_intervals_hold_at_once():
         rows = judge([paired(rng.normal(0, 0.02, 6) - reference) for _ in range(8)])
         hold.append(all(row["verdict"] == "inconclusive" for row in rows))
     assert np.mean(hold) >= 0.95 - 3 * 0.0077
+
+
+@pytest.mark.parametrize("groups", [2, 13, 60])
+@pytest.mark.parametrize("freedom", [1, 1.7, 4.1, 40, np.inf])
+def test_the_quantile_of_the_studentized_range(groups, freedom):
+    expected = stats.studentized_range.ppf(0.975, groups, freedom)
+    assert tukey_quantile(0.975, groups, freedom) == pytest.approx(expected, rel=1e-7)
 
 
 def test_the_promised_seeds_keep_their_promise():

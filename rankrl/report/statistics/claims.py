@@ -22,11 +22,11 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from rankrl.report.statistics.blocks import Blocks, Subject, blocks
 from rankrl.report.statistics.cells import Result, by_key, negative
-from rankrl.report.statistics.intervals import LEVEL, bounded, risk_bound, t_quantile
+from rankrl.report.statistics.intervals import LEVEL, bounded, risk_bound, t_quantile, tukey_quantile
 from rankrl.report.statistics.limits import DEFAULT, Limits
 
 ALPHA = 1 - LEVEL
@@ -146,9 +146,9 @@ def pair_quantile(subjects: int, pairs: int, freedom: float, alpha: float = ALPH
     that is shorter, as where few of the pairs are compared.
     """
     widest = t_quantile(1 - alpha / 2 / max(1, pairs), freedom)
-    if pairs < subjects * (subjects - 1) / 4:  # Tukey's, which takes long, is for twice as many at least
+    if pairs < subjects * (subjects - 1) / 4:  # Tukey's is for twice as many at least
         return widest
-    return min(float(stats.studentized_range.ppf(1 - alpha, subjects, freedom)) / sqrt(2), widest)
+    return min(tukey_quantile(1 - alpha, subjects, freedom) / sqrt(2), widest)
 
 
 def pair_claims(given: Tables) -> list[Claim]:
