@@ -20,9 +20,9 @@ from rankrl.console import MEASURED, as_text, batch_line, optimizer_line, print_
 from rankrl.parser import parser
 from rankrl.recipe.allocation import Importance
 from rankrl.recipe.first_step import DRAWS
-from rankrl.recipe.idle import idle_axes, idle_settings
+from rankrl.recipe.idle import evaluated_apart, idle_axes, idle_settings
 from rankrl.recipe.load import Experiment, load_experiment
-from rankrl.recipe.plan import Run, evaluated_apart, idle_allocations, plan
+from rankrl.recipe.plan import Run, plan
 from rankrl.recipe.require import require
 from rankrl.recipe.shipped import TO_START_FROM, copy_shipped, install_words
 from rankrl.report.visible import visible
@@ -36,7 +36,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    warn([*idle_allocations(runs), *idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
+    warn([*idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     rows = [run.row() for run in runs]
     if args.json:
         print(json.dumps(rows))
@@ -172,7 +172,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.recipe, args.overrides)
     runs = plan(experiment)
-    warn([*idle_allocations(runs), *idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
+    warn([*idle_settings(runs), *idle_axes(runs), *evaluated_apart(experiment.scale)])
     return sweep(runs, Path(args.runs), experiment.execution)
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT, rankrl, runs_of
 
 from rankrl.recipe import spending
 from rankrl.recipe.allocation import allocation_table, budget, module_shapes, read_importance, write_importance
-from rankrl.recipe.plan import idle_allocations
+from rankrl.recipe.idle import idle_allocations
 from rankrl.recipe.rank_table import as_json, document, params, read_table
 
 SMALL = {"layers.0.q_proj": (4, 4), "layers.1.q_proj": (4, 4), "layers.0.up_proj": (4, 12), "layers.1.up_proj": (4, 12)}

@@ -18,6 +18,7 @@ from rankrl.ppo.spectral import Spectral, inverse_root
 from rankrl.recipe.idle import idle_settings
 from rankrl.recipe.init_section import Init
 from rankrl.recipe.rank_table import uniform
+from rankrl.recipe.rules_section import Rules
 
 D_IN, D_OUT = 12, 9
 
@@ -275,6 +276,33 @@ def test_adamw_gets_the_options_of_the_recipe_and_todays_by_default(stack):
         assert ([*args.critic.adam.betas], args.critic.adam.eps) == ([0.9, 0.95], 1e-8)
 
 
+def test_the_options_of_adamw_may_be_functions_of_rank(stack):
+    from rankrl.ppo.arguments import arguments
+
+    words = (
+        "ranks=[1,32]",
+        "seeds=[0]",
+        "optimizer.weight_decay=0.1",
+        "rules.weight_decay={rule: power, exponent: -0.5}",
+        "rules.beta1=0.8",
+        "rules.beta2={rule: table, table: {1: 0.99, 32: 0.95}}",
+        "rules.eps={rule: power, exponent: -1}",
+    )
+    for run, expected in zip(
+        runs_of("demo", *words), ([0.8, 0.99, 3.2e-7, 0.565685], [0.8, 0.95, 1e-8, 0.1]), strict=True
+    ):
+        adam = arguments(run, "/model").actor.adam
+        assert [*adam.betas, adam.eps, adam.weight_decay] == pytest.approx(expected, rel=1e-5)
+        assert [run[name] for name in ("beta1", "beta2", "eps", "weight_decay")] == pytest.approx(expected, rel=1e-5)
+        assert run.resolved()["derived"]["eps"]["reference"] == "x0 = 1e-08 at r0 = 32 (recipe)"
+    assert [*runs_of("demo")[0].knobs] == [*Rules().given]  # without a rule, it is not one of them
+    found = runs_of("demo", *words, "optimizer.method=spectral", "rules.lr=0.1")
+    assert idle_settings(found) == [
+        f"warning: rules.{name} without effect: optimizer.method=spectral" for name in ("beta1", "beta2", "eps")
+    ]
+    assert [run.recipe.optimizer.weight_decay for run in found] == pytest.approx([0.565685, 0.1], rel=1e-5)
+
+
 def test_a_worker_builds_the_optimizer_that_the_recipe_names(stack):
     import torch.distributed as dist
 
@@ -312,6 +340,20 @@ def test_a_worker_builds_the_optimizer_that_the_recipe_names(stack):
         ("optimizer.eps=0", "optimizer.eps: got 0.0, allowed: above 0 and below 1"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay: got -1.0, allowed: from 0"),
         ("optimizer.momentum=1", "optimizer.momentum: got 1.0, allowed: from 0 to below 1"),
+        ("rules.beta2=1", "rules.beta2.value: got 1.0, allowed: from 0 to below 1"),
+        ("rules.eps.rule=equal_kl", "rules.eps.rule: got 'equal_kl', allowed: constant, power, table"),
+        (
+            "ranks=[1] optimizer.weight_decay=0.1 rules.weight_decay.rule=power rules.weight_decay.exponent=-4",
+            "optimizer.weight_decay: got 104857.6",
+        ),
+        (
+            "rules.lr.rule=measured rules.eps=1e-6",
+            "rules.lr.rule: got 'measured', allowed: another rule with optimizer",
+        ),
+        (
+            "optimizer.weight_decay=0.1 rules.weight_decay=0.2",
+            "optimizer.weight_decay: got 0.1, allowed: its default: rules.weight_decay has values of its own",
+        ),
         ("optimizer.method=spectral", "rules.lr.value: got None, allowed: a rate of its own"),
         ("init.method=olora_tail ranks=[300] scale=qwen3-8b", "ranks: got 300, allowed: at most 256"),
     ],

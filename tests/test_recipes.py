@@ -9,8 +9,9 @@ import pytest
 from conftest import ROOT, rankrl, runs_of
 
 from rankrl.cli import main
+from rankrl.recipe.idle import evaluated_apart
 from rankrl.recipe.load import load_experiment, load_scale
-from rankrl.recipe.plan import adapter_params, evaluated_apart, plan
+from rankrl.recipe.plan import adapter_params, plan
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 SCALES = sorted(path.stem for path in (ROOT / "rankrl" / "scales").glob("*.yaml"))

@@ -1,15 +1,18 @@
-"""Settings without effect: of a critic or an optimizer that an arm has not, and idle axes."""
+"""Settings without effect: of an allocation, a critic or an optimizer, and idle axes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rankrl.recipe.allocation import allocation_table, module_shapes
 from rankrl.recipe.axes import given_arm, value_text
 from rankrl.recipe.critic_section import Critic
 from rankrl.recipe.history import plain, recorded
 from rankrl.recipe.key import as_keys
+from rankrl.recipe.optimizer_section import KNOBS
 from rankrl.recipe.plan import Run
 from rankrl.recipe.rules_section import Rules
+from rankrl.recipe.scale import Scale
 from rankrl.recipe.schema import Recipe
 
 BESIDE = ("gae_lambda", "gae_length_alpha")
@@ -19,8 +22,46 @@ IN_VALUES = ("value", "at_rank", "exponent", "c", "table")
 
 
 def idle_settings(runs: list[Run]) -> list[str]:
-    """The warnings of this file."""
-    return [*idle_critics(runs), *idle_optimizers(runs), *idle_shapes(runs), *idle_histories(runs)]
+    """The warnings of this file that are of sections."""
+    return [
+        *idle_allocations(runs),
+        *idle_critics(runs),
+        *idle_optimizers(runs),
+        *idle_shapes(runs),
+        *idle_histories(runs),
+    ]
+
+
+def idle_allocations(runs: list[Run]) -> list[str]:
+    """A warning for each arm and rank whose allocation has no effect.
+
+    Its method is not uniform, but it gives every module the same rank.
+    """
+    cells = {(run.arm, run.rank): run for run in runs if run.recipe.allocation.method != "uniform"}
+    said = []
+    for (arm, rank), run in cells.items():
+        section, shapes = run.recipe.allocation, module_shapes(run.scale)
+        if not section.measured:
+            table = allocation_table(run.recipe, run.scale.reference, rank, shapes, run.seed)
+            ranks = {row.rank for row in table}
+            if len(ranks) == 1 and len(table) == len(shapes):
+                name = f"arm {arm}, " if arm else ""
+                said.append(
+                    f"warning: {name}rank {rank}: allocation.method={section.method} has no effect at scale {run.scale.name}: "
+                    f"every module gets rank {ranks.pop()}"
+                )
+    return said
+
+
+def evaluated_apart(scale: Scale) -> list[str]:
+    """A note if evaluations are at another temperature than training."""
+    sampling = scale.sampling
+    if sampling.eval_temperature == sampling.temperature:
+        return []
+    return [
+        f"note: evaluations are at temperature {sampling.eval_temperature:g}, training is at {sampling.temperature:g}: the gain is "
+        "that of another policy than the trained one"
+    ]
 
 
 def idle_critics(runs: list[Run]) -> list[str]:
@@ -44,7 +85,10 @@ def idle_optimizers(runs: list[Run]) -> list[str]:
     """A warning for each arm with settings of an optimizer that act on nothing there."""
     said = []
     for arm, recipe in {run.arm: run.recipe for run in runs}.items():
-        found = {f"optimizer.{key}": f"optimizer.method={recipe.optimizer.method}" for key in recipe.optimizer.idle}
+        method = recipe.optimizer.method
+        found = {f"optimizer.{key}": f"optimizer.method={method}" for key in recipe.optimizer.idle}
+        unused = {*recipe.optimizer.by_knob} - {*KNOBS[method]}
+        found |= {f"rules.{name}": f"optimizer.method={method}" for name in recipe.rules.given if name in unused}
         if recipe.trained == "b" and recipe.rules.lr_ratio != Rules().lr_ratio:
             found["rules.lr_ratio"] = "trained=b: A has no rate, and B has rules.lr"
         name = f"arm {arm}: " if arm else ""
@@ -108,6 +152,6 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     in_values = IN_VALUES if recipe.allocation.method == "uniform" else ()  # mixed ranks have alphas of their own
     rules = {
         name: {key: value for key, value in rule.items() if key not in in_values}
-        for name, rule in plain(recipe.rules).items()
+        for name, rule in plain(recipe.rules.given).items()
     }
     return {**found, "steps": recipe.steps, "rules": rules}

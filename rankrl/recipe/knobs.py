@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankrl.recipe.first_step import FirstSteps, Interval
@@ -45,11 +45,12 @@ def knob(recipe: Recipe, reference: Reference, name: str, r: int, found: FirstSt
     """
     rule: Rule = getattr(recipe.rules, name)
     row, explicit = RULES[rule.rule], rule.value is not None
-    x0 = float(rule.value if explicit else getattr(reference, name, 1.0))  # type: ignore[arg-type]
+    own = recipe.optimizer.by_knob.get(name)
+    x0 = float(rule.value if explicit else getattr(reference, name, 1.0) if own is None else own)  # type: ignore[arg-type]
     given: dict[str, Any] = {"knob": name, "r": r, "x0": x0, "r0": rule.at_rank, **rule.options}
     if {"alpha", "alpha0"} & {*row.takes}:
         given |= {"alpha": alpha_at(recipe, reference, r), "alpha0": alpha_at(recipe, reference, rule.at_rank)}
-    where = f"x0 = {x0:g} at r0 = {rule.at_rank} ({'recipe' if explicit else 'scale'})"
+    where = f"x0 = {x0:g} at r0 = {rule.at_rank} ({'scale' if not explicit and own is None else 'recipe'})"
     words = (rule.rule, row.formula.format_map(given), where if "x0" in row.takes else "recipe")
     if row.measured and found is None:
         return Knob(x0, *words, row.source, pending=True)
@@ -65,4 +66,4 @@ def alpha_at(recipe: Recipe, reference: Reference, rank: int) -> float:
 
 def derive(recipe: Recipe, reference: Reference, r: int, found: FirstSteps | None = None) -> dict[str, Knob]:
     """Name -> every rank-dependent hyperparameter at rank `r`."""
-    return {field.name: knob(recipe, reference, field.name, r, found) for field in fields(recipe.rules)}
+    return {name: knob(recipe, reference, name, r, found) for name in recipe.rules.given}

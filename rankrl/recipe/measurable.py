@@ -14,8 +14,9 @@ def check_measurable(recipe: Recipe, scale: Scale, most: int) -> None:
     scale, or a table or the allocation's budget has nothing for it; or the run's optimizer takes
     another step than AdamW's."""
     own = recipe.optimizer
-    usual = own.method == "adamw" and own.eps == Optimizer().eps
-    require(usual, "rules.lr.rule", "measured", f"another rule with optimizer {own}", "AdamW's usual step is measured")
+    usual = own.method == "adamw" and own.eps == Optimizer().eps and recipe.rules.eps is None
+    other = f"another rule with optimizer {own}{', eps by rank' if recipe.rules.eps else ''}"
+    require(usual, "rules.lr.rule", "measured", other, "AdamW's usual step is measured")
     rank, why = recipe.rules.lr.at_rank, "the first step of the reference rank is measured as well"
     require(rank <= most, "rules.lr.at_rank", rank, f"1 to {most} at scale {scale.name}", why)
     for name in ("alpha", "lr_ratio"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rankrl.recipe.require import require
@@ -16,6 +17,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "spectral": ("momentum", "weight_decay"),
 }
 """Options of each method; the others have no effect."""
+KNOBS = {"adamw": ("beta1", "beta2", "eps", "weight_decay"), "spectral": ("weight_decay",)}
+"""Those of them that may depend on rank, by their names in `rules`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,23 @@ class Optimizer:
         return {name: getattr(self, name) for name in OPTIONS[self.method]}
 
     @property
+    def by_knob(self) -> dict[str, float]:
+        """Name in `rules` -> value of the options that may depend on rank."""
+        beta1, beta2 = self.betas
+        return {"beta1": beta1, "beta2": beta2, "eps": self.eps, "weight_decay": self.weight_decay}
+
+    def at(self, values: Mapping[str, float]) -> Optimizer:
+        """This section with the values that rules of rank gave, by name in `rules`.
+
+        Raises ValueError if one is out of range.
+        """
+        own = self.by_knob | {name: values[name] for name in KNOBS[self.method] if name in values}
+        betas, eps, decay = (own["beta1"], own["beta2"]), own["eps"], own["weight_decay"]
+        found = replace(self, betas=betas, eps=eps, weight_decay=decay)
+        found.check()
+        return found
+
+    @property
     def idle(self) -> dict[str, Any]:
         """Option -> value of those that are set and that the method lacks."""
         given = {option.name: getattr(self, option.name) for option in fields(self)[1:]}
@@ -65,6 +85,16 @@ class Optimizer:
     def __str__(self) -> str:
         options = [f"{k} {[*v] if isinstance(v, tuple) else format(v, 'g')}" for k, v in self.settings.items()]
         return f"{self.method}, {', '.join(options)}"
+
+
+def check_values(optimizer: Optimizer, rules: Mapping[str, Any]) -> None:
+    """Raises ValueError if a value of the section is set that a rule does not read."""
+    default = Optimizer().by_knob
+    for name, value in optimizer.by_knob.items():
+        rule = rules.get(name)
+        reads = rule is None or (rule.value is None and rule.rule != "table") or value == default[name]
+        key = "betas" if name.startswith("beta") else name
+        require(reads, f"optimizer.{key}", value, f"its default: rules.{name} has values of its own")
 
 
 def check_rate(optimizer: Optimizer, rule: Any) -> None:

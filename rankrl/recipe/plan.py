@@ -11,7 +11,7 @@ from functools import cached_property
 from math import gcd
 from typing import Any
 
-from rankrl.recipe.allocation import allocation_table, module_shapes, planned
+from rankrl.recipe.allocation import planned
 from rankrl.recipe.axes import Point
 from rankrl.recipe.deepspeed import deepspeed_config
 from rankrl.recipe.first_step import FirstSteps
@@ -20,6 +20,7 @@ from rankrl.recipe.init_section import MEASURED
 from rankrl.recipe.knobs import Knob, derive
 from rankrl.recipe.load import Experiment
 from rankrl.recipe.measurable import check_measurable
+from rankrl.recipe.optimizer_section import check_values
 from rankrl.recipe.rank_table import LARGEST_SERVED
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import Rules
@@ -192,13 +193,16 @@ def plan(experiment: Experiment) -> list[Run]:
     for arm, given in experiment.arms.items():
         point = experiment.points.get(arm, {})
         correction, region = given.correction.at(scale.model.dtype), given.trust_region.at(scale.name)
-        recipe = replace(given, correction=correction, trust_region=region)
-        _check(recipe, scale)
-        _check_overlong(recipe, scale)
-        if recipe.rules.lr.rule == "measured":
-            check_measurable(recipe, scale, largest_rank(scale))
-        for rank in recipe.ranks:
-            knobs, sizes = derive(recipe, scale.reference, rank), _sizes(recipe, scale, rank)
+        whole = replace(given, correction=correction, trust_region=region)
+        _check(whole, scale)
+        _check_overlong(whole, scale)
+        check_values(whole.optimizer, whole.rules.given)
+        if whole.rules.lr.rule == "measured":
+            check_measurable(whole, scale, largest_rank(scale))
+        for rank in whole.ranks:
+            knobs, sizes = derive(whole, scale.reference, rank), _sizes(whole, scale, rank)
+            optimizer = whole.optimizer.at({name: knob.value for name, knob in knobs.items()})
+            recipe = whole if optimizer == whole.optimizer else replace(whole, optimizer=optimizer)
             _check_init(recipe, scale, rank, max(max_rank for _, max_rank, _ in sizes.values()))
             if recipe.kl_anchor.given:
                 recipe.kl_anchor.check_level(knobs["kl"].value, rank)
@@ -261,38 +265,6 @@ def _check_equal_samples(runs: list[Run]) -> None:
 def neediest(runs: Sequence[Run]) -> Run:
     """The run whose services can serve all of `runs`: the first with the most value adapters."""
     return max(runs, key=lambda run: run.critics)
-
-
-def idle_allocations(runs: list[Run]) -> list[str]:
-    """A warning for each arm and rank whose allocation has no effect.
-
-    Its method is not uniform, but it gives every module the same rank.
-    """
-    cells = {(run.arm, run.rank): run for run in runs if run.recipe.allocation.method != "uniform"}
-    said = []
-    for (arm, rank), run in cells.items():
-        section, shapes = run.recipe.allocation, module_shapes(run.scale)
-        if not section.measured:
-            table = allocation_table(run.recipe, run.scale.reference, rank, shapes, run.seed)
-            ranks = {row.rank for row in table}
-            if len(ranks) == 1 and len(table) == len(shapes):
-                name = f"arm {arm}, " if arm else ""
-                said.append(
-                    f"warning: {name}rank {rank}: allocation.method={section.method} has no effect at scale {run.scale.name}: "
-                    f"every module gets rank {ranks.pop()}"
-                )
-    return said
-
-
-def evaluated_apart(scale: Scale) -> list[str]:
-    """A note if evaluations are at another temperature than training."""
-    sampling = scale.sampling
-    if sampling.eval_temperature == sampling.temperature:
-        return []
-    return [
-        f"note: evaluations are at temperature {sampling.eval_temperature:g}, training is at {sampling.temperature:g}: the gain is "
-        "that of another policy than the trained one"
-    ]
 
 
 def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int, int]]:

@@ -128,6 +128,9 @@ RULES = {
             "clip_high": "conjecture: DAPO's .28",
             "max_norm": "measured here: scales down 82-90 % of rank 1's steps, without loss",
             "warmup": "measured here: by_rank not shown to help rank 1 (+.269 with it and c = 4, else +.278, 3 seeds)",
+            **dict.fromkeys(
+                ("beta1", "beta2", "eps", "weight_decay"), "conjecture: no value is measured against another"
+            ),
         },
     ),
     "equal_kl": Row(
@@ -163,7 +166,7 @@ RULES = {
         "x0 (r/r0)^{exponent:g}",
         "LoRA (2106.09685), rsLoRA (2312.03732)",
         "conjecture",
-        ("alpha", "lr", "kl"),
+        ("alpha", "lr", "kl", "eps", "weight_decay"),
         {"alpha": "derived; measured here: with 1 and one rate +.182 at rank 1, +.296 at 32, +.173 at 256 (4 seeds)"},
     ),
     "table": Row(from_table, "table[r]", "recipe", "conjecture: yours"),

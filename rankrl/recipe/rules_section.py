@@ -84,12 +84,14 @@ def check_value(key: str, knob: str, given: float | None) -> None:
     if given is None:
         return
     require(isfinite(given), key, given, "a finite number")
-    if knob in ("kl", "max_norm"):
+    if knob in ("kl", "max_norm", "weight_decay"):
         require(given >= 0, key, given, "at least 0", "0 switches it off")
     elif knob == "warmup":
         require(0 <= given < 1, key, given, "a share of the steps from 0 to below 1")
-    elif knob == "clip_low":
+    elif knob in ("clip_low", "eps"):
         require(0 < given < 1, key, given, "above 0 and below 1")
+    elif knob in ("beta1", "beta2"):
+        require(0 <= given < 1, key, given, "from 0 to below 1")
     else:
         require(given > 0, key, given, "above 0")
 
@@ -114,10 +116,24 @@ class Rules:
     """Global gradient norm above which the adapter's gradient is scaled down; 0 is off."""
     warmup: Rule = field(default_factory=lambda: Rule("constant"))
     """Share of the optimizer steps, at the start, over which the learning rate rises linearly."""
+    beta1: Optional[Rule] = None
+    """Decay of AdamW's first mean. Null, here and below: `optimizer` has its one value."""
+    beta2: Optional[Rule] = None
+    """Decay of AdamW's second mean."""
+    eps: Optional[Rule] = None
+    """Added to the root of AdamW's second mean."""
+    weight_decay: Optional[Rule] = None
+    """Share of its weights, times the rate, that a step takes off."""
+
+    @property
+    def given(self) -> dict[str, Rule]:
+        """Name -> rule of the hyperparameters that have one."""
+        found = {knob.name: getattr(self, knob.name) for knob in fields(self)}
+        return {name: rule for name, rule in found.items() if rule is not None}
 
     def check(self) -> None:
-        for knob in fields(self):
-            getattr(self, knob.name).check(f"rules.{knob.name}")
+        for name, rule in self.given.items():
+            rule.check(f"rules.{name}")
         alpha, lr = self.alpha, self.lr
         if lr.rule == "equal_kl":
             flat = alpha.rule == "constant" or (alpha.rule == "power" and alpha.exponent == 0)

@@ -23,6 +23,10 @@ def t_quantile(p: float, freedom: float) -> float:
     return float(special.stdtrit(freedom, p))
 
 
+UNIT_LEGENDRE = lru_cache(np.polynomial.legendre.leggauss)
+"""Number -> nodes and weights on [-1, 1]; takes longer than the integral."""
+
+
 @lru_cache(maxsize=4096)
 def tukey_quantile(p: float, groups: int, freedom: float) -> float:
     """Quantile p of the studentized range of `groups` means; inf degrees of freedom are allowed.
@@ -34,8 +38,8 @@ def tukey_quantile(p: float, groups: int, freedom: float) -> float:
     below_Z, weight_Z = special.ndtr(node_Z), weight_Z * groups * np.exp(-(node_Z**2) / 2) / sqrt(2 * pi)
     scale_U, weight_U = np.ones(1), np.ones(1)
     if isfinite(freedom):  # the root of chi squared over its degrees of freedom, between tails of 1e-13
-        ends = np.sqrt(special.chdtri(freedom, [1 - 1e-13, 1e-13]) / freedom)
-        scale_U, weight_U = _legendre(*ends, 120 if freedom > 4 else 400)
+        low, high = np.sqrt(special.chdtri(freedom, [1 - 1e-13, 1e-13]) / freedom)
+        scale_U, weight_U = _legendre(low, high, 120 if freedom > 4 else 400)
         weight_U = weight_U * stats.chi.pdf(scale_U * sqrt(freedom), freedom) * sqrt(freedom)
 
     def missed(q: float) -> float:
@@ -47,11 +51,8 @@ def tukey_quantile(p: float, groups: int, freedom: float) -> float:
 
 def _legendre(low: float, high: float, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of an integral from low to high."""
-    node, weight = _unit_legendre(nodes)
+    node, weight = UNIT_LEGENDRE(nodes)
     return (low + high) / 2 + (high - low) / 2 * node, (high - low) / 2 * weight
-
-
-_unit_legendre = lru_cache(np.polynomial.legendre.leggauss)
 
 
 def t_interval(values: Any, level: float = LEVEL, weights: np.ndarray | None = None) -> list[float] | None:
