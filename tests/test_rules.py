@@ -127,9 +127,9 @@ def test_evidence_is_one_of_three_words():
     assert {*rules.RULES} - {*claiming} == {"constant"}  # has some at each knob
     knobs = runs_of("low_rank", "ranks=[1]")[0].knobs
     said = {name: knob.evidence(name).partition(":")[0] for name, knob in knobs.items()}
-    assert said == dict.fromkeys(("alpha", "lr", "lr_ratio", "max_norm", "warmup"), "measured here") | dict.fromkeys(
-        ("kl", "clip_low", "clip_high"), "conjecture"
-    )
+    assert said == dict.fromkeys(
+        ("alpha", "lr", "lr_ratio", "kl", "max_norm", "warmup"), "measured here"
+    ) | dict.fromkeys(("clip_low", "clip_high"), "conjecture")
     words = (
         "rules.warmup.rule=by_rank",
         "rules.alpha={rule: power, exponent: 0}",

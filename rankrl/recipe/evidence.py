@@ -21,7 +21,7 @@ EVIDENCE: dict[str, dict[Any, str]] = {
         "group_norm": f"measured here: +.279, +.330; {NONE_APART}",
         "batch_mean": f"measured here: +.284, +.304; {NONE_APART}",
         "shrinkage": f"measured here: +.283, +.289; {NONE_APART}",
-        "history": "derived: unbiased; where no prompt comes twice it has no history",
+        "history": "derived: unbiased; measured here: +.307 at rank 1, gae +.286 (2 seeds); not shown to help",
     },
     "init.method": {
         "kaiming": "measured here: nothing beats it (2 seeds)",
@@ -49,19 +49,22 @@ EVIDENCE: dict[str, dict[Any, str]] = {
         True: "measured here: from a rate 4 times too large +.274, +.291, without it +.081, +.072 (3 seeds)",
     },
     "kl_anchor.reference": {
-        "base": "conjecture: no other anchor is shown to help",
-        "ema": "conjecture: arXiv 2602.04417; not measured here",
+        "base": "measured here: no other anchor is shown to help (2 seeds)",
+        "ema": "measured here: +.281 at rank 1, the base +.286 (2 seeds); not shown to help",
     },
     "kl_anchor.place": {
-        "reward": "conjecture: as in PPO with a KL penalty; the loss is not measured here",
-        "loss": "conjecture: not measured here",
+        "reward": "measured here: the loss is not shown to help (2 seeds)",
+        "loss": "measured here: k2 +.284 and k3 +.278 at rank 1, the reward +.286 (2 seeds); not shown to help",
     },
     "average.method": {
-        None: "conjecture: no average is shown to help",
-        "mean": "conjecture: not measured here",
-        "trajectory": "conjecture: arXiv 2605.21468; not measured here",
+        None: "measured here: no average is shown to help (2 seeds)",
+        "mean": "measured here: +.291 at rank 1, the last adapter +.286 (2 seeds); not shown to help",
+        "trajectory": "measured here: +.254 at rank 1, the last adapter +.286 (2 seeds); not shown to help",
     },
-    "brakes.on": {False: "conjecture: not measured here", True: "conjecture: not measured here"},
+    "brakes.on": {
+        False: "measured here: brakes are not shown to help (2 seeds)",
+        True: "measured here: stop one step in 240 at a good rate; +.281 at rank 1, without +.286 (2 seeds)",
+    },
 }
 """Dotted key -> its value -> the evidence. Keys that end in `on` are properties of a section."""
 
