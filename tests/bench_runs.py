@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from rankrl.recipe.plan import Run
 
@@ -20,6 +22,27 @@ def bench_of(runs: Sequence[Run], directory: Path, gpus: int) -> Iterator:
 
     with Bench(runs, directory, len(runs)) as bench:
         yield bench
+
+
+def bench_and_alone(runs: Sequence[Run], gpus: int) -> tuple[Callable, Callable]:
+    """Two fixtures of a test file: a bench for its runs, and these, trained one by one."""
+
+    @pytest.fixture(scope="module")
+    def bench(tmp_path_factory) -> Iterator:
+        with bench_of(runs, tmp_path_factory.mktemp("runs"), gpus) as bench:
+            yield bench
+
+    return bench, trained_alone(runs)
+
+
+def trained_alone(runs: Sequence[Run]) -> Callable:
+    """A fixture: the directory in which the runs were trained one by one."""
+
+    @pytest.fixture(scope="module")
+    def alone(bench) -> Path:
+        return train(bench, runs, f"alone-{runs[0].sweep}", 1)
+
+    return alone
 
 
 def train(bench, runs: Sequence[Run], name: str, parallel_runs: int) -> Path:
@@ -40,7 +63,7 @@ def stop_after_a_step(bench, runs: Sequence[Run], name: str) -> Path:
         directory = bench.directory / name / run.sweep / run.run_id
         directory.mkdir(parents=True)
         (directory / "STOP").touch()
-    stopped = train(bench, runs, name, 1)
+    stopped = train(bench, runs, name, len(runs))
     for run in runs:
         assert not (stopped / run.sweep / run.run_id / "result.json").exists() and len(lines(stopped, run)) == 1
     return stopped

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from bench_runs import bench_of, check_same, lines, stop_after_a_step, train
+from bench_runs import bench_and_alone, check_same, lines, stop_after_a_step, train
 from conftest import runs_of
 
 pytestmark = pytest.mark.pipeline
@@ -22,15 +20,7 @@ RUNS = runs_of("ablate_critic", *SHORT, *WARMED, *OTHERS)
 METRICS = {"value_loss", "explained_variance", "value_mean", "critic_lr", "critic_grad_norm"}
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Iterator:
-    with bench_of(RUNS, tmp_path_factory.mktemp("runs"), 3) as bench:
-        yield bench
-
-
-@pytest.fixture(scope="module")
-def alone(bench) -> Path:
-    return train(bench, RUNS, "alone", 1)
+bench, alone = bench_and_alone(RUNS, 3)
 
 
 def test_every_arm_trains_and_says_what_its_values_explain(alone):
@@ -78,7 +68,7 @@ def test_resumed_runs_equal_the_lone_ones(bench, alone):
         assert ("second_critic" in state) == (run.arm == "ensemble")
     weights = [state[role][0]["weights"] for role in ("critic", "second_critic")]  # of the last arm
     assert all(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    check_same(train(bench, RUNS, "resumed", 1), alone, RUNS)
+    check_same(train(bench, RUNS, "resumed", len(RUNS)), alone, RUNS)
 
 
 def test_detached_runs_leave_no_critic(bench, alone):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from bench_runs import bench_of, check_same, lines, stop_after_a_step, train
+from bench_runs import bench_and_alone, check_same, lines, stop_after_a_step, train
 from conftest import runs_of
 
 pytestmark = pytest.mark.pipeline
@@ -26,15 +25,7 @@ SHORT = ("ranks=[8]", "seeds=[0]", "steps=3", "checkpoint_every=1", "rules.warmu
 RUNS = runs_of("demo", "name=optimizers", f"arms={json.dumps(ARMS)}", *SHORT)
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Iterator:
-    with bench_of(RUNS, tmp_path_factory.mktemp("runs"), 3) as bench:
-        yield bench
-
-
-@pytest.fixture(scope="module")
-def alone(bench) -> Path:
-    return train(bench, RUNS, "alone", 1)
+bench, alone = bench_and_alone(RUNS, 3)
 
 
 def result(root: Path, run) -> dict:
@@ -65,7 +56,7 @@ def test_a_frozen_a_stays_where_it_starts_and_has_no_moments(bench, alone):
         assert len(moments) == len(weights) // (2 if run.recipe.trained == "b" else 1)
         same = [torch.equal(weights[name], policy["previous"][name]) for name in weights if name.endswith("lora_A")]
         assert len(same) == 14 and (all(same) if run.recipe.trained == "b" else not any(same))
-    check_same(train(bench, RUNS, "resumed", 1), alone, RUNS)
+    check_same(train(bench, RUNS, "resumed", len(RUNS)), alone, RUNS)
 
 
 def test_packed_runs_equal_the_lone_ones(bench, alone):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import ray
 import torch
 import yaml
-from bench_runs import bench_of, check_same, lines, stop_after_a_step, train
+from bench_runs import bench_and_alone, check_same, lines, stop_after_a_step, train
 from conftest import runs_of
 
 from rankrl.recipe.advantage_section import METHODS
@@ -26,15 +24,7 @@ SHORT += (*(f"arms.{name}={arm}" for name, arm in MORE.items()), "scale.data.tra
 RUNS = [run for run in runs_of("ablate_advantage", *SHORT) if not run.critic]
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Iterator:
-    with bench_of(RUNS, tmp_path_factory.mktemp("runs"), 2) as bench:
-        yield bench
-
-
-@pytest.fixture(scope="module")
-def alone(bench) -> Path:
-    return train(bench, RUNS, "alone", 1)
+bench, alone = bench_and_alone(RUNS, 2)
 
 
 def test_there_is_no_value_worker(bench):
@@ -77,4 +67,4 @@ def test_resumed_runs_equal_the_lone_ones(bench, alone):
         directory = stopped / run.sweep / run.run_id
         state = torch.load(directory / "checkpoint" / "state.pt", weights_only=False)
         assert "policy" in state and "critic" not in state
-    check_same(train(bench, RUNS, "resumed", 1), alone, RUNS)
+    check_same(train(bench, RUNS, "resumed", len(RUNS)), alone, RUNS)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from bench_runs import bench_of, check_same, lines, stop_after_a_step, train
+from bench_runs import check_same, lines, stop_after_a_step, train, trained_alone
 from conftest import rankrl, runs_of
 from safetensors.torch import load_file
 
@@ -26,15 +25,7 @@ RUNS = runs_of("demo", "name=averages", f"arms={json.dumps(ARMS)}", *SHORT)
 KEPT = [run for run in RUNS if run.recipe.average.on]
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Iterator:
-    with bench_of(RUNS, tmp_path_factory.mktemp("runs"), 3) as bench:
-        yield bench
-
-
-@pytest.fixture(scope="module")
-def alone(bench) -> Path:
-    return train(bench, RUNS, "alone", 1)
+alone = trained_alone(RUNS)
 
 
 def directory(root: Path, arm: str) -> Path:
@@ -85,7 +76,7 @@ def test_packed_and_resumed_runs_end_with_the_same_average(bench, alone):
     check_same(packed, alone, RUNS)
     check_averages(packed, alone)
     stop_after_a_step(bench, RUNS, "resumed")
-    resumed = train(bench, RUNS, "resumed", 1)
+    resumed = train(bench, RUNS, "resumed", len(RUNS))
     check_same(resumed, alone, RUNS)
     check_averages(resumed, alone)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from bench_runs import bench_of, check_same, lines, stop_after_a_step, train
+from bench_runs import check_same, lines, stop_after_a_step, train, trained_alone
 from conftest import runs_of
 
 pytestmark = pytest.mark.pipeline
@@ -25,15 +24,7 @@ RUNS = runs_of("demo", "name=regions", f"arms={json.dumps(ARMS)}", *SHORT)
 RATE = {run.arm: run["lr"] for run in RUNS}
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Iterator:
-    with bench_of(RUNS, tmp_path_factory.mktemp("runs"), 3) as bench:
-        yield bench
-
-
-@pytest.fixture(scope="module")
-def alone(bench) -> Path:
-    return train(bench, RUNS, "alone", 1)
+alone = trained_alone(RUNS)
 
 
 def column(root: Path, arm: str, name: str) -> list[float]:
@@ -67,7 +58,7 @@ def test_resumed_runs_equal_the_others(bench, alone):
     for run in RUNS:
         state = torch.load(stopped / run.sweep / run.run_id / "checkpoint" / "state.pt", weights_only=True)
         assert state["lr_factor"] == 1.0 and state["policy"][0]["scheduler"].get("factor", 1.0) == 1.0
-    check_same(train(bench, RUNS, "resumed", 1), alone, RUNS)
+    check_same(train(bench, RUNS, "resumed", len(RUNS)), alone, RUNS)
 
 
 def test_runs_resumed_with_another_factor_equal_the_others(bench, alone):

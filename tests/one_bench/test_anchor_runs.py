@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from bench_runs import bench_of, check_same, lines, stop_after_a_step, train
+from bench_runs import check_same, lines, stop_after_a_step, train, trained_alone
 from conftest import runs_of
 
 pytestmark = pytest.mark.pipeline
@@ -27,15 +26,7 @@ SHORT = ("ranks=[8]", "seeds=[0]", "steps=3", "checkpoint_every=1", "rules.warmu
 RUNS = runs_of("demo", "name=anchors", f"arms={json.dumps(ARMS)}", "rules.kl=0.3", *SHORT)
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Iterator:
-    with bench_of(RUNS, tmp_path_factory.mktemp("runs"), 3) as bench:
-        yield bench
-
-
-@pytest.fixture(scope="module")
-def alone(bench) -> Path:
-    return train(bench, RUNS, "alone", 1)
+alone = trained_alone(RUNS)
 
 
 def columns(root: Path, name: str) -> dict[str, list[float]]:
@@ -71,4 +62,4 @@ def test_resumed_runs_equal_the_lone_ones(bench, alone):
     for run in RUNS:
         state = torch.load(stopped / run.sweep / run.run_id / "checkpoint" / "state.pt", weights_only=True)
         assert bool(state["policy"][0]["anchor"]) is run.recipe.kl_anchor.moves
-    check_same(train(bench, RUNS, "resumed", 1), alone, RUNS)
+    check_same(train(bench, RUNS, "resumed", len(RUNS)), alone, RUNS)
