@@ -32,8 +32,15 @@ test: $(READY)
 quick: $(READY)
 	$(VENV)/bin/python -m pytest -m "not pipeline and not slow" -n 2 --dist loadfile
 
-bench: $(READY)
+# The peer of bench/peers.py, in an environment of its own.
+.venv-trl/.ready:
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install -qq --disable-pip-version-check torch==2.13.0 trl==1.16.0 peft==0.21.2 datasets==5.2.0
+	touch $@
+
+bench: $(READY) .venv-trl/.ready
 	$(VENV)/bin/python bench/bench.py
+	$(VENV)/bin/python bench/peers.py
 	$(VENV)/bin/python bench/grader.py
 	$(VENV)/bin/python bench/report.py
 
