@@ -22,12 +22,9 @@ demo: $(READY)
 board: $(READY)
 	$(VENV)/bin/tensorboard --logdir $(RUNS)
 
-# Slurm's tests wait more than they work, so the first layer runs beside them, behind all their processes.
 test: $(READY)
-	nice -n 19 $(VENV)/bin/python -m pytest -m "not pipeline" -n 2 --dist loadfile >$(VENV)/first_layer.log 2>&1 & first=$$!; \
-	$(VENV)/bin/python -m pytest tests/test_slurm.py --durations=12; slurm=$$?; \
-	wait $$first; layer=$$?; cat $(VENV)/first_layer.log; exit $$((slurm + layer))
-	$(VENV)/bin/python -m pytest -m pipeline --ignore=tests/test_slurm.py --durations=12
+	$(VENV)/bin/python -m pytest -m "not pipeline" -n 2 --dist loadfile --durations=12
+	$(VENV)/bin/python -m pytest -m pipeline --durations=25
 
 quick: $(READY)
 	$(VENV)/bin/python -m pytest -m "not pipeline and not slow" -n 2 --dist loadfile

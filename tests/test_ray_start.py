@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from rankrl.doctor import machine
+from rankrl.ppo.cluster import START_WAIT_S
 from rankrl.ppo.ray_environment import FOREIGN, STEP_ADDRESS, drop_left_over, left_over, step_address
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +91,7 @@ def test_ray_starts_at_the_second_try_and_joins_nobody(tmp_path):
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     left = {"RAY_ADDRESS": "http://127.0.0.1:8265", STEP_ADDRESS: "9@10.0.0.1:20009"}
     environment = {**os.environ, **left, "PYTHONPATH": path, "STARTED": str(tmp_path), "SLURM_JOB_ID": "10"}
+    environment[START_WAIT_S] = "30"  # the first try needs all of it
     done = subprocess.run([sys.executable, "-c", STARTS], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout.splitlines()

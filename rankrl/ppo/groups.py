@@ -33,7 +33,7 @@ class WorkerGroup(RayActorGroup):
         for rank, seat in enumerate(self.seats):
             worker = self.ray_actor_type.options(**seat.options()).remote(len(self.seats), rank, *address)
             self._actor_handlers.append(worker)
-            if rank == 0:
+            if rank == 0 and len(self.seats) > 1:  # it answers once it has imported everything
                 address = ray.get(worker.get_master_addr_port.remote())
 
     def stop(self) -> None:

@@ -178,6 +178,8 @@ def engine_arguments(
         "max_num_seqs": MAX_SEQUENCES,
         "disable_log_stats": True,
         "enforce_eager": not torch.cuda.is_available(),
+        # a sequence takes whole blocks: 128 tokens each on a CPU, and new ones are in no cache
+        "block_size": None if torch.cuda.is_available() else min(128, -(-max_model_tokens // 32) * 32),
         # vLLM rewinds a request's random generator after a prompt chunk; a CPU generator cannot
         "enable_chunked_prefill": torch.cuda.is_available(),
         "max_num_batched_tokens": max(MAX_BATCHED_TOKENS, max_model_tokens),
