@@ -100,6 +100,20 @@ def test_tokens_of_the_base_are_left_alone():
     assert y.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
+def test_rows_that_follow_each_other_are_not_copied_and_give_the_same():
+    from rankrl.ppo.cpu_lora import add, groups
+
+    torch.manual_seed(0)
+    slots, order = torch.tensor([0] * 20 + [-1] * 3 + [1] * 30), torch.randperm(53)
+    x, a, b = torch.randn(53, 64), torch.randn(2, 1, 8, 64), torch.randn(2, 1, 96, 8)
+    assert groups(slots) == [(0, slice(0, 20)), (1, slice(23, 53))]
+    assert [type(rows) for _, rows in groups(slots[order])] == [torch.Tensor] * 2
+    together, apart = torch.zeros(53, 96), torch.zeros(53, 96)
+    add(groups(slots), together, x, (a,), (b,), 1.0, (96,))
+    add(groups(slots[order]), apart, x[order], (a,), (b,), 1.0, (96,))
+    assert torch.equal(together[order], apart) and together[20:23].eq(0).all()
+
+
 @pytest.mark.parametrize("others", [0, 3, 900])
 def test_a_row_does_not_depend_on_its_batch(others):
     """Equal bit for bit, so that a run samples the same tokens whether it is packed or alone."""

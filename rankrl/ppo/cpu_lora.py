@@ -7,7 +7,7 @@ GPU runs have kernels of their own and never load this file.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.functional import pad
@@ -51,8 +51,7 @@ class GroupedAdapters(PunicaWrapperCPU):
         for slot, rows in self.by_token:
             b = lora_b_stacked[slot].squeeze(0)
             if b.any():
-                at = slice(None) if rows is None else rows
-                y[at] += x[at].to(y.dtype) @ b.to(y.dtype).T
+                y[rows] += x[rows].to(y.dtype) @ b.to(y.dtype).T
 
     def add_lora_logits(
         self,
@@ -69,19 +68,24 @@ class GroupedAdapters(PunicaWrapperCPU):
         add(with_logits, y, x, (lora_a_stacked,), (lora_b_stacked,), scale, (width,))
 
 
-def groups(slots_T: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
-    """(slot, its rows) of each adapter in a batch; None stands for all rows.
+Rows: TypeAlias = "torch.Tensor | slice"
+
+
+def groups(slots_T: torch.Tensor) -> list[tuple[int, Rows]]:
+    """(slot, its rows) of each adapter in a batch. Rows that follow each other are a slice.
 
     `slots_T` is the slot of each token. Slot -1 is the base, which is left out.
     """
-    slots = torch.unique(slots_T).tolist()
-    if len(slots) == 1:
-        return [(slot, None) for slot in slots if slot >= 0]
-    return [(slot, (slots_T == slot).nonzero().flatten()) for slot in slots if slot >= 0]
+    found = []
+    for slot in torch.unique(slots_T).tolist():
+        rows = (slots_T == slot).nonzero().flatten()
+        first, last = int(rows[0]), int(rows[-1])
+        found.append((slot, slice(first, last + 1) if last - first + 1 == len(rows) else rows))
+    return [(slot, rows) for slot, rows in found if slot >= 0]
 
 
 def add(
-    by_slot: list[tuple[int, torch.Tensor | None]],
+    by_slot: list[tuple[int, Rows]],
     y: torch.Tensor,
     x: torch.Tensor,
     a_stacked: tuple[torch.Tensor, ...],
@@ -97,8 +101,7 @@ def add(
     """
     x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
     for slot, rows in by_slot:
-        x_rows = x if rows is None else x.index_select(0, rows)
-        y_rows = y if rows is None else y.index_select(0, rows)
+        x_rows, y_rows = x[rows], y[rows]  # of a slice these are views, and y is changed in place
         count = len(x_rows)
         x_rows = x_rows.float() if count >= ROWS else pad(x_rows.float(), (0, 0, 0, ROWS - count))
         at = 0
@@ -106,5 +109,5 @@ def add(
             low_rank = scale * (x_rows @ a[slot].squeeze(0).float().T)
             y_rows[:, at : at + width] += (low_rank.to(y.dtype) @ b[slot].squeeze(0).to(y.dtype).T)[:count, :width]
             at += width
-        if rows is not None:
+        if not isinstance(rows, slice):
             y.index_copy_(0, rows, y_rows)
