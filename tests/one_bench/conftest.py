@@ -19,6 +19,7 @@ def bench(tmp_path_factory) -> Iterator:
     from rankrl.sweep.bench import Bench
 
     with Bench(runs_of("demo"), tmp_path_factory.mktemp("runs"), PARALLEL_RUNS) as bench:
+        bench.base_samples()  # here, so that their cache is in the bench's own directory whoever asks first
         yield bench
 
 
