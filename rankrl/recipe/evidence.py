@@ -45,8 +45,8 @@ EVIDENCE: dict[str, dict[Any, str]] = {
         "cosine": "measured here: to a tenth +.295, +.322, constant +.282, +.303 (6 seeds); not shown to help",
     },
     "trust_region.on": {
-        False: "measured here: at the right rate it adds nothing at rank 1 (3 seeds)",
-        True: "measured here: from a rate 4 times too large +.274, +.291, without it +.081, +.072 (3 seeds)",
+        False: "measured here: at the right rate it adds nothing at rank 1 (6 seeds)",
+        True: "measured here: from a rate 4 times too large +.279, +.296, without it +.081, +.072 (6 and 3 seeds)",
     },
     "kl_anchor.reference": {
         "base": "measured here: no other anchor is shown to help (2 seeds)",
