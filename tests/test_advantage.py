@@ -241,6 +241,7 @@ def test_settings_of_a_critic_that_is_not_there_are_named():
     assert done.returncode == 0 and done.stderr.startswith("warning: critic.rank without effect")
 
 
+@pytest.mark.slow
 def test_doctor_checks_the_machine_for_a_method():
     done = rankrl("doctor", "advantage.method=shrinkage", timeout_s=300)
     assert "value worker" not in done.stdout and "processes of a task    2 on 1 node" in done.stdout

@@ -41,6 +41,7 @@ def test_every_recipe_is_run_somewhere():
     assert {path.stem for path in (ROOT / "recipes").glob("*.yaml")} == {*ELSEWHERE, *REDUCED}
 
 
+@pytest.mark.slow
 def test_reduced_recipes_keep_their_arms():
     ids = [run.run_id for recipe in REDUCED for run in reduced(recipe)]
     assert len({*ids}) == len(ids), "runs of one bench need names of their own"

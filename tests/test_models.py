@@ -155,6 +155,7 @@ def test_sizes_under_gpt2s_names_are_read(family):
     assert (found.hidden, found.vocabulary, found.kv_heads, found.keys) == (64, 384, 2, 64)
 
 
+@pytest.mark.slow
 def test_shipped_models_are_served_and_vllm_is_not_imported():
     for path in SHIPPED.rglob("*.json"):
         check_served(path.stem, read_config(path))  # an error if vLLM takes no LoRA for it

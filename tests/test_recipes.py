@@ -296,6 +296,7 @@ def test_a_missing_recipe_file_and_a_broken_one(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_missing_model_directory_is_refused_before_anything_starts(tmp_path):
     words = [
         "recipes/demo.yaml",

@@ -268,6 +268,7 @@ def test_coverage_of_the_blocked_interval():
     assert np.mean(short) < 0.85
 
 
+@pytest.mark.slow
 def test_family_intervals_hold_at_once():
     rng, hold = np.random.default_rng(4), []
     for _ in range(800):
@@ -299,6 +300,7 @@ def test_a_risk_is_shown_at_the_promised_seed_and_not_before(family):
     assert risk_bound(0, n, family) < 0.1 <= risk_bound(0, n - 1, family)
 
 
+@pytest.mark.slow
 def test_error_rate_of_non_inferiority():
     """If the true loss equals the margin, at most 2.5 % of sweeps call it non-inferior."""
     draws = np.random.default_rng(5).normal(-0.01, 0.01, (3000, 6))
