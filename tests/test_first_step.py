@@ -70,6 +70,15 @@ def test_the_interval_is_of_the_logarithm_over_four_draws():
     assert together.ratio_ci95(1) == pytest.approx((2, 2))
 
 
+def test_what_was_not_measured_keeps_the_value_of_its_rule():
+    words = ("seeds=[0]", "optimizer.weight_decay=0.1", "rules.weight_decay={rule: power, exponent: -1}")
+    planned = runs_of("demo", *MEASURED, *words)[0]
+    run = planned.at(steps())
+    assert (run["lr"], run["weight_decay"]) == (pytest.approx(5e-4), pytest.approx(3.2))
+    assert run.recipe.optimizer.weight_decay == run["weight_decay"]
+    assert not run.pending and run.knobs["weight_decay"] == planned.knobs["weight_decay"]
+
+
 def test_rows_have_what_measure_prints():
     row = steps().rows()[0]
     assert [*row][:6] == ["rank", "kl_first_step", "kl_ci95", "kl_ratio", "kl_ratio_ci95", "grad_norm"]

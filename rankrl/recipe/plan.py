@@ -132,7 +132,8 @@ class Run:
 
     def at(self, found: FirstSteps) -> Run:
         """This run with the hyperparameters that follow from what was measured."""
-        return replace(self, knobs=derive(self.recipe, self.scale.reference, self.rank, found))
+        new = derive(self.recipe, self.scale.reference, self.rank, found)  # of a recipe that has other values already
+        return replace(self, knobs={name: new[name] if old.pending else old for name, old in self.knobs.items()})
 
     def row(self) -> dict[str, Any]:
         """What `rankrl plan` shows of this run, by column; None if it is still to be measured."""

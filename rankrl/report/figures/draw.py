@@ -379,10 +379,9 @@ def _derived(path: Path) -> dict[str, float]:
     """Knob -> value from section `derived` of a run.yaml; empty if it is damaged."""
     try:
         knobs = section("derived", resolved_sections(path).get("derived", "{}")).tree
-        values = {name: float(knob["value"]) for name, knob in knobs.items()}
+        return {name: value for name, knob in knobs.items() if isfinite(value := float(knob["value"]))}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return {}
-    return {name: value for name, value in values.items() if isfinite(value)}
 
 
 SECTIONS = (

@@ -31,8 +31,8 @@ UNIT_LEGENDRE = lru_cache(np.polynomial.legendre.leggauss)
 def tukey_quantile(p: float, groups: int, freedom: float) -> float:
     """Quantile p of the studentized range of `groups` means; inf degrees of freedom are allowed.
 
-    The double integral of scipy.stats.studentized_range, by Gauss-Legendre: an eighth of the time,
-    within 1e-8 of it.
+    The double integral of scipy.stats.studentized_range, by Gauss-Legendre: within 1e-8 of it, in
+    a fifth of its time at few degrees of freedom, a thirteenth at many.
     """
     node_Z, weight_Z = _legendre(-8.0, 8.0, 200)
     below_Z, weight_Z = special.ndtr(node_Z), weight_Z * groups * np.exp(-(node_Z**2) / 2) / sqrt(2 * pi)
