@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from typing import Any
 
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -62,3 +63,11 @@ def group_adapters() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     CpuPlatform.get_punica_wrapper = classmethod(lambda cls: "rankrl.ppo.cpu_lora.GroupedAdapters")
+
+
+def shared_prompts() -> Any:
+    """vLLM's setting by which an engine computes the prompt of several samples once."""
+    from vllm.config import KVTransferConfig
+
+    path = "rankrl.ppo.cpu_prompts"
+    return KVTransferConfig(kv_connector="SharedPrompts", kv_connector_module_path=path, kv_role="kv_both")

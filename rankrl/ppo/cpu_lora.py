@@ -106,7 +106,9 @@ def add(
         x_rows = x_rows.float() if count >= ROWS else pad(x_rows.float(), (0, 0, 0, ROWS - count))
         at = 0
         for a, b, width in zip(a_stacked, b_stacked, widths, strict=True):
-            low_rank = scale * (x_rows @ a[slot].squeeze(0).float().T)
+            low_rank = x_rows @ a[slot].squeeze(0).float().T
+            if scale != 1:  # ours is in B
+                low_rank *= scale
             y_rows[:, at : at + width] += (low_rank.to(y.dtype) @ b[slot].squeeze(0).to(y.dtype).T)[:count, :width]
             at += width
         if not isinstance(rows, slice):

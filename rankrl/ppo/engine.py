@@ -58,6 +58,7 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
                 from rankrl.ppo import cpu
 
                 cpu.group_adapters()
+                arguments["kv_transfer_config"] = cpu.shared_prompts()
             self._configure_device_env(arguments["distributed_executor_backend"], bundle_indices, num_gpus)
             # this is what puts vLLM's engine core into this process
             self._configure_vllm_env(version, vllm, full_determinism=True)
