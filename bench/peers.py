@@ -37,7 +37,7 @@ ARMS = {
     "gae": (),
 }
 WHOLE_ROLLOUT = "scale.placement.micro_batch=128"
-"""TRL's micro-batch, and a little faster than nano's 64, whose last bits the shipped figures have."""
+"""As TRL's. It is faster than nano's 64, but of other last bits than the shipped figures have."""
 
 
 def rankrl_s(runs: int, arm: str) -> float:
