@@ -1,0 +1,52 @@
+"""The study's runs as a table, and the numbers that its verdicts stand on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from keep import read
+
+from rankrl.report.statistics.intervals import t_interval
+
+STUDY = Path(__file__).resolve().parent
+
+
+def runs(part: str) -> pd.DataFrame:
+    """A row per run of a part: sweep, arm, rank, batch_size, seed, lr, alpha, gain, tokens.
+
+    A run that diverged has lost its base's score (plan, Analysis).
+    """
+    return pd.DataFrame([_row(row) for row in read(STUDY / f"{part}.parquet")])
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    result, derived = json.loads(row["result_json"]), yaml.safe_load(row["run_yaml"])["derived"]
+    diverged = result["status"] == "diverged"
+    return {
+        "sweep": row["sweep"],
+        **{key: result[key] for key in ("arm", "rank", "batch_size", "seed", "status")},
+        **{key: derived[key]["value"] for key in ("lr", "alpha")},
+        "gain": -result["base_score"] if diverged else result["gain"],
+        "tokens": result["tokens_total"],
+    }
+
+
+def mean_interval(values: Any) -> tuple[float, float, float]:
+    """Mean and ends of its 95 % t interval over seeds; NaN ends where there is none."""
+    values = np.asarray(values, dtype=float)
+    low, high = t_interval(values) or (np.nan, np.nan)
+    return float(values.mean()), low, high
+
+
+def difference(table: pd.DataFrame, one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
+    """Mean over seeds, and its interval, of the gain of `one` minus that of `other`.
+
+    `one` and `other` choose rows of `table`; only seeds of both count.
+    """
+    gains = [table[chosen].set_index("seed")["gain"] for chosen in (one, other)]
+    return mean_interval((gains[0] - gains[1]).dropna())
