@@ -76,8 +76,9 @@ class SharedPrompts(KVConnectorBase_V1):
         return chosen
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
-        if self.leaders.get(_key(request)) is request:
-            del self.leaders[_key(request)]
+        key = _key(request)
+        if key in self.leaders and self.leaders[key] is request:
+            del self.leaders[key]
             self.leader_blocks.pop(request.request_id, None)
         return False, None
 
