@@ -9,12 +9,12 @@ part=$1
 sweep() { $RANKRL sweep "$@" --runs "$RUNS/$part"; }
 case $part in
   a)
-    sweep recipes/study/study_a.yaml ranks=[1,4,32]
-    sweep recipes/study/study_a.yaml ranks=[256] # apart: beside it, services would be sized for rank 256
-    sweep recipes/study/study_a_batch.yaml
+    sweep study/study_a.yaml ranks=[1,4,32]
+    sweep study/study_a.yaml ranks=[256] # apart: beside it, services would be sized for rank 256
+    sweep study/study_a_batch.yaml
     ;;
-  a-small) sweep recipes/study/study_a.yaml ranks=[1,32,256] seeds=[12] ;;
-  e) sweep recipes/study/study_e.yaml ;;
+  a-small) sweep study/study_a.yaml ranks=[1,32,256] seeds=[12] ;;
+  e) sweep study/study_e.yaml ;;
   *)
     echo "PART: got '$part', allowed: a, a-small, e" >&2
     exit 2
