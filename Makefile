@@ -1,12 +1,13 @@
 # make demo: set up, train the demo sweep, report.  make test: set up, run every test.
 # make board: TensorBoard over RUNS, on loopback.
 # make bench: what a seed costs here, as a table.
+# make study-a: part A of the study, small; make study-figures: its figures, from the records in study/.
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
 RUNS ?= runs
 
-.PHONY: setup demo board test quick lint bench
+.PHONY: setup demo board test quick lint bench study-a study-figures
 
 setup: $(READY)
 
@@ -40,6 +41,12 @@ bench: $(READY) .venv-trl/.ready
 	$(VENV)/bin/python bench/peers.py
 	$(VENV)/bin/python bench/grader.py
 	$(VENV)/bin/python bench/report.py
+
+study-a: $(READY)
+	sh study/run.sh a-small
+
+study-figures: $(READY)
+	$(VENV)/bin/python study/figures.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Part A: where does the sweet spot of ranks come from? Verdicts on H1 to H4, and two figures."""
+"""Part A: where does the sweet spot of ranks come from? Verdicts on H1 to H3, and two figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from runs import difference, mean_interval
+from runs import Estimate, difference, mean_interval
 
 from rankrl.report.figures.canvas import COLOURS, MARKERS, Canvas, log2_axis, panels
 
@@ -14,7 +14,6 @@ EXPONENTS = {"constant": 0.0, "sqrt": 0.5, "proportional": 1.0}
 NAMES = {"constant": "alpha constant", "sqrt": "alpha ~ sqrt r", "proportional": "alpha ~ r"}
 INHERITED = 1e-3
 """The rate of rank 32."""
-MARGIN = 0.02
 
 
 def grid(table: pd.DataFrame) -> pd.DataFrame:
@@ -48,11 +47,11 @@ def best_arms(table: pd.DataFrame, rank: int) -> dict[str, float]:
 
 
 def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """(hypothesis, what, n, estimate, interval) of H1 to H4."""
+    """Rows of H1 to H3: hypothesis, what, n (seeds), mean, low and high of its interval."""
     rows, found = grid(table), []
 
-    def said(hypothesis: str, what: str, values: tuple[float, float, float]) -> None:
-        found.append({"hypothesis": hypothesis, "what": what, "mean": values[0], "low": values[1], "high": values[2]})
+    def said(hypothesis: str, what: str, values: Estimate) -> None:
+        found.append({"hypothesis": hypothesis, "what": what, **values._asdict()})
 
     def cell(exponent: str, rank: int, lr: float) -> pd.Series:
         return (rows["exponent"] == exponent) & (rows["rank"] == rank) & np.isclose(rows["lr"], lr)
@@ -83,7 +82,7 @@ def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def heat_maps(table: pd.DataFrame) -> Canvas:
+def gain_by_rank_and_rate(table: pd.DataFrame) -> Canvas:
     """Mean gain over rank and rate, a panel per exponent of alpha."""
     rows = grid(table)
     ranks, rates = sorted(rows["rank"].unique()), sorted(rows["lr"].unique())
@@ -113,9 +112,9 @@ def best_rate_by_rank(table: pd.DataFrame) -> Canvas:
         rows, power = best[best["exponent"] == exponent], mean_interval(slopes(table, exponent))
         shift = 2 ** (0.12 * (i - 1))
         panel.plot(rows["rank"] * shift, rows["lr"] * shift, MARKERS[i], color=COLOURS[i], alpha=0.5, ms=5)
-        centre = np.log2(rows["lr"]).mean() - power[0] * np.log2(rows["rank"]).mean()
-        label = f"{NAMES[exponent]}: r^{power[0]:.2f} [{power[1]:.2f}, {power[2]:.2f}]"
-        panel.plot(rank, 2 ** (centre + power[0] * np.log2(rank)), color=COLOURS[i], label=label)
+        centre = np.log2(rows["lr"]).mean() - power.mean * np.log2(rows["rank"]).mean()
+        label = f"{NAMES[exponent]}: r^{power.mean:.2f} [{power.low:.2f}, {power.high:.2f}]"
+        panel.plot(rank, 2 ** (centre + power.mean * np.log2(rank)), color=COLOURS[i], label=label)
     log2_axis(panel, [1, 4, 32, 256])
     panel.set_yscale("log", base=2)
     rates = sorted(best["lr"].unique())
@@ -123,3 +122,6 @@ def best_rate_by_rank(table: pd.DataFrame) -> Canvas:
     panel.set_ylabel("best of five rates, by seed")
     panel.legend()
     return canvas
+
+
+FIGURES = (gain_by_rank_and_rate, best_rate_by_rank)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,14 +36,23 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def mean_interval(values: Any) -> tuple[float, float, float]:
-    """Mean and ends of its 95 % t interval over seeds; NaN ends where there is none."""
+class Estimate(NamedTuple):
+    """A mean over seeds with its 95 % t interval."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Any) -> Estimate:
+    """The mean of `values`, one per seed. Its ends are NaN if there are fewer than two, or all equal."""
     values = np.asarray(values, dtype=float)
     low, high = t_interval(values) or (np.nan, np.nan)
-    return float(values.mean()), low, high
+    return Estimate(len(values), float(values.mean()), low, high)
 
 
-def difference(table: pd.DataFrame, one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
+def difference(table: pd.DataFrame, one: pd.Series, other: pd.Series) -> Estimate:
     """Mean over seeds, and its interval, of the gain of `one` minus that of `other`.
 
     `one` and `other` choose rows of `table`; only seeds of both count.
