@@ -1,6 +1,7 @@
 #!/bin/sh
 # sh study/run.sh PART: the runs of a part of the study (docs/study/plan.md) into RUNS, then its records into study/PART.parquet.
-# It goes on where it was stopped. PART is a, a-small, b, d or e; what part b showed decides the recipe of part c.
+# It goes on where it was stopped. PART is a, a-small, b, d or e;
+# what part b showed decides the recipe of part c.
 set -eu
 RANKRL=${RANKRL:-.venv/bin/rankrl}
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -14,9 +15,19 @@ case $part in
     sweep study/study_a_batch.yaml
     ;;
   a-small) sweep study/study_a.yaml ranks=[1,32,256] seeds=[12] ;;
+  b) # two seeds of every arm; `rankrl next` then says where more would tell
+    for arms in init allocation optim variance; do
+      sweep "recipes/ablate_$arms.yaml" steps=60 ranks=[1] seeds=[20,21]
+    done
+    sweep recipes/low_rank.yaml steps=60 ranks=[32] seeds=[20,21]
+    ;;
+  d)
+    sweep recipes/tail.yaml steps=60 eval_every=10 batch_sizes=[16] seeds=[40,41,42,43]
+    sweep recipes/tail.yaml name=tail_inherited rules.lr.rule=constant steps=60 eval_every=10 batch_sizes=[16] seeds=[40,41,42,43]
+    ;;
   e) sweep study/study_e.yaml ;;
   *)
-    echo "PART: got '$part', allowed: a, a-small, e" >&2
+    echo "PART: got '$part', allowed: a, a-small, b, d, e" >&2
     exit 2
     ;;
 esac

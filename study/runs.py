@@ -46,7 +46,7 @@ class Estimate(NamedTuple):
 
 
 def mean_interval(values: Any) -> Estimate:
-    """The mean of `values`, one per seed. Its ends are NaN if there are fewer than two, or all equal."""
+    """The mean of `values`, one per seed; NaN ends for fewer than two, or if all are equal."""
     values = np.asarray(values, dtype=float)
     low, high = t_interval(values) or (np.nan, np.nan)
     return Estimate(len(values), float(values.mean()), low, high)
