@@ -29,9 +29,18 @@ def connector():
 
     from rankrl.ppo.cpu_prompts import SharedPrompts
 
-    cache = SimpleNamespace(block_size=BLOCK_TOKENS)
-    config = SimpleNamespace(cache_config=cache, kv_transfer_config=SimpleNamespace(is_kv_producer=True))
-    return SharedPrompts(config, KVConnectorRole.SCHEDULER, None)
+    config = SimpleNamespace(cache_config=SimpleNamespace(block_size=BLOCK_TOKENS), kv_transfer_config="any")
+    return SharedPrompts(config, KVConnectorRole.SCHEDULER, SimpleNamespace(kv_cache_groups=[layers()]))
+
+
+def layers(window: int | None = None):
+    """vLLM's group of layers that attend to all tokens, or to a window of them."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, SlidingWindowSpec
+
+    size = {"block_size": BLOCK_TOKENS, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    return KVCacheGroupSpec(
+        ["l"], SlidingWindowSpec(**size, sliding_window=window) if window else FullAttentionSpec(**size)
+    )
 
 
 def asks(connector, request, computed=0):
@@ -103,3 +112,13 @@ def test_whole_blocks_are_copied_in_every_layer(connector):
     connector.start_load_kv(None)
     assert caches["one"].flatten().tolist() == [2, 1, 2, 1, 4, 1]
     assert caches["two"].flatten().tolist() == [12, 11, 12, 11, 14, 11]
+
+
+def test_nothing_is_shared_where_a_layer_sees_a_window_only(connector):
+    from rankrl.ppo.cpu_prompts import all_see_all
+
+    assert all_see_all([layers()])
+    assert not any(map(all_see_all, ([layers(9)], [layers(), layers()], [])))
+    connector.shares = False
+    assert [asks(connector, Request(name, PROMPT)) for name in "ab"] == [0, 0]
+    assert runs(connector, Request("c", PROMPT), [10, 11]) == {}

@@ -16,7 +16,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorRole,
+    SupportsHMA,
 )
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 Key: TypeAlias = "tuple[str | None, tuple[int, ...]]"
 """Name of the adapter's version, or None for the base; tokens of the prompt."""
@@ -29,16 +31,21 @@ class Copies(KVConnectorMetadata):
     targets: dict[int, list[int]] = field(default_factory=dict)
 
 
-class SharedPrompts(KVConnectorBase_V1):
+class SharedPrompts(KVConnectorBase_V1, SupportsHMA):
     """vLLM's connector to a store of computed prompts, where the store is the engine's own cache.
 
     vLLM makes one for its scheduler, which chooses the copies, and one for its worker, which makes
-    them.
+    them. Nothing is shared where a layer looks at a window only, or is no attention: such a layer's
+    blocks may be free long before the request that filled them has finished.
     """
+
+    requires_kv_delivery = False
+    """No request waits for a copy from it."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any):
         super().__init__(vllm_config, role, kv_cache_config)
         self.block_tokens: int = vllm_config.cache_config.block_size
+        self.shares = all_see_all(kv_cache_config.kv_cache_groups)
         self.leaders: dict[Key, Any] = {}
         """The request that computes a prompt, until it has finished."""
         self.leader_blocks: dict[str, list[int]] = {}
@@ -53,6 +60,8 @@ class SharedPrompts(KVConnectorBase_V1):
         None lets the request wait for a step: another one has begun to compute its prompt.
         """
         tokens = request.num_prompt_tokens - 1 - num_computed_tokens
+        if not self.shares:
+            return 0, False
         leader = self.leaders.setdefault(_key(request), request)
         if tokens <= 0 or leader is request:
             return 0, False
@@ -61,7 +70,9 @@ class SharedPrompts(KVConnectorBase_V1):
         return (tokens if computed else None), False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        ids = blocks.get_block_ids()[0]
+        if not self.shares:
+            return
+        (ids,) = blocks.get_block_ids()
         leader = self.leaders[_key(request)]
         if leader is request:
             self.leader_blocks[request.request_id] = ids
@@ -81,6 +92,9 @@ class SharedPrompts(KVConnectorBase_V1):
             del self.leaders[key]
             self.leader_blocks.pop(request.request_id, None)
         return False, None
+
+    def request_finished_all_groups(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, None]:
+        return self.request_finished(request, [])
 
     # of the worker
 
@@ -103,6 +117,14 @@ class SharedPrompts(KVConnectorBase_V1):
 
     def wait_for_save(self) -> None:
         """Nothing to wait for."""
+
+
+def all_see_all(groups: list[Any]) -> bool:
+    """Whether all layers attend to every token before theirs, so that one table of blocks serves."""
+    specs = [group.kv_cache_spec for group in groups]
+    windows = ("sliding_window", "attention_chunk_size")
+    full = [isinstance(spec, FullAttentionSpec) and not any(getattr(spec, name) for name in windows) for spec in specs]
+    return full == [True]
 
 
 def _key(request: Any) -> Key:

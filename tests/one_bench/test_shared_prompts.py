@@ -9,6 +9,19 @@ import ray
 pytestmark = pytest.mark.pipeline
 
 
+def count_copies(engine):
+    """Lets the engine count the blocks that it copies from now on. Runs in its process."""
+    connector = engine.llm.engine_core.engine_core.scheduler.connector
+    chosen, engine.copies = connector.build_connector_meta, 0
+
+    def counted(output):
+        copies = chosen(output)
+        engine.copies += sum(map(len, copies.targets.values()))
+        return copies
+
+    connector.build_connector_meta = counted
+
+
 def test_samples_of_a_prompt_are_those_of_requests_that_come_one_by_one(bench, attach):
     from rankrl.ppo.serving import Requests
 
@@ -16,8 +29,10 @@ def test_samples_of_a_prompt_are_those_of_requests_that_come_one_by_one(bench, a
     (engine,) = bench.services.engines
     prompts = [prompt for item in bench.train_items[:4] for prompt in [bench.prompter(item)] * 6]
     seeds = [7 * i for i in range(len(prompts))]
+    ray.get(engine.__ray_call__.remote(count_copies))
     for adapter in (None, trainer.adapter_id):
         together = ray.get(engine.generate_batch.remote(adapter, Requests(prompts, seeds, 1.0, 8)))
+        assert ray.get(engine.__ray_call__.remote(lambda engine: engine.copies)) >= 20
         alone = [
             ray.get(engine.generate_batch.remote(adapter, Requests([prompt], [seed], 1.0, 8)))
             for prompt, seed in zip(prompts, seeds, strict=True)
