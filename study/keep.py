@@ -1,9 +1,9 @@
 """`python study/keep.py pack RUNS FILE` keeps a part of the study as one small Parquet file.
 
-A row per finished run: its run.yaml and result.json as they are, some curves of its metrics.jsonl,
-the verdicts of its evaluations. No text of a sample, no weights. Runs that are in FILE stay; a run
-that is there with another result is refused. `unpack FILE DIR` writes run directories again,
-which `rankrl report DIR` reads.
+A row per run that finished or diverged: its run.yaml and result.json as they are, some curves of
+its metrics.jsonl, the verdicts of its evaluations. No text of a sample, no weights. Runs that are
+in FILE stay; a run that is there with another result is refused. `unpack FILE DIR` writes run
+directories again, which `rankrl report DIR` reads.
 """
 
 from __future__ import annotations
@@ -55,12 +55,16 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def pack(runs: Path, file: Path) -> int:
-    """Adds the finished runs below `runs` to `file`. Returns the number of its rows.
+    """Adds the runs below `runs` that have an outcome to `file`. Returns the number of its rows.
+
+    A run that failed has none: it is to be run again.
 
     Raises ValueError for a run that `file` has with another result.
     """
     kept = {(old["sweep"], old["run_id"]): old for old in read(file)}
     for result in sorted(runs.glob("*/*/result.json")):
+        if json.loads(result.read_text())["status"] == "failed":
+            continue
         new = row(result.parent)
         key = (new["sweep"], new["run_id"])
         if kept.setdefault(key, new)["result_json"] != new["result_json"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -39,47 +40,59 @@ def slopes(table: pd.DataFrame, exponent: str) -> np.ndarray:
     return np.array(found)
 
 
-def best_arms(table: pd.DataFrame, rank: int) -> dict[str, float]:
-    """Exponent -> the rate with the highest mean gain at `rank`."""
+def at_edge(table: pd.DataFrame, exponent: str) -> int:
+    """In how many ranks and seeds the best rate is the lowest or the highest of its grid."""
+    rows, best = grid(table), best_rates(table)
+    ends = rows.groupby(["exponent", "rank"])["lr"].agg(["min", "max"])
+    ours = best[best["exponent"] == exponent]
+    return sum(row.lr in tuple(ends.loc[(exponent, row.rank)]) for row in ours.itertuples())
+
+
+def best_rate(table: pd.DataFrame, exponent: str, rank: int) -> float:
+    """The rate with the highest mean gain at `rank`."""
     rows = grid(table)
-    means = rows[rows["rank"] == rank].groupby(["exponent", "lr"])["gain"].mean()
-    return {exponent: means[exponent].idxmax() for exponent in EXPONENTS}
+    return rows[(rows["exponent"] == exponent) & (rows["rank"] == rank)].groupby("lr")["gain"].mean().idxmax()
+
+
+def cell(rows: pd.DataFrame, exponent: str, rank: int, lr: float) -> pd.Series:
+    return (rows["exponent"] == exponent) & (rows["rank"] == rank) & np.isclose(rows["lr"], lr)
+
+
+def inherited(table: pd.DataFrame, exponent: str, rank: int, family: int) -> Estimate:
+    """Gain at `rank` minus that at rank 32, both at the rate of rank 32."""
+    rows = grid(table)
+    return difference(rows, *(cell(rows, exponent, r, INHERITED) for r in (rank, 32)), family)
+
+
+def at_the_best(table: pd.DataFrame, one: tuple[str, int], other: tuple[str, int], family: int) -> Estimate:
+    """Gain of one (exponent, rank) minus that of another one, each at its best rate."""
+    rows = grid(table)
+    return difference(rows, *(cell(rows, *which, best_rate(table, *which)) for which in (one, other)), family)
 
 
 def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of H1 to H3: hypothesis, what, n (seeds), mean, low and high of its interval."""
-    rows, found = grid(table), []
-
-    def said(hypothesis: str, what: str, values: Estimate) -> None:
-        found.append({"hypothesis": hypothesis, "what": what, **values._asdict()})
-
-    def cell(exponent: str, rank: int, lr: float) -> pd.Series:
-        return (rows["exponent"] == exponent) & (rows["rank"] == rank) & np.isclose(rows["lr"], lr)
-
-    for rank in (1, 256):
-        for exponent in EXPONENTS:
-            values = difference(rows, cell(exponent, rank, INHERITED), cell(exponent, 32, INHERITED))
-            said("H1", f"{NAMES[exponent]}, inherited rate: rank {rank} minus 32", values)
+    ranks = [rank for rank in (1, 256) if rank in set(table["rank"])]
+    found: list[tuple[str, str, Estimate]] = []
+    for exponent in ("proportional", "constant", "sqrt"):
+        of = "H1" if exponent == "proportional" else f"beside H1, {exponent}"
+        for rank in ranks:
+            what = f"{NAMES[exponent]}, rate of rank 32: rank {rank} minus 32"
+            found.append((of, what, inherited(table, exponent, rank, len(ranks))))
     for exponent, p in EXPONENTS.items():
-        said(
-            "H2",
-            f"{NAMES[exponent]}: power of the rank in the best rate; predicted {-p}",
-            mean_interval(slopes(table, exponent)),
-        )
-    best = best_arms(table, 1)
-    for one, other in (("constant", "sqrt"), ("constant", "proportional"), ("sqrt", "proportional")):
-        values = difference(rows, cell(one, 1, best[one]), cell(other, 1, best[other]))
-        said(
-            "H3",
-            f"rank 1 at its best rates: {NAMES[one]} ({best[one]:g}) minus {NAMES[other]} ({best[other]:g})",
-            values,
-        )
+        n = at_edge(table, exponent)
+        what = f"{NAMES[exponent]}: power of the rank in the best rate, predicted {-p:g} ({n} best rates at an end of the grid)"
+        found.append(("H2", what, mean_interval(slopes(table, exponent), len(EXPONENTS))))
+    for one, other in combinations(EXPONENTS, 2):
+        rates = " and ".join(f"{best_rate(table, exponent, 1):g}" for exponent in (one, other))
+        what = f"rank 1, best rates ({rates}): {NAMES[one]} minus {NAMES[other]}"
+        found.append(("H3", what, at_the_best(table, (one, 1), (other, 1), 3)))
     for exponent in EXPONENTS:
-        own = {rank: best_arms(table, rank)[exponent] for rank in (1, 32, 256)}
-        for rank in (1, 256):
-            values = difference(rows, cell(exponent, rank, own[rank]), cell(exponent, 32, own[32]))
-            said("sweet spot", f"{NAMES[exponent]}, best rate of each: rank {rank} minus 32", values)
-    return found
+        for rank in ranks:
+            what = f"{NAMES[exponent]}, best rate of each: rank {rank} minus 32"
+            family = len(ranks) * len(EXPONENTS)
+            found.append(("sweet spot", what, at_the_best(table, (exponent, rank), (exponent, 32), family)))
+    return [{"hypothesis": of, "what": what, **values._asdict()} for of, what, values in found]
 
 
 def gain_by_rank_and_rate(table: pd.DataFrame) -> Canvas:
@@ -99,7 +112,7 @@ def gain_by_rank_and_rate(table: pd.DataFrame) -> Canvas:
         panel.set_xlabel("LoRA rank")
         panel.set_title(NAMES[exponent])
     axes.flat[0].set_ylabel("learning rate")
-    canvas.colorbar(image, ax=list(axes.flat), label="mean gain, 4 seeds")
+    canvas.colorbar(image, ax=list(axes.flat), label=f"mean gain, {rows['seed'].nunique()} seeds")
     return canvas
 
 

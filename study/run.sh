@@ -1,29 +1,34 @@
 #!/bin/sh
 # sh study/run.sh PART: the runs of a part of the study (docs/study/plan.md) into RUNS, then its records into study/PART.parquet.
-# It goes on where it was stopped. PART is a, a-small, b, d or e;
-# what part b showed decides the recipe of part c.
+# It goes on where it was stopped. PART is a, b, d, e, or a-small: a tenth of part a, with figures of its own in RUNS.
+# What part b shows decides the recipe of part c.
 set -eu
 RANKRL=${RANKRL:-.venv/bin/rankrl}
 PYTHON=${PYTHON:-.venv/bin/python}
 RUNS=${RUNS:-runs/study}
 part=$1
-sweep() { $RANKRL sweep "$@" --runs "$RUNS/$part"; }
+sweep() { # a run that diverged is an outcome (exit code 1); all else ends the part
+  $RANKRL sweep "$@" --runs "$RUNS/$part" || [ $? -eq 1 ]
+}
 case $part in
   a)
-    sweep study/study_a.yaml ranks=[1,4,32]
-    sweep study/study_a.yaml ranks=[256] # apart: beside it, services would be sized for rank 256
+    sweep study/study_a.yaml 'ranks=[1,4,32]'
+    sweep study/study_a.yaml 'ranks=[256]' # apart: beside it, services would be sized for rank 256
     sweep study/study_a_batch.yaml
     ;;
-  a-small) sweep study/study_a.yaml ranks=[1,32,256] seeds=[12] ;;
+  a-small) sweep study/study_a.yaml 'ranks=[1,32,256]' 'seeds=[12,13]' ;;
   b) # two seeds of every arm; `rankrl next` then says where more would tell
-    for arms in init allocation optim variance; do
-      sweep "recipes/ablate_$arms.yaml" steps=60 ranks=[1] seeds=[20,21]
+    for arms in init optim variance; do
+      sweep "recipes/ablate_$arms.yaml" steps=60 'ranks=[1]' 'seeds=[20,21]'
     done
-    sweep recipes/low_rank.yaml steps=60 ranks=[32] seeds=[20,21]
+    sweep recipes/ablate_allocation.yaml steps=60 equal_params=0.06 'ranks=[1]' 'seeds=[20,21]'
+    sweep recipes/low_rank.yaml steps=60 'ranks=[32]' 'seeds=[20,21]'
     ;;
   d)
-    sweep recipes/tail.yaml steps=60 eval_every=10 batch_sizes=[16] seeds=[40,41,42,43]
-    sweep recipes/tail.yaml name=tail_inherited rules.lr.rule=constant steps=60 eval_every=10 batch_sizes=[16] seeds=[40,41,42,43]
+    last="steps=60 eval_every=10 seeds=[40,41,42,43]"
+    sweep recipes/tail.yaml $last 'batch_sizes=[16]'
+    sweep recipes/tail.yaml name=tail_inherited rules.lr.rule=constant $last 'batch_sizes=[16]'
+    sweep study/study_d_64.yaml $last
     ;;
   e) sweep study/study_e.yaml ;;
   *)
@@ -31,4 +36,9 @@ case $part in
     exit 2
     ;;
 esac
-$PYTHON study/keep.py pack "$RUNS/$part" "study/$part.parquet"
+if [ "$part" = a-small ]; then
+  $PYTHON study/keep.py pack "$RUNS/$part" "$RUNS/a.parquet"
+  $PYTHON study/figures.py --records "$RUNS" --to "$RUNS/figures"
+else
+  $PYTHON study/keep.py pack "$RUNS/$part" "study/$part.parquet"
+fi

@@ -16,12 +16,12 @@ from rankrl.report.statistics.intervals import t_interval
 STUDY = Path(__file__).resolve().parent
 
 
-def runs(part: str) -> pd.DataFrame:
-    """A row per run of a part: sweep, arm, rank, batch_size, seed, lr, alpha, gain, tokens.
+def runs(file: Path) -> pd.DataFrame:
+    """A row per run of a part's file: sweep, arm, rank, batch_size, seed, lr, alpha, gain, tokens.
 
     A run that diverged has lost its base's score (plan, Analysis).
     """
-    return pd.DataFrame([_row(row) for row in read(STUDY / f"{part}.parquet")])
+    return pd.DataFrame([_row(row) for row in read(file)])
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % t interval."""
+    """A mean over seeds with its t interval."""
 
     n: int
     mean: float
@@ -45,17 +45,20 @@ class Estimate(NamedTuple):
     high: float
 
 
-def mean_interval(values: Any) -> Estimate:
-    """The mean of `values`, one per seed; NaN ends for fewer than two, or if all are equal."""
+def mean_interval(values: Any, family: int = 1) -> Estimate:
+    """The mean of `values`, one per seed, as one of `family` that hold together at 95 %.
+
+    The ends are NaN for fewer than two values, or if all are equal.
+    """
     values = np.asarray(values, dtype=float)
-    low, high = t_interval(values) or (np.nan, np.nan)
+    low, high = t_interval(values, 1 - 0.05 / family) or (np.nan, np.nan)
     return Estimate(len(values), float(values.mean()), low, high)
 
 
-def difference(table: pd.DataFrame, one: pd.Series, other: pd.Series) -> Estimate:
+def difference(table: pd.DataFrame, one: pd.Series, other: pd.Series, family: int = 1) -> Estimate:
     """Mean over seeds, and its interval, of the gain of `one` minus that of `other`.
 
-    `one` and `other` choose rows of `table`; only seeds of both count.
+    `one` and `other` choose rows of `table`, at most one per seed; only seeds of both count.
     """
-    gains = [table[chosen].set_index("seed")["gain"] for chosen in (one, other)]
-    return mean_interval((gains[0] - gains[1]).dropna())
+    gains = [table[chosen].set_index("seed", verify_integrity=True)["gain"] for chosen in (one, other)]
+    return mean_interval((gains[0] - gains[1]).dropna(), family)

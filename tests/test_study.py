@@ -38,7 +38,10 @@ def test_a_part_grows_and_no_run_of_it_changes(study, tmp_path):
     keep, file, one = study("keep"), tmp_path / "part.parquet", small(tmp_path / "one")
     keep.pack(one.parent, file)
     ablation(tmp_path / "one")
-    assert keep.pack(one.parent, file) > 6
+    assert (n := keep.pack(one.parent, file)) > 6
+    failed = next((tmp_path / "one" / "ablation").glob("*/result.json"))
+    failed.write_text(failed.read_text().replace("finished", "failed"))
+    assert keep.pack(one.parent, tmp_path / "other.parquet") == n - 1, "what failed has no outcome"
     result = next(one.glob("*/result.json"))
     result.write_text(result.read_text().replace("gain", "gone"))
     with pytest.raises(ValueError, match="allowed: each run once"):
@@ -57,6 +60,7 @@ def test_the_power_of_rank_in_the_best_rate_is_fitted_seed_by_seed(study):
     table = grid_of(lambda name, rank, lr: -abs(lr - best.get(name, {1: 4e-3, 32: 1e-3, 256: 5e-4})[rank]))
     slopes = study("part_a").slopes
     assert slopes(table, "constant").tolist() == pytest.approx([0, 0])
+    assert (study("part_a").at_edge(table, "constant"), study("part_a").at_edge(table, "proportional")) == (0, 4)
     # of the rate's log2 (2, 0, -1) on the rank's (0, 5, 8): (-65 - 2 - 44) / 9 over 294 / 9
     assert slopes(table, "proportional").tolist() == pytest.approx([-111 / 294] * 2)
 
@@ -66,6 +70,7 @@ def test_differences_are_of_the_same_seeds_and_a_diverged_run_has_lost_its_base(
     found = study("runs").difference(table, table["arm"] == "a", table["arm"] == "b")
     assert (found.n, found.mean) == (2, pytest.approx(0.25))
     assert found.low == pytest.approx(0.25 - 12.7062 * 0.05, abs=1e-3)
+    assert study("runs").mean_interval([0.2, 0.3], family=2).low == pytest.approx(0.25 - 25.4517 * 0.05, abs=1e-3)
     texts = {"result_json": '{"status": "diverged", "base_score": 0.25, "gain": 0.1, "arm": "", "rank": 1, "seed": 0,'}
     texts["result_json"] += ' "batch_size": 16, "tokens_total": 5}'
     texts["run_yaml"] = "derived: {lr: {value: 1}, alpha: {value: 2}}"

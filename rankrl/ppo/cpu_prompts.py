@@ -120,7 +120,7 @@ class SharedPrompts(KVConnectorBase_V1, SupportsHMA):
 
 
 def all_see_all(groups: list[Any]) -> bool:
-    """Whether all layers attend to every token before theirs, so that one table of blocks serves."""
+    """Whether all layers attend to every token before theirs: one table of blocks serves them."""
     specs = [group.kv_cache_spec for group in groups]
     windows = ("sliding_window", "attention_chunk_size")
     full = [isinstance(spec, FullAttentionSpec) and not any(getattr(spec, name) for name in windows) for spec in specs]
