@@ -13,6 +13,8 @@ from rankrl.report.figures.canvas import COLOURS, MARKERS, Canvas, log2_axis, pa
 
 EXPONENTS = {"constant": 0.0, "sqrt": 0.5, "proportional": 1.0}
 NAMES = {"constant": "alpha constant", "sqrt": "alpha ~ sqrt r", "proportional": "alpha ~ r"}
+WIDEST = 0.36
+"""Gain of the darkest shade."""
 INHERITED = 1e-3
 """The rate of rank 32."""
 
@@ -81,7 +83,7 @@ def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
             found.append((of, what, inherited(table, exponent, rank, len(ranks))))
     for exponent, p in EXPONENTS.items():
         n = at_edge(table, exponent)
-        what = f"{NAMES[exponent]}: power of the rank in the best rate, predicted {-p:g} ({n} best rates at an end of the grid)"
+        what = f"{NAMES[exponent]}: power of the rank in the best rate, predicted {-p or 0:g} ({n} best rates at an end of the grid)"
         found.append(("H2", what, mean_interval(slopes(table, exponent), len(EXPONENTS))))
     for one, other in combinations(EXPONENTS, 2):
         rates = " and ".join(f"{best_rate(table, exponent, 1):g}" for exponent in (one, other))
@@ -95,6 +97,11 @@ def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{"hypothesis": of, "what": what, **values._asdict()} for of, what, values in found]
 
 
+def ink(gain: float) -> str:
+    """Colour of a gain on its own shade."""
+    return "white" if abs(gain) > WIDEST / 2 else "black"
+
+
 def gain_by_rank_and_rate(table: pd.DataFrame) -> Canvas:
     """Mean gain over rank and rate, a panel per exponent of alpha."""
     rows = grid(table)
@@ -103,10 +110,10 @@ def gain_by_rank_and_rate(table: pd.DataFrame) -> Canvas:
     for panel, exponent in zip(axes.flat, EXPONENTS, strict=True):
         means = rows[rows["exponent"] == exponent].pivot_table(index="lr", columns="rank", values="gain")
         means = means.reindex(index=rates, columns=ranks)
-        image = panel.pcolormesh(means.to_numpy(), cmap="RdBu", vmin=-0.32, vmax=0.32, edgecolors="white", lw=0.5)
+        image = panel.pcolormesh(means.to_numpy(), cmap="RdBu", vmin=-WIDEST, vmax=WIDEST, edgecolors="white", lw=0.5)
         for (i, j), value in np.ndenumerate(means.to_numpy()):
             if np.isfinite(value):
-                panel.text(j + 0.5, i + 0.5, f"{value:+.2f}", ha="center", va="center", fontsize=8)
+                panel.text(j + 0.5, i + 0.5, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=ink(value))
         panel.set_xticks(np.arange(len(ranks)) + 0.5, ranks)
         panel.set_yticks(np.arange(len(rates)) + 0.5, [f"{rate:.3g}" for rate in rates])
         panel.set_xlabel("LoRA rank")
@@ -122,9 +129,9 @@ def best_rate_by_rank(table: pd.DataFrame) -> Canvas:
     canvas, axes = panels(1, 5.6, 3.6)
     panel, rank = axes[0, 0], np.array([1.0, 256.0])
     for i, exponent in enumerate(EXPONENTS):
-        rows, power = best[best["exponent"] == exponent], mean_interval(slopes(table, exponent))
+        rows, power = best[best["exponent"] == exponent], mean_interval(slopes(table, exponent), len(EXPONENTS))
         shift = 2 ** (0.12 * (i - 1))
-        panel.plot(rows["rank"] * shift, rows["lr"] * shift, MARKERS[i], color=COLOURS[i], alpha=0.5, ms=5)
+        panel.plot(rows["rank"] * shift, rows["lr"], MARKERS[i], color=COLOURS[i], alpha=0.5, ms=5)
         centre = np.log2(rows["lr"]).mean() - power.mean * np.log2(rows["rank"]).mean()
         label = f"{NAMES[exponent]}: r^{power.mean:.2f} [{power.low:.2f}, {power.high:.2f}]"
         panel.plot(rank, 2 ** (centre + power.mean * np.log2(rank)), color=COLOURS[i], label=label)
