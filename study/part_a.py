@@ -82,8 +82,8 @@ def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
             what = f"{NAMES[exponent]}, rate of rank 32: rank {rank} minus 32"
             found.append((of, what, inherited(table, exponent, rank, len(ranks))))
     for exponent, p in EXPONENTS.items():
-        n = at_edge(table, exponent)
-        what = f"{NAMES[exponent]}: power of the rank in the best rate, predicted {-p or 0:g} ({n} best rates at an end of the grid)"
+        ends = f"{at_edge(table, exponent)} best rates at an end of the grid"
+        what = f"{NAMES[exponent]}: power of the rank in the best rate, predicted {-p or 0:g} ({ends})"
         found.append(("H2", what, mean_interval(slopes(table, exponent), len(EXPONENTS))))
     for one, other in combinations(EXPONENTS, 2):
         rates = " and ".join(f"{best_rate(table, exponent, 1):g}" for exponent in (one, other))
