@@ -20,10 +20,14 @@ INHERITED = 1e-3
 
 
 def grid(table: pd.DataFrame) -> pd.DataFrame:
-    """The grid of exponent, rank and rate, with the exponent's name in a column of its own."""
+    """The grid of exponent, rank and rate, with the exponent's name in a column of its own.
+
+    Ranks of which some runs are still missing are left out.
+    """
     rows = table[table["sweep"] == "study_a"].copy()
     rows["exponent"] = rows["arm"].str.split("_").str[0]
-    return rows
+    of_rank = rows.groupby("rank")["arm"].transform("size")
+    return rows[of_rank == of_rank.max()]
 
 
 def best_rates(table: pd.DataFrame) -> pd.DataFrame:
@@ -74,7 +78,7 @@ def at_the_best(table: pd.DataFrame, one: tuple[str, int], other: tuple[str, int
 
 def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of H1 to H3: hypothesis, what, n (seeds), mean, low and high of its interval."""
-    ranks = [rank for rank in (1, 256) if rank in set(table["rank"])]
+    ranks = [rank for rank in (1, 256) if rank in set(grid(table)["rank"])]
     found: list[tuple[str, str, Estimate]] = []
     for exponent in ("proportional", "constant", "sqrt"):
         of = "H1" if exponent == "proportional" else f"beside H1, {exponent}"

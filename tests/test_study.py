@@ -61,6 +61,8 @@ def test_the_power_of_rank_in_the_best_rate_is_fitted_seed_by_seed(study):
     slopes = study("part_a").slopes
     assert slopes(table, "constant").tolist() == pytest.approx([0, 0])
     assert (study("part_a").at_edge(table, "constant"), study("part_a").at_edge(table, "proportional")) == (0, 4)
+    unfinished = study("part_a").grid(table.iloc[:-1])
+    assert set(unfinished["rank"]) == {1, 32}, "a rank whose runs are not all there would have a best rate by luck"
     # of the rate's log2 (2, 0, -1) on the rank's (0, 5, 8): (-65 - 2 - 44) / 9 over 294 / 9
     assert slopes(table, "proportional").tolist() == pytest.approx([-111 / 294] * 2)
 
