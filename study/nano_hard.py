@@ -1,8 +1,9 @@
 """`python study/nano_hard.py DIR`: a base and items on which rank 1 may lack room.
 
-Sixteen made-up words stand for operations on two numbers. The base does all the operations, but of
-each word it is unsure which one it means: of four it says the right one in 3 of 10 answers. Which
-one is right was drawn by lot, word by word, so no single direction mends more than a few words.
+A first try at the plan's nano-hard, not built or judged yet. Sixteen made-up words stand for
+operations on two numbers. The base is taught all of the operations, but of each word it is left
+unsure which one it means: of four it is shown the right one in 3 of 10 answers. Which one is right
+is drawn by lot, word by word, so that no single direction should mend more than a few words.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 #!/bin/sh
 # sh study/run.sh PART: the runs of a part of the study (docs/study/plan.md) into RUNS, then its records into study/PART.parquet.
-# It goes on where it was stopped. PART is a, b, d, e, or a-small: a tenth of part a, with figures of its own in RUNS.
+# It goes on where it was stopped. PART is a, b, d, e, or a-small: a third of part a, with figures of its own in RUNS.
 # What part b shows decides the recipe of part c.
 set -eu
 RANKRL=${RANKRL:-.venv/bin/rankrl}

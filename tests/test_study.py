@@ -10,7 +10,7 @@ from importlib import import_module
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, runs_of
 from records import ablation, small
 
 from rankrl.report.build import build
@@ -46,6 +46,19 @@ def test_a_part_grows_and_no_run_of_it_changes(study, tmp_path):
     result.write_text(result.read_text().replace("gain", "gone"))
     with pytest.raises(ValueError, match="allowed: each run once"):
         keep.pack(one.parent, file)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "study").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_study_plans_runs_on_the_plans_seeds(recipe):
+    seeds = {
+        "study_a": range(12, 16),
+        "study_a_batch": range(12, 16),
+        "study_d_64": range(40, 44),
+        "study_e": range(50, 56),
+    }
+    found = runs_of(f"../study/{recipe.stem}")
+    assert {run.seed for run in found} == {*seeds[recipe.stem]}
+    assert {run.recipe.steps for run in found} == {60}
 
 
 def grid_of(gain):
