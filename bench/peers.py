@@ -82,10 +82,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--runs", type=int, nargs="+", default=[12, 48], help="sizes of the sweeps, multiples of 4")
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
     args = parser.parse_args()
     scale = load_experiment(RECIPE, []).scale
     trl: dict[int, list[float]] = {1: [], 2: []}
-    ours: dict[tuple[int, str], list[float]] = {(runs, arm): [] for runs in args.runs for arm in ARMS}
+    ours: dict[tuple[int, str], list[float]] = {(runs, arm): [] for runs in args.runs for arm in args.arms}
     with tempfile.TemporaryDirectory() as directory:
         rows = Path(directory) / "rows.jsonl"
         items, _ = load_items(scale.data)

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import part_a
-from runs import STUDY, runs
+import part_b
+import part_d
+import part_e
+from runs import STUDY, Row, runs
 
 from rankrl.report.figures.canvas import look, save
 
-PARTS = {"a": part_a}
+PARTS = {"a": part_a, "b": part_b, "d": part_d, "e": part_e}
 HEADER = """# What the study's records say
 Written by `make study-figures` from `study/*.parquet`. Means over (paired)
 seeds with t intervals. The intervals of one hypothesis hold together at 95 %: each has the level
-that Bonferroni asks for. Rates that were chosen as the best were chosen on the same seeds.
+that Bonferroni asks for. Rates that were chosen as the best were chosen on the same seeds. "Open": not
+refuted by what plan.md says, and not shown.
 """
 
 
-def table_of(rows: list[dict[str, Any]]) -> str:
+def table_of(rows: list[Row]) -> str:
     """Verdict rows as a Markdown table."""
-    lines = [f"| {row['hypothesis']} | {row['what']} | {row['n']} | {_estimate(row)} |" for row in rows]
-    return "\n".join(["| | estimate of | seeds | mean and interval |", "| --- | --- | --- | --- |", *lines])
+    head = ["| | estimate of | seeds | mean and interval | verdict |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join(
+        [
+            *head,
+            *(f"| {row.hypothesis} | {row.what} | {row.found.n} | {interval(row)} | {row.verdict} |" for row in rows),
+        ]
+    )
 
 
-def _estimate(row: dict[str, Any]) -> str:
-    return f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+def interval(row: Row) -> str:
+    """Mean and interval; no interval where there is none."""
+    ends = f" [{row.found.low:+.3f}, {row.found.high:+.3f}]" if np.isfinite(row.found.low) else ""
+    return f"{row.found.mean:+.3f}{ends}"
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 A first try at the plan's nano-hard, not built or judged yet. Sixteen made-up words stand for
 operations on two numbers. The base is taught all of the operations, but of each word it is left
 unsure which one it means: of four it is shown the right one in 3 of 10 answers. Which one is right
-is drawn by lot, word by word, so that no single direction should mend more than a few words.
+is drawn by lot, word by word, and another one for each, so that no single direction should mend
+more than a few words.
 """
 
 from __future__ import annotations
@@ -22,13 +23,21 @@ from rankrl.data import nano_base
 WORDS = ("bax", "cid", "dof", "gul", "hep", "jov", "kim", "lun", "mip", "nad", "pog", "quz", "rif", "sut", "tev", "wab")
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "sum": lambda a, b: a + b,
+    "sum_and_one": lambda a, b: a + b + 1,
+    "sum_less_one": lambda a, b: a + b - 1,
     "difference": lambda a, b: a - b,
     "other_difference": lambda a, b: b - a,
+    "difference_and_one": lambda a, b: a - b + 1,
     "greater": max,
     "less": min,
     "first": lambda a, b: a,
     "second": lambda a, b: b,
-    "sum_and_one": lambda a, b: a + b + 1,
+    "first_and_one": lambda a, b: a + 1,
+    "second_and_one": lambda a, b: b + 1,
+    "first_less_one": lambda a, b: a - 1,
+    "second_less_one": lambda a, b: b - 1,
+    "twice_first": lambda a, b: 2 * a,
+    "twice_second": lambda a, b: 2 * b,
 }
 MEANINGS = 4
 RIGHT_SHARE = 0.3
@@ -39,10 +48,10 @@ STEPS = 3000
 def meanings() -> dict[str, list[str]]:
     """Word -> the operations that it may stand for, the right one first.
 
-    Each operation is the right one of two words.
+    Each operation is the right one of one word.
     """
     rng = random.Random(7)
-    right = [*OPERATIONS, *OPERATIONS]
+    right = [*OPERATIONS]
     rng.shuffle(right)
     others = {name: [other for other in OPERATIONS if other != name] for name in OPERATIONS}
     return {word: [name, *rng.sample(others[name], MEANINGS - 1)] for word, name in zip(WORDS, right, strict=True)}

@@ -1,13 +1,12 @@
-"""Part A: where does the sweet spot of ranks come from? Verdicts on H1 to H3, and two figures."""
+"""Part A: where does the sweet spot of ranks come from? Verdicts on H1 to H4, and two figures."""
 
 from __future__ import annotations
 
-from itertools import combinations
-from typing import Any
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
-from runs import Estimate, difference, mean_interval
+from runs import Estimate, Row, difference, mean_interval, verdict
 
 from rankrl.report.figures.canvas import COLOURS, MARKERS, Canvas, log2_axis, panels
 
@@ -76,29 +75,77 @@ def at_the_best(table: pd.DataFrame, one: tuple[str, int], other: tuple[str, int
     return difference(rows, *(cell(rows, *which, best_rate(table, *which)) for which in (one, other)), family)
 
 
-def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of H1 to H3: hypothesis, what, n (seeds), mean, low and high of its interval."""
-    ranks = [rank for rank in (1, 256) if rank in set(grid(table)["rank"])]
-    found: list[tuple[str, str, Estimate]] = []
+def lost_to_the_batch(table: pd.DataFrame, kept: str, rate: str, rank: int) -> pd.Series:
+    """Gain at batch 16 minus that at batch 64, by seed, at `rate` (once, twice) the best one.
+
+    `kept` ("updates", "minibatch") is what the larger batch has in common with the smaller one.
+    """
+    gains = table[table["rank"] == rank].set_index(["sweep", "arm", "seed"], verify_integrity=True)["gain"]
+    return (gains["study_a", f"constant_{rate}"] - gains["study_a_batch", f"{kept}_{rate}"]).dropna()
+
+
+def batches(table: pd.DataFrame) -> list[Row]:
+    """H4: what rank 1 loses more than rank 32 where the batch grows from 16 to 64."""
+    if "study_a_batch" not in set(table["sweep"]):
+        return []
+    found = []
+    for kept, rate in product(("minibatch", "updates"), ("twice", "once")):
+        one, other = (lost_to_the_batch(table, kept, rate, rank) for rank in (1, 32))
+        more = mean_interval((one - other).dropna())
+        what = f"batch 16 minus 64, {kept} fixed, {rate} the best rate: rank 1 minus 32"
+        if (kept, rate) == ("minibatch", "twice"):
+            found.append(Row("H4", what, more, verdict(more.low > 0, more.high < 0 or more.within)))
+        else:
+            found.append(Row("beside H4", what, more))
+    return found
+
+
+def at_inherited_rate(table: pd.DataFrame, ranks: list[int]) -> list[Row]:
+    """H1: with alpha ~ r, and beside it with other exponents."""
+    found = []
     for exponent in ("proportional", "constant", "sqrt"):
-        of = "H1" if exponent == "proportional" else f"beside H1, {exponent}"
         for rank in ranks:
+            behind = inherited(table, exponent, rank, len(ranks))
             what = f"{NAMES[exponent]}, rate of rank 32: rank {rank} minus 32"
-            found.append((of, what, inherited(table, exponent, rank, len(ranks))))
+            ours = exponent == "proportional"
+            word = verdict(behind.high < 0, behind.within) if ours else ""
+            found.append(Row("H1" if ours else "beside H1", what, behind, word))
+    return found
+
+
+def powers(table: pd.DataFrame) -> list[Row]:
+    """H2: refuted as the plan says; it stands where the whole interval is near the prediction."""
+    found = []
     for exponent, p in EXPONENTS.items():
         ends = f"{at_edge(table, exponent)} best rates at an end of the grid"
         what = f"{NAMES[exponent]}: power of the rank in the best rate, predicted {-p or 0:g} ({ends})"
-        found.append(("H2", what, mean_interval(slopes(table, exponent), len(EXPONENTS))))
+        power = mean_interval(slopes(table, exponent), len(EXPONENTS))
+        narrow = -p - 0.15 <= power.low and power.high <= -p + 0.15
+        out = not power.low <= -p <= power.high
+        found.append(Row("H2", what, power, verdict(narrow and not out, out or (p == 0 and not narrow))))
+    return found
+
+
+def at_rank_1(table: pd.DataFrame) -> list[Row]:
+    """H3: rank 1 at its best rate, by exponent."""
+    found = []
     for one, other in combinations(EXPONENTS, 2):
         rates = " and ".join(f"{best_rate(table, exponent, 1):g}" for exponent in (one, other))
         what = f"rank 1, best rates ({rates}): {NAMES[one]} minus {NAMES[other]}"
-        found.append(("H3", what, at_the_best(table, (one, 1), (other, 1), 3)))
+        apart = at_the_best(table, (one, 1), (other, 1), 3)
+        found.append(Row("H3", what, apart, verdict(apart.within, not apart.low <= 0 <= apart.high)))
+    return found
+
+
+def verdicts(table: pd.DataFrame) -> list[Row]:
+    """What H1 to H4 stand or fall by, and whether ranks differ at the best rate of each."""
+    ranks = [rank for rank in (1, 4, 256) if rank in set(grid(table)["rank"])]
+    found = at_inherited_rate(table, [rank for rank in ranks if rank != 4]) + powers(table) + at_rank_1(table)
     for exponent in EXPONENTS:
         for rank in ranks:
-            what = f"{NAMES[exponent]}, best rate of each: rank {rank} minus 32"
-            family = len(ranks) * len(EXPONENTS)
-            found.append(("sweet spot", what, at_the_best(table, (exponent, rank), (exponent, 32), family)))
-    return [{"hypothesis": of, "what": what, **values._asdict()} for of, what, values in found]
+            behind = at_the_best(table, (exponent, rank), (exponent, 32), len(ranks) * len(EXPONENTS))
+            found.append(Row("sweet spot", f"{NAMES[exponent]}, best rate of each: rank {rank} minus 32", behind))
+    return found + batches(table)
 
 
 def ink(gain: float) -> str:

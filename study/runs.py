@@ -12,12 +12,15 @@ import yaml
 from keep import read
 
 from rankrl.report.statistics.intervals import t_interval
+from rankrl.report.statistics.paired import comparisons
 
+MARGIN = 0.02
+"""Gains that differ by less are the same in practice (plan, Analysis)."""
 STUDY = Path(__file__).resolve().parent
 
 
 def runs(file: Path) -> pd.DataFrame:
-    """A row per run of a part's file: sweep, arm, rank, batch_size, seed, lr, alpha, gain, tokens.
+    """A row per run of a part's file: its result.json with the sweep's name, lr and alpha.
 
     A run that diverged has lost its base's score (plan, Analysis).
     """
@@ -29,20 +32,38 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     diverged = result["status"] == "diverged"
     return {
         "sweep": row["sweep"],
-        **{key: result[key] for key in ("arm", "rank", "batch_size", "seed", "status")},
+        **result,
         **{key: derived[key]["value"] for key in ("lr", "alpha")},
         "gain": -result["base_score"] if diverged else result["gain"],
-        "tokens": result["tokens_total"],
     }
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with its t interval."""
+    """A mean over seeds with its interval."""
 
     n: int
     mean: float
     low: float
     high: float
+
+    @property
+    def within(self) -> bool:
+        """Whether it is shown to be less than the margin from 0."""
+        return self.low > -MARGIN and self.high < MARGIN
+
+
+class Row(NamedTuple):
+    """A line of docs/study/verdicts.md: what a hypothesis stands or falls by, and which it does."""
+
+    hypothesis: str
+    what: str
+    found: Estimate
+    verdict: str = ""
+
+
+def verdict(stands: bool, refuted: bool) -> str:
+    """One word for what the runs allow to say of a hypothesis."""
+    return "stands" if stands else "refuted" if refuted else "open"
 
 
 def mean_interval(values: Any, family: int = 1) -> Estimate:
@@ -62,3 +83,16 @@ def difference(table: pd.DataFrame, one: pd.Series, other: pd.Series, family: in
     """
     gains = [table[chosen].set_index("seed", verify_integrity=True)["gain"] for chosen in (one, other)]
     return mean_interval((gains[0] - gains[1]).dropna(), family)
+
+
+def against(table: pd.DataFrame, references: dict[str, str]) -> list[dict[str, Any]]:
+    """Rows of arms against their references, as the report compares them: one family.
+
+    `references`: arm -> the arm that it is compared with, at the same rank, batch size and seeds.
+    """
+    return comparisons(table.to_dict("records"), {arm: {"": other} for arm, other in references.items()})
+
+
+def estimate(row: dict[str, Any]) -> Estimate:
+    """The family-wise interval of a row of `against`."""
+    return Estimate(row["n_pairs"], row["mean_difference"], *(row["family_ci95"] or (np.nan, np.nan)))

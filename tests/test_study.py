@@ -90,3 +90,67 @@ def test_differences_are_of_the_same_seeds_and_a_diverged_run_has_lost_its_base(
     texts["result_json"] += ' "batch_size": 16, "tokens_total": 5}'
     texts["run_yaml"] = "derived: {lr: {value: 1}, alpha: {value: 2}}"
     assert study("runs")._row({"sweep": "s", **texts})["gain"] == -0.25
+
+
+def runs_with(sweep, gains, rank=1, **more):
+    """Runs of a sweep, a seed for every gain of an arm."""
+    fixed = {"sweep": sweep, "rank": rank, "batch_size": 16, "status": "finished", "base_score": 0.25, "steps": 60}
+    fixed |= {"trainable_params": 100, "base_params": 1000, "tokens_total": 10, "lr": 1e-3, **more}
+    return [
+        {**fixed, "arm": arm, "seed": seed, "gain": gain, "best_score": gain + 0.27, "final_score": gain + 0.25}
+        for arm, values in gains.items()
+        for seed, gain in enumerate(values)
+    ]
+
+
+def test_part_b_holds_every_arm_against_the_default_of_its_own_ablation(study):
+    rows = runs_with("ablate_init", {"off": [0.20, 0.22, 0.24], "on": [0.30, 0.32, 0.34]})
+    rows += runs_with("ablate_variance", {"off": [0.2, 0.2, 0.2], "group_mean": [0.1, 0.11, 0.12]})
+    rows += runs_with("ablate_variance", {"fewer_samples": [0.3, 0.31, 0.32]})
+    rows += runs_with("ablate_init", {"off": [0.9], "on": [0.9]}, rank=32)
+    found = {row.what: row for row in study("part_b").verdicts(pd.DataFrame(rows))}
+    assert found["init: on minus off"].found.mean == pytest.approx(0.1)
+    assert found["variance: fewer_samples minus off"].found.mean == pytest.approx(0.11)
+    assert found["32 prompts x 4 samples minus 16 x 8"].found.mean == pytest.approx(0.2)
+    assert {row.hypothesis for row in found.values()} == {"H5", "H6", "every arm"}
+    assert found["init: on minus off"].verdict == "refuted", "an initialisation that helps by more than .02 refutes H6"
+    assert found["32 prompts x 4 samples minus 16 x 8"].verdict == "stands"
+
+
+def test_part_d_says_what_the_choice_of_a_checkpoint_adds(study):
+    rows = runs_with("tail", {"off": [0.20, 0.24], "rlmo": [0.21, 0.23]})
+    rows += runs_with("tail_inherited", {"off": [0.1, 0.3]})
+    rows[0]["best_score"] += 0.004
+    found = {row.what: row for row in study("part_d").verdicts(pd.DataFrame(rows))}
+    assert found["measured rate: rlmo minus off, rank 1, batch 16"].found.mean == pytest.approx(0)
+    chosen = found["measured rate: off, rank 1, batch 16: best checkpoint minus last one"].found
+    assert (chosen.n, chosen.mean) == (2, pytest.approx(0.022))
+    assert "rate of 1e-3: off, rank 1, batch 16: best checkpoint minus last one" in found
+
+
+def test_part_e_names_the_parameters_beside_every_difference(study):
+    ways = {"measured": 0.2, "lot": 0.1, "reversed": 0.05}
+    gains = {f"{budget}_{way}": [gain, gain + 0.001] for budget in ("half", "quarter") for way, gain in ways.items()}
+    rows = runs_with("study_e", gains, trainable_params=25) + runs_with("study_e", {"uniform": [0.3, 0.31]})
+    found = {row.what: row for row in study("part_e").verdicts(pd.DataFrame(rows))}
+    best = found["quarter_measured minus quarter_lot, parameters x 1.00"]
+    assert (best.hypothesis, best.found.mean) == ("H9", pytest.approx(0.1))
+    edge = found["half_lot minus rank 1, parameters x 0.25"]
+    assert (edge.hypothesis, edge.found.mean) == ("edge", pytest.approx(-0.2045))
+
+
+def test_a_figure_of_each_part_draws(study):
+    rows = runs_with("ablate_init", {"off": [0.20, 0.22], "on": [0.30, 0.33]})
+    tail = runs_with("tail", {"off": [0.20, 0.24], "rlmo": [0.21, 0.23]})
+    edge = runs_with("study_e", {"uniform": [0.3, 0.31], "half_lot": [0.2, 0.22], "only_q": [0.1, 0.13]})
+    words = [
+        [text.get_text() for axes in draw(pd.DataFrame(table)).axes for text in axes.get_yticklabels() + axes.texts]
+        for draw, table in (
+            (study("part_b").arms_against_off, rows),
+            (study("part_d").tail_against_off, tail),
+            (study("part_e").gain_by_parameters, edge),
+        )
+    ]
+    assert "on (2)" in words[0]
+    assert "rlmo" in words[1]
+    assert "q" in words[2]

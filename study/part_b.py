@@ -1,0 +1,69 @@
+"""Part B: which interventions help rank 1? Verdicts on H5 and H6, and every arm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from drawing import intervals
+from runs import MARGIN, Row, against, estimate, verdict
+
+from rankrl.report.figures.canvas import COLOURS, Canvas, panels
+
+SECTIONS = {"init": "initialisation", "optim": "optimisation", "variance": "variance", "allocation": "allocation"}
+OFF = "off"
+
+
+def arms(table: pd.DataFrame) -> pd.DataFrame:
+    """The ablations at rank 1 and its rate, each arm named after its section too: "init: on"."""
+    rows = table[table["sweep"].isin([f"ablate_{section}" for section in SECTIONS]) & (table["rank"] == 1)].copy()
+    rows["section"] = rows["sweep"].str.removeprefix("ablate_")
+    rows["arm"] = rows["section"] + ": " + rows["arm"]
+    return rows
+
+
+def compared(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Every arm minus the `off` of its ablation, best first."""
+    rows = arms(table)
+    names = {arm: f"{section}: {OFF}" for arm, section in zip(rows["arm"], rows["section"], strict=True)}
+    found = against(rows, {arm: off for arm, off in names.items() if arm != off})
+    return sorted(found, key=lambda row: -row["mean_difference"])
+
+
+def more_prompts(table: pd.DataFrame) -> list[Row]:
+    """H5: 32 prompts x 4 samples minus 16 x 8, both with a mean of the group as baseline."""
+    rows = against(arms(table), {"variance: fewer_samples": "variance: group_mean"})
+    found = [Row("H5", "32 prompts x 4 samples minus 16 x 8", estimate(row)) for row in rows]
+    return [row._replace(verdict=verdict(row.found.low > 0, row.found.high <= 0 or row.found.within)) for row in found]
+
+
+def helped(row: dict[str, Any]) -> Row:
+    """An arm's line; those of H6 say whether the arm refutes it."""
+    found = estimate(row)
+    if row["arm"].split(":")[0] not in ("init", "optim"):
+        return Row("every arm", f"{row['arm']} minus off", found)
+    return Row("H6", f"{row['arm']} minus off", found, verdict(found.high < MARGIN, found.low > MARGIN))
+
+
+def verdicts(table: pd.DataFrame) -> list[Row]:
+    """H5, then every arm; H6 stands where each arm of initialisation and optimisation lets it."""
+    return more_prompts(table) + [helped(row) for row in compared(table)]
+
+
+def arms_against_off(table: pd.DataFrame) -> Canvas:
+    """Each arm's gain minus that of the default at rank 1, with the interval of the family."""
+    rows = compared(table)[::-1]
+    canvas, axes = panels(1, 7.2, 0.6 + 0.19 * len(rows))
+    panel = axes[0, 0]
+    for i, (section, name) in enumerate(SECTIONS.items()):
+        places = [y for y, row in enumerate(rows) if row["arm"].startswith(f"{section}:")]
+        intervals(panel, [estimate(rows[y]) for y in places], places, i, ls="", label=name)
+    panel.set_yticks(range(len(rows)), [f"{row['arm'].split(': ')[1]} ({row['n_pairs']})" for row in rows], fontsize=8)
+    panel.axvline(0, color=COLOURS[-1], lw=0.8)
+    panel.axvspan(-MARGIN, MARGIN, color=COLOURS[-1], alpha=0.08, lw=0)
+    panel.set_xlabel("gain minus that of the default at rank 1 (seeds), family-wise 95 %")
+    panel.legend(loc="lower right")
+    return canvas
+
+
+FIGURES = (arms_against_off,)
