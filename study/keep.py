@@ -76,8 +76,11 @@ def pack(runs: Path, file: Path) -> int:
 
 
 def unpack(file: Path, to: Path) -> int:
-    """Writes the run directories of `file` below `to`. Returns their number."""
-    rows = read(file)
+    """Writes run directories of `file` below `to`, none that is there. Returns their number.
+
+    A sweep goes on from them: it takes them for its own finished runs.
+    """
+    rows = [row for row in read(file) if not (to / row["sweep"] / row["run_id"] / "run.yaml").exists()]
     for old in rows:
         run = to / old["sweep"] / old["run_id"]
         run.mkdir(parents=True, exist_ok=True)

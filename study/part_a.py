@@ -80,7 +80,7 @@ def lost_to_the_batch(table: pd.DataFrame, kept: str, rate: str, rank: int) -> p
 
     `kept` ("updates", "minibatch") is what the larger batch has in common with the smaller one.
     """
-    gains = table[table["rank"] == rank].set_index(["sweep", "arm", "seed"], verify_integrity=True)["gain"]
+    gains = table[table["rank"] == rank].set_index(["sweep", "arm", "seed"], verify_integrity=True)["gain"].sort_index()
     return (gains["study_a", f"constant_{rate}"] - gains["study_a_batch", f"{kept}_{rate}"]).dropna()
 
 

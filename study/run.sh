@@ -1,6 +1,6 @@
 #!/bin/sh
 # sh study/run.sh PART: the runs of a part of the study (docs/study/plan.md) into RUNS, then its records into study/PART.parquet.
-# It goes on where it was stopped. PART is a, b, d, e, or a-small: a third of part a, with figures of its own in RUNS.
+# It goes on where it was stopped; with KEPT=1 from the runs that study/PART.parquet has as well, as on another machine. PART is a, b, d, e, or a-small: a third of part a, with figures of its own in RUNS.
 # What part b shows decides the recipe of part c.
 set -eu
 RANKRL=${RANKRL:-.venv/bin/rankrl}
@@ -10,6 +10,9 @@ part=$1
 sweep() { # a run that diverged is an outcome (exit code 1); all else ends the part
   $RANKRL sweep "$@" --runs "$RUNS/$part" || [ $? -eq 1 ]
 }
+if [ -n "${KEPT:-}" ] && [ -f "study/$part.parquet" ]; then
+  $PYTHON study/keep.py unpack "study/$part.parquet" "$RUNS/$part"
+fi
 case $part in
   a)
     sweep study/study_a.yaml 'ranks=[1,4,32]'

@@ -32,6 +32,8 @@ def test_the_report_of_what_was_kept_is_that_of_the_runs(study, tmp_path):
     assert first["claims"]
     told = {key for key in first if first[key] != again[key]}
     assert told <= {"problems", "n_planned", "words"}, "plan.json is not kept"
+    next((tmp_path / "again" / root.name).glob("*/result.json")).parent.rename(tmp_path / "moved")
+    assert keep.unpack(file, tmp_path / "again") == 1, "a run that is there stays as it is"
 
 
 def test_a_part_grows_and_no_run_of_it_changes(study, tmp_path):
@@ -90,6 +92,22 @@ def test_differences_are_of_the_same_seeds_and_a_diverged_run_has_lost_its_base(
     texts["result_json"] += ' "batch_size": 16, "tokens_total": 5}'
     texts["run_yaml"] = "derived: {lr: {value: 1}, alpha: {value: 2}}"
     assert study("runs")._row({"sweep": "s", **texts})["gain"] == -0.25
+
+
+def test_what_rank_1_loses_more_in_a_larger_batch_is_taken_seed_by_seed(study):
+    small = grid_of(lambda name, rank, lr: 0.3)
+    small["arm"] = small["arm"].where(small["lr"] != 2e-3, small["arm"].str.replace("_x", "_twice"))
+    rows = [
+        ("study_a_batch", f"{kept}_{rate}", rank, seed, 0.3 - (0.06 + 0.02 * seed if rank == 1 else 0.05))
+        for kept, rate, rank, seed in itertools.product(("minibatch", "updates"), ("once", "twice"), (1, 32), (12, 13))
+    ]
+    large = pd.DataFrame(rows, columns=["sweep", "arm", "rank", "seed", "gain"])
+    small["arm"] = small["arm"].where(small["lr"] != 1e-3, small["arm"].str.replace("_x", "_once"))
+    found = study("part_a").batches(pd.concat([small[small["lr"].isin([1e-3, 2e-3])], large]))
+    assert [row.hypothesis for row in found] == ["H4", *["beside H4"] * 3]
+    assert found[0].found.mean == pytest.approx(0.01 + 0.02 * 12.5)
+    assert found[0].verdict == "stands"
+    assert study("part_a").batches(small) == []
 
 
 def runs_with(sweep, gains, rank=1, **more):
