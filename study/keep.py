@@ -80,14 +80,25 @@ def unpack(file: Path, to: Path) -> int:
 
     A sweep goes on from them: it takes them for its own finished runs.
     """
-    rows = [row for row in read(file) if not (to / row["sweep"] / row["run_id"] / "run.yaml").exists()]
+    rows = [row for row in read(file) if not (to / row["sweep"] / row["run_id"] / "result.json").exists()]
     for old in rows:
         run = to / old["sweep"] / old["run_id"]
         run.mkdir(parents=True, exist_ok=True)
-        for name in ("run.yaml", "result.json", "metrics.jsonl"):
-            (run / name).write_text(old[name.replace(".", "_")])
         pq.write_table(pa.Table.from_pylist(old["evals"], schema=VERDICTS), run / "evals.parquet")
+        for name in ("run.yaml", "metrics.jsonl", "result.json"):  # the result last: with it a run is whole
+            (run / name).write_text(old[name.replace(".", "_")])
     return len(rows)
+
+
+def without_outcome(runs: Path) -> list[str]:
+    """Planned runs below `runs` that have no outcome: they failed, or were not run."""
+    found = []
+    for plan in sorted(runs.glob("*/plan.json")):
+        for run_id in json.loads(plan.read_text()):
+            result = plan.parent / run_id / "result.json"
+            if not result.is_file() or json.loads(result.read_text())["status"] == "failed":
+                found.append(f"{plan.parent.name}/{run_id}")
+    return found
 
 
 def main() -> None:
@@ -100,6 +111,8 @@ def main() -> None:
     args = parser.parse_args()
     n = pack(args.runs, args.file) if args.command == "pack" else unpack(args.file, args.to)
     print(f"{n} runs")
+    if args.command == "pack" and (missing := without_outcome(args.runs)):
+        raise SystemExit(f"{len(missing)} planned runs have no outcome, run the part again: {', '.join(missing[:5])}")
 
 
 if __name__ == "__main__":

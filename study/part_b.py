@@ -12,37 +12,52 @@ from rankrl.report.figures.canvas import COLOURS, Canvas, panels
 
 SECTIONS = {"init": "initialisation", "optim": "optimisation", "variance": "variance", "allocation": "allocation"}
 OFF = "off"
+H6 = ("init", "optim")
+"""Sections whose arms H6 is about."""
 
 
 def arms(table: pd.DataFrame) -> pd.DataFrame:
-    """The ablations at rank 1 and its rate, each arm named after its section too: "init: on"."""
+    """The ablations at rank 1 and its rate, each arm named after its section too: "init: on".
+
+    An arm that averages its adapters counts with the average, since it trains as `off` does.
+    """
     rows = table[table["sweep"].isin([f"ablate_{section}" for section in SECTIONS]) & (table["rank"] == 1)].copy()
     rows["section"] = rows["sweep"].str.removeprefix("ablate_")
     rows["arm"] = rows["section"] + ": " + rows["arm"]
+    if "average_score" in rows:
+        rows["gain"] = (rows["average_score"] - rows["base_score"]).fillna(rows["gain"])
     return rows
 
 
 def compared(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every arm minus the `off` of its ablation, best first."""
+    """Every arm minus the `off` of its ablation, best first; H6's are a family of their own."""
     rows = arms(table)
-    names = {arm: f"{section}: {OFF}" for arm, section in zip(rows["arm"], rows["section"], strict=True)}
-    found = against(rows, {arm: off for arm, off in names.items() if arm != off})
+    of_h6 = rows["section"].isin(H6)
+    found = against(rows[of_h6], pairs_with_off(rows[of_h6])) + against(rows[~of_h6], pairs_with_off(rows[~of_h6]))
     return sorted(found, key=lambda row: -row["mean_difference"])
+
+
+def pairs_with_off(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """Every arm with the `off` of its section."""
+    pairs = rows[["arm", "section"]].drop_duplicates().itertuples(index=False)
+    return [(arm, f"{section}: {OFF}") for arm, section in pairs if arm != f"{section}: {OFF}"]
 
 
 def more_prompts(table: pd.DataFrame) -> list[Row]:
     """H5: 32 prompts x 4 samples minus 16 x 8, both with a mean of the group as baseline."""
-    rows = against(arms(table), {"variance: fewer_samples": "variance: group_mean"})
-    found = [Row("H5", "32 prompts x 4 samples minus 16 x 8", estimate(row)) for row in rows]
-    return [row._replace(verdict=verdict(row.found.low > 0, row.found.high <= 0 or row.found.within)) for row in found]
+    pair = ("variance: fewer_samples", "variance: group_mean")
+    rows = arms(table)
+    found = [estimate(row) for row in against(rows[rows["arm"].isin(pair)], [pair])]
+    words = [verdict(one.low > 0, one.high < MARGIN) for one in found]
+    return [Row("H5", "32 prompts x 4 samples minus 16 x 8", *pair) for pair in zip(found, words, strict=True)]
 
 
 def helped(row: dict[str, Any]) -> Row:
     """An arm's line; those of H6 say whether the arm refutes it."""
-    found = estimate(row)
-    if row["arm"].split(":")[0] not in ("init", "optim"):
-        return Row("every arm", f"{row['arm']} minus off", found)
-    return Row("H6", f"{row['arm']} minus off", found, verdict(found.high < MARGIN, found.low > MARGIN))
+    found, what = estimate(row), f"{row['arm']} minus off"
+    if row["arm"].split(":")[0] not in H6:
+        return Row("beside H6", what, found)
+    return Row("H6", what, found, verdict(found.high < MARGIN, found.low > MARGIN))
 
 
 def verdicts(table: pd.DataFrame) -> list[Row]:
@@ -57,6 +72,8 @@ def arms_against_off(table: pd.DataFrame) -> Canvas:
     panel = axes[0, 0]
     for i, (section, name) in enumerate(SECTIONS.items()):
         places = [y for y, row in enumerate(rows) if row["arm"].startswith(f"{section}:")]
+        if not places:
+            continue
         intervals(panel, [estimate(rows[y]) for y in places], places, i, ls="", label=name)
     panel.set_yticks(range(len(rows)), [f"{row['arm'].split(': ')[1]} ({row['n_pairs']})" for row in rows], fontsize=8)
     panel.axvline(0, color=COLOURS[-1], lw=0.8)

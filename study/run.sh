@@ -7,7 +7,7 @@ RANKRL=${RANKRL:-.venv/bin/rankrl}
 PYTHON=${PYTHON:-.venv/bin/python}
 RUNS=${RUNS:-runs/study}
 part=$1
-sweep() { # a run that diverged is an outcome (exit code 1); all else ends the part
+sweep() { # exit code 1: a run diverged, which is an outcome, or failed, of which keep.py speaks at the end; all else ends the part
   $RANKRL sweep "$@" --runs "$RUNS/$part" || [ $? -eq 1 ]
 }
 if [ -n "${KEPT:-}" ] && [ -f "study/$part.parquet" ]; then
@@ -32,6 +32,7 @@ case $part in
     sweep recipes/tail.yaml $last 'batch_sizes=[16]'
     sweep recipes/tail.yaml name=tail_inherited rules.lr.rule=constant $last 'batch_sizes=[16]'
     sweep study/study_d_64.yaml $last
+    sweep study/study_d_64.yaml name=study_d_64_inherited rules.lr.rule=constant $last
     ;;
   e) sweep study/study_e.yaml ;;
   *)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ import pandas as pd
 import yaml
 from keep import read
 
+from rankrl.report.statistics.family import family_interval
 from rankrl.report.statistics.intervals import t_interval
 from rankrl.report.statistics.paired import comparisons
 
+CELL = ("rank", "batch_size")
 MARGIN = 0.02
 """Gains that differ by less are the same in practice (plan, Analysis)."""
 STUDY = Path(__file__).resolve().parent
@@ -39,17 +42,12 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with its interval."""
+    """A mean over seeds with its interval, whose ends are NaN where they are not known."""
 
     n: int
     mean: float
     low: float
     high: float
-
-    @property
-    def within(self) -> bool:
-        """Whether it is shown to be less than the margin from 0."""
-        return self.low > -MARGIN and self.high < MARGIN
 
 
 class Row(NamedTuple):
@@ -63,16 +61,23 @@ class Row(NamedTuple):
 
 def verdict(stands: bool, refuted: bool) -> str:
     """One word for what the runs allow to say of a hypothesis."""
-    return "stands" if stands else "refuted" if refuted else "open"
+    return "refuted" if refuted else "stands" if stands else "open"
+
+
+def overall(words: Iterable[str]) -> str:
+    """The verdict on a hypothesis that says something of several cases: it stands if all do."""
+    found = set(words)
+    return "refuted" if "refuted" in found else "stands" if found == {"stands"} else "open"
 
 
 def mean_interval(values: Any, family: int = 1) -> Estimate:
     """The mean of `values`, one per seed, as one of `family` that hold together at 95 %.
 
-    The ends are NaN for fewer than two values, or if all are equal.
+    Several equal values, as best rates on a coarse grid are, have an interval of no width.
     """
     values = np.asarray(values, dtype=float)
-    low, high = t_interval(values, 1 - 0.05 / family) or (np.nan, np.nan)
+    equal = (values[0], values[0]) if len(values) > 1 else (np.nan, np.nan)
+    low, high = t_interval(values, 1 - 0.05 / family) or equal
     return Estimate(len(values), float(values.mean()), low, high)
 
 
@@ -85,12 +90,37 @@ def difference(table: pd.DataFrame, one: pd.Series, other: pd.Series, family: in
     return mean_interval((gains[0] - gains[1]).dropna(), family)
 
 
-def against(table: pd.DataFrame, references: dict[str, str]) -> list[dict[str, Any]]:
-    """Rows of arms against their references, as the report compares them: one family.
+def against(table: pd.DataFrame, pairs: list[tuple[str, str]], family: int | None = None) -> list[dict[str, Any]]:
+    """Rows of arms against others, compared as the report does, at every rank and batch size.
 
-    `references`: arm -> the arm that it is compared with, at the same rank, batch size and seeds.
+    `pairs`: an arm, and the arm that it is compared with, on the seeds that both have. Pairs of the
+    same seeds share their variance (report/statistics/spread.py): the report's own comparison would
+    leave out an arm with few of the seeds. `family`: how many intervals hold together, by default
+    those that are returned. Arms without runs are left out.
+
+    Raises ValueError for an arm without a run of a seed of its other one.
     """
-    return comparisons(table.to_dict("records"), {arm: {"": other} for arm, other in references.items()})
+    seeds = {key: frozenset(rows["seed"]) for key, rows in table.groupby(["arm", *CELL])}
+    asked: dict[frozenset[int], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] = {}
+    for arm, other in pairs:
+        for key in (key for key in seeds if key[0] == arm):
+            reference = (other, *key[1:])
+            common = seeds[key] & seeds.get(reference, frozenset())
+            if not common:
+                raise ValueError(
+                    f"{arm}: got no seed at {key[1:]} that {other} has as well; run both on the same seeds"
+                )
+            asked.setdefault(common, []).append((key, reference))
+    keys = pd.MultiIndex.from_frame(table[["arm", *CELL]])
+    found = []
+    for common, of in asked.items():
+        rows = table[keys.isin({cell for pair in of for cell in pair}) & table["seed"].isin(common)]
+        references: dict[str, dict[str, str]] = {}
+        for (arm, *_), (other, *_) in of:
+            references.setdefault(arm, {})[other] = other
+        found += comparisons(rows.to_dict("records"), references)
+    m = family or len(found)
+    return [{**row, "family_ci95": family_interval(row, m)} for row in found]
 
 
 def estimate(row: dict[str, Any]) -> Estimate:
