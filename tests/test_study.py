@@ -57,6 +57,7 @@ def test_every_recipe_of_the_study_plans_runs_on_the_plans_seeds(recipe):
         "study_a_batch": range(12, 16),
         "study_d_64": range(40, 44),
         "study_e": range(50, 56),
+        "study_hard_pilot": range(900, 904),
     }
     found = runs_of(f"../study/{recipe.stem}")
     assert {run.seed for run in found} == {*seeds[recipe.stem]}

@@ -107,8 +107,15 @@ def propose_more(results: list[Result], budget: int, kept_back: list[int]) -> di
     These seeds take no part in choosing cells (recipe section `stages`).
     """
     choosing = [result for result in results if result["seed"] not in kept_back]
-    most = len({result["seed"] for result in choosing}) + len(kept_back) + max(budget, 0)
-    return propose(choosing, budget, [seed for seed in range(most) if seed not in kept_back])
+    able = _from_the_first(choosing, len(kept_back) + budget)
+    return propose(choosing, budget, [seed for seed in able if seed not in kept_back])
+
+
+def _from_the_first(results: list[Result], more: int) -> range:
+    """As many seeds as there are and `more`, from the first one on."""
+    seeds = {result["seed"] for result in results}
+    first = min(seeds, default=0)
+    return range(first, first + len(seeds) + max(more, 0))
 
 
 def propose(results: list[Result], budget: int, seeds: list[int] | None = None) -> dict[str, Any]:
@@ -116,8 +123,8 @@ def propose(results: list[Result], budget: int, seeds: list[int] | None = None) 
 
     Returns {stop, why, cells: [{arm, rank, batch_size, n_seeds, mean_gain, sd, add, seeds, why}],
     below: [{arm, rank, batch_size, why}]}. `seeds`: those that may be assigned; default: as many as
-    needed, from 0. A cell gets the first seeds that it has not had, so that cells keep sharing
-    seeds. Raises ValueError for a budget below 1.
+    needed, from the first one of `results`. A cell gets the first seeds that it has not had, so
+    that cells keep sharing seeds. Raises ValueError for a budget below 1.
     """
     if budget < 1:
         raise ValueError(f"--budget: got {budget}, allowed: a number of runs, at least 1")
@@ -128,14 +135,14 @@ def propose(results: list[Result], budget: int, seeds: list[int] | None = None) 
     if len(open_cells) == 1 and len(cells) > 1:
         (best,) = open_cells
         return {"stop": True, "why": f"{_name(best)} is above every other cell", "cells": [], "below": said}
-    rows = _rows(open_cells, budget, seeds)
+    rows = _rows(open_cells, budget, [*_from_the_first(results, budget)] if seeds is None else seeds)
     why = f"{len(open_cells)} of {len(cells)} cells may be the best"
     if not rows:
         return {"stop": True, "why": f"{why}, and no seed is left to give them", "cells": [], "below": said}
     return {"stop": False, "why": why, "cells": rows, "below": said}
 
 
-def _rows(cells: dict[Any, list[Result]], budget: int, seeds: list[int] | None) -> list[dict[str, Any]]:
+def _rows(cells: dict[Any, list[Result]], budget: int, seeds: list[int]) -> list[dict[str, Any]]:
     """Rows of the open cells that get seeds, with the seeds that each gets."""
     gains = [[run["gain"] for run in with_gain(runs)] for runs in cells.values()]
     means = [float(np.mean(values)) for values in gains]
@@ -153,9 +160,9 @@ def _rows(cells: dict[Any, list[Result]], budget: int, seeds: list[int] | None) 
     return [row for row in rows if row["add"]]
 
 
-def _unused(runs: list[Result], budget: int, seeds: list[int] | None) -> list[int]:
+def _unused(runs: list[Result], budget: int, seeds: list[int]) -> list[int]:
     used = {run["seed"] for run in runs}
-    return [seed for seed in (range(len(used) + budget) if seeds is None else seeds) if seed not in used][:budget]
+    return [seed for seed in seeds if seed not in used][:budget]
 
 
 def deal(wanted: list[float], most: list[int], budget: int) -> list[int]:
