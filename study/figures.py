@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import part_a
 import part_b
+import part_c
 import part_d
 import part_e
 from runs import STUDY, Row, overall, runs
 
 from rankrl.report.figures.canvas import look, save
 
-PARTS = {"a": part_a, "b": part_b, "d": part_d, "e": part_e}
+PARTS = {"a": part_a, "b": part_b, "c": part_c, "d": part_d, "e": part_e}
 HEADER = """# What the study's records say
 Written by `make study-figures` from `study/*.parquet`. Means over paired seeds with t intervals; in
 parts B, D and E the variance is drawn towards that of the other arms, as in the report. The

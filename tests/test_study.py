@@ -146,6 +146,22 @@ def test_part_b_holds_every_arm_against_the_default_of_its_own_ablation(study):
     assert study("part_b").arms(pd.DataFrame(rows))["gain"].iloc[0] == pytest.approx(0.25)
 
 
+def test_part_c_takes_its_two_claims_from_the_reports(study):
+    seeds = range(36)
+    near, far = [0.3 + 0.001 * (seed % 3) for seed in seeds], [0.2 + 0.001 * (seed % 5) for seed in seeds]
+    rows = runs_with("c_nano", {"": near}) + runs_with("c_nano", {"": [0.3 + 0.002 * (s % 2) for s in seeds]}, rank=32)
+    rows += runs_with("c_hard", {"": far}) + runs_with("c_hard", {"": near}, rank=32)
+    found = {row.what: row for row in study("part_c").verdicts(pd.DataFrame(rows))}
+    assert found["c_nano, rank 1: mean gain below that of the better rank"].verdict == "stands"
+    assert found["c_hard, rank 1: mean gain below that of the better rank"].verdict == "refuted"
+    risk = found["c_hard, rank 1: share of runs below the base"]
+    assert (risk.verdict, risk.found.mean, risk.found.n) == ("stands", 0, 36)
+    assert found["c_hard: gain of rank 1 minus rank 32"].found.mean == pytest.approx(-0.099, abs=1e-3)
+    halves = pd.Series([0.0, 1.0, 2.0]), pd.Series([0.0, 2.0, 4.0])
+    ratio = study("part_c").spread_ratio(*halves)
+    assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((0.5, 0.5 / 39**0.5, 0.5 * 39**0.5))
+
+
 def test_part_d_says_what_the_choice_of_a_checkpoint_adds(study):
     rows = runs_with("tail", {"off": [0.20, 0.24], "rlmo": [0.21, 0.23]})
     rows += runs_with("tail_inherited", {"off": [0.1, 0.3]})

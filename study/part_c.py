@@ -1,0 +1,93 @@
+"""Part C: the recipe that part B chose, on seeds that chose nothing. Verdicts on H7."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from runs import Estimate, Row, mean_interval, verdict
+from scipy import stats
+
+from rankrl.report.figures.canvas import COLOURS, MARKERS, Canvas, panels
+from rankrl.report.statistics.claims import claims
+from rankrl.report.statistics.limits import Limits
+
+LIMITS = Limits(margin=0.02, risk=0.10)
+KINDS = {"noninferior": "mean gain below that of the better rank", "risk_below": "share of runs below the base"}
+
+
+def claimed(table: pd.DataFrame) -> list[Row]:
+    """The two claims of a testbed's report on rank 1; H7 is refuted by one that is unsupported."""
+    found: dict[str, dict[str, Any]] = {
+        row["kind"]: row
+        for row in claims(table.to_dict("records"), LIMITS)
+        if row["subject"]["rank"] == 1 and row["kind"] in KINDS
+    }
+    n = int((table["rank"] == 1).sum())
+    return [
+        Row(
+            "H7",
+            f"{table['sweep'].iloc[0]}, rank 1: {what}",
+            Estimate(n, found[kind]["estimate"], *found[kind]["ci95"]),
+            verdict(found[kind]["supported"], not found[kind]["supported"]),
+        )
+        for kind, what in KINDS.items()
+        if kind in found
+    ]
+
+
+def spread_ratio(one: pd.Series, other: pd.Series) -> Estimate:
+    """sd of gains over that of others, with the 95 % F interval of normal values."""
+    ratio = float(one.std(ddof=1) / other.std(ddof=1))
+    low, high = (stats.f.ppf(q, len(one) - 1, len(other) - 1) for q in (0.975, 0.025))
+    return Estimate(min(len(one), len(other)), ratio, ratio / sqrt(low), ratio / sqrt(high))
+
+
+def verdicts(table: pd.DataFrame) -> list[Row]:
+    """By testbed H7's two claims, and beside them what rank 1 loses, its spread and its tokens."""
+    found = []
+    for sweep, rows in table.groupby("sweep"):
+        gains = {rank: of.set_index("seed")["gain"] for rank, of in rows.groupby("rank")}
+        found += claimed(rows)
+        if not {1, 32} <= gains.keys():
+            continue
+        tokens = rows.groupby("rank")["tokens_total"].mean()
+        found += [
+            Row("beside H7", f"{sweep}: gain of rank 1 minus rank 32", mean_interval((gains[1] - gains[32]).dropna())),
+            *(Row("beside H7", f"{sweep}: gain of rank {rank}", mean_interval(gains[rank])) for rank in (1, 32)),
+            Row(
+                "beside H7",
+                f"{sweep}: sd over seeds of rank 1, over that of rank 32",
+                spread_ratio(gains[1], gains[32]),
+            ),
+            Row("beside H7", f"{sweep}: tokens of rank 1, over those of rank 32", _known(tokens[1] / tokens[32], rows)),
+        ]
+    return found
+
+
+def _known(value: float, rows: pd.DataFrame) -> Estimate:
+    return Estimate(rows["seed"].nunique(), float(value), np.nan, np.nan)
+
+
+def gain_of_every_seed(table: pd.DataFrame) -> Canvas:
+    """Every seed's gain in order, by rank, a panel per testbed."""
+    sweeps = sorted(table["sweep"].unique())
+    canvas, axes = panels(len(sweeps), 4.2, 3.4, sharey=True)
+    for panel, sweep in zip(axes.flat, sweeps, strict=True):
+        for i, (rank, rows) in enumerate(table[table["sweep"] == sweep].groupby("rank")):
+            gains = np.sort(rows["gain"])
+            share = (np.arange(len(gains)) + 0.5) / len(gains)
+            panel.plot(
+                gains, share, MARKERS[i] + "-", color=COLOURS[i], ms=4, lw=1, label=f"rank {rank}, {len(gains)} seeds"
+            )
+        panel.axvline(0, color=COLOURS[-1], lw=0.8)
+        panel.set_title(sweep)
+        panel.set_xlabel("gain over the base")
+        panel.legend()
+    axes.flat[0].set_ylabel("share of seeds with less")
+    return canvas
+
+
+FIGURES = (gain_of_every_seed,)
