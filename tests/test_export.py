@@ -13,6 +13,8 @@ import pytest
 import yaml
 from conftest import rankrl, runs_of, shell
 
+from rankrl.cli import main
+
 PROMPTS = ["1 + 2 =", "12 + 30 ="]
 STOCK_VLLM = """
 import json, sys
@@ -162,32 +164,31 @@ def test_stock_vllm_gives_the_trainers_logits(trained, exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_export_of_a_diverged_run_says_what_it_is(trained, tmp_path):
+def test_the_export_of_a_diverged_run_says_what_it_is(trained, tmp_path, capsys):
     run = tmp_path / "demo" / trained[0].name
     shutil.copytree(trained[0], run)
     result = json.loads((run / "result.json").read_text()) | {"status": "diverged", "error": "Diverged: step 7: x"}
     (run / "result.json").write_text(json.dumps(result | dict.fromkeys(("final_score", "best_score", "gain"))))
     (run / "adapter" / "diagnostics.json").write_text('{"steps": 6}')
-    done = rankrl("export", str(run), "--to", str(tmp_path / "served"))
-    assert done.returncode == 0, done.stderr
-    assert "diverged; its adapter is that after step 6, before the divergence" in done.stderr
+    assert main(["export", str(run), "--to", str(tmp_path / "served")]) == 0
+    assert "diverged; its adapter is that after step 6, before the divergence" in capsys.readouterr().err
     card = (tmp_path / "served" / "README.md").read_text()
     assert "**The run diverged**: Diverged: step 7: x. These are its weights after step 6, before the" in card
     assert "the base has 0.2500. Of the 1 seeds of its cell, 1 diverged." in card and "| lr | 0.000866025 | " in card
 
 
 @pytest.mark.slow
-def test_what_cannot_be_exported_is_one_line(trained, exported, tmp_path):
+def test_what_cannot_be_exported_is_one_line(trained, exported, tmp_path, capsys):
     directory, *_ = trained
     for words, told in (
         ((str(tmp_path), "--to", str(tmp_path / "x")), "the directory of a finished run"),
         ((str(directory), "--to", str(exported)), "a new or empty directory"),
     ):
-        done = rankrl("export", *words)
-        assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+        code, said = main(["export", *words]), capsys.readouterr().err
+        assert code == 2 and told in said and len(said.splitlines()) == 1
     damaged = tmp_path / "damaged" / directory.name
     (damaged / "adapter").mkdir(parents=True)
     (damaged / "adapter" / "adapter_config.json").write_text("{}")
     (damaged / "adapter" / "adapter_model.safetensors").write_bytes(b"\x08")
-    done = rankrl("export", str(damaged), "--to", str(tmp_path / "y"))
-    assert done.returncode == 2 and "is damaged" in done.stderr and not (tmp_path / "y").exists()
+    assert main(["export", str(damaged), "--to", str(tmp_path / "y")]) == 2
+    assert "is damaged" in capsys.readouterr().err and not (tmp_path / "y").exists()

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import ModelCard
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -88,6 +87,8 @@ def for_serving(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple
 
 def module_scale(config: dict[str, Any], module: str, rank: int) -> float:
     """The scale alpha / rank that PEFT applies to a module, its alpha patterns included."""
+    from peft.utils.other import get_pattern_key  # imports torch, for which no refusal has to wait
+
     patterns = config.get("alpha_pattern") or {}
     key = get_pattern_key(patterns.keys(), module.removeprefix("base_model.model."))
     return patterns.get(key, config["lora_alpha"]) / rank
