@@ -17,24 +17,25 @@ from rankrl.report.figures.canvas import look, save
 
 PARTS = {"a": part_a, "b": part_b, "c": part_c, "d": part_d, "e": part_e}
 HEADER = """# What the study's records say
-Written by `make study-figures` from `study/*.parquet`. Means over paired seeds with t intervals; in
-parts B, D and E the variance is drawn towards that of the other arms, as in the report. The
+Written by `make study-figures` from `study/*.parquet`. Means over paired seeds with t intervals. The
 intervals of one hypothesis hold together at 95 %: each has the level that Bonferroni asks for.
-Rates that were chosen as the best were chosen on the same seeds. Part B's seeds were given out by
-what had been seen, so its intervals are exploratory. "Open": neither shown nor refuted by the
-words of [plan.md](plan.md).
+"Open": neither shown nor refuted by the words of [plan.md](plan.md).
 """
+POOLED = "Differences between arms have a variance that is drawn towards that of the others, as in the report."
+NOTES = {
+    "a": "Rates that were chosen as the best were chosen on the same seeds.",
+    "b": f"{POOLED} Seeds were given out by what had been seen, so the intervals are exploratory.",
+    "d": POOLED,
+    "e": POOLED,
+}
+"""What is to be known of a part's intervals."""
 
 
 def table_of(rows: list[Row]) -> str:
     """Verdict rows as a Markdown table."""
     head = ["| | estimate of | seeds | mean and interval | verdict |", "| --- | --- | --- | --- | --- |"]
-    return "\n".join(
-        [
-            *head,
-            *(f"| {row.hypothesis} | {row.what} | {row.found.n} | {interval(row)} | {row.verdict} |" for row in rows),
-        ]
-    )
+    lines = (f"| {row.hypothesis} | {row.what} | {row.found.n} | {interval(row)} | {row.verdict} |" for row in rows)
+    return "\n".join([*head, *lines])
 
 
 def words_of(rows: list[Row]) -> str:
@@ -70,7 +71,7 @@ def main() -> None:
         counts = table.groupby("status").size()
         text += f"\n## Part {part.upper()}\n{len(table)} runs: {', '.join(f'{n} {s}' for s, n in counts.items())}.\n\n"
         rows = PARTS[part].verdicts(table)
-        text += f"{words_of(rows)}\n\n{table_of(rows)}\n"
+        text += f"{NOTES.get(part, '')}\n\n{words_of(rows)}\n\n{table_of(rows)}\n"
     (args.to / "verdicts.md").write_text(text)
     print(text)
 

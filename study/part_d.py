@@ -35,8 +35,9 @@ def compared(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = prepared(table)
     named = rows[["arm", "setting"]].drop_duplicates().itertuples(index=False)
     pairs = [(arm, f"{setting}: {OFF}") for arm, setting in named if arm != f"{setting}: {OFF}"]
-    hypothesis = [row for row in against(rows, pairs) if of_h8(row["arm"], row["rank"])]
-    return against(rows, pairs, family=2 * len(hypothesis))
+    cells = rows[["arm", *CELL]].drop_duplicates()
+    hypothesis = sum(of_h8(arm, rank) for arm, rank in zip(cells["arm"], cells["rank"], strict=True))
+    return against(rows, pairs, family=2 * hypothesis)
 
 
 def choice(table: pd.DataFrame) -> list[Row]:

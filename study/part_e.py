@@ -40,15 +40,13 @@ def where_it_matters(table: pd.DataFrame) -> str:
 
 def verdicts(table: pd.DataFrame) -> list[Row]:
     """H9 at a quarter of rank 1, and at the other budgets; then every arm against rank 1."""
-    found = []
+    found, h9 = [], where_it_matters(table)
     for budget in BUDGETS:
         for row in compared(table, budget):
             ours = budget == "quarter"
             what = f"{row['arm']} minus {row['against']}, parameters x {row['params_ratio']:.2f}"
             what += "" if counts(row) else " (the larger adapter is the better one)"
-            found.append(
-                Row("H9" if ours else "beside H9", what, estimate(row), where_it_matters(table) if ours else "")
-            )
+            found.append(Row("H9" if ours else "beside H9", what, estimate(row), h9 if ours else ""))
     others = [(arm, UNIFORM) for arm in table["arm"].unique() if arm != UNIFORM]
     rows = sorted(against(table, others), key=lambda row: -row["params_ratio"])
     smaller = [Row("edge", f"{r['arm']} minus rank 1, parameters x {r['params_ratio']:.2f}", estimate(r)) for r in rows]

@@ -1,13 +1,14 @@
 #!/bin/sh
 # sh study/run.sh PART: the runs of a part of the study (docs/study/plan.md) into RUNS, then its records into study/PART.parquet.
-# It goes on where it was stopped; with KEPT=1 from the runs that study/PART.parquet has as well, as on another machine. PART is a, b, d, e, or a-small: a third of part a, with figures of its own in RUNS.
+# It goes on where it was stopped; with KEPT=1 from the runs that study/PART.parquet has as well, as on another machine.
+# PART is a, b, d, e, or a-small: a third of part a, with figures of its own in RUNS.
 # What part b shows decides the recipe of part c.
 set -eu
 RANKRL=${RANKRL:-.venv/bin/rankrl}
 PYTHON=${PYTHON:-.venv/bin/python}
 RUNS=${RUNS:-runs/study}
 part=$1
-sweep() { # exit code 1: a run diverged, which is an outcome, or failed, of which keep.py speaks at the end; all else ends the part
+sweep() { # code 1: a run diverged, which is an outcome, or failed, which keep.py says at the end; all else ends the part
   $RANKRL sweep "$@" --runs "$RUNS/$part" || [ $? -eq 1 ]
 }
 if [ -n "${KEPT:-}" ] && [ -f "study/$part.parquet" ]; then

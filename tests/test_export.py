@@ -177,6 +177,12 @@ def test_the_export_of_a_diverged_run_says_what_it_is(trained, tmp_path, capsys)
     assert "the base has 0.2500. Of the 1 seeds of its cell, 1 diverged." in card and "| lr | 0.000866025 | " in card
 
 
+def test_a_refusal_does_not_wait_for_torch(tmp_path):
+    code = "import sys; from rankrl.cli import main; print(main(['export', *sys.argv[1:]]), {'torch', 'peft'} & {*sys.modules})"
+    words = [sys.executable, "-c", code, str(tmp_path), "--to", str(tmp_path / "x")]
+    assert subprocess.run(words, capture_output=True, text=True, timeout=120).stdout == "2 set()\n"
+
+
 @pytest.mark.slow
 def test_what_cannot_be_exported_is_one_line(trained, exported, tmp_path, capsys):
     directory, *_ = trained

@@ -216,3 +216,6 @@ def test_a_figure_of_each_part_draws(study):
     assert "on (2)" in words[0]
     assert "rlmo" in words[1]
     assert "q" in words[2]
+    confirmed = runs_with("nano", {"": [0.1, 0.2]}) + runs_with("nano", {"": [0.1, 0.3]}, rank=32)
+    (panel,) = study("part_c").gain_of_every_seed(pd.DataFrame(confirmed)).axes
+    assert [line.get_xdata().tolist() for line in panel.get_lines()[:2]] == [[0.1, 0.2], [0.1, 0.3]]
