@@ -11,18 +11,23 @@ from runs import MARGIN, Row, against, estimate, verdict
 from rankrl.report.figures.canvas import COLOURS, Canvas, panels
 
 SECTIONS = {"init": "initialisation", "optim": "optimisation", "variance": "variance", "allocation": "allocation"}
+TWICE = " at twice the rate"
+RATES = {"": "", "_twice": TWICE}
+"""What the name of a sweep ends in, and how it is told."""
 OFF = "off"
 H6 = ("init", "optim")
 """Sections whose arms H6 is about."""
 
 
 def arms(table: pd.DataFrame) -> pd.DataFrame:
-    """The ablations at rank 1 and its rate, each arm named after its section too: "init: on".
+    """The ablations at rank 1, each arm named after its section too: "init: on".
 
-    An arm that averages its adapters counts with the average, since it trains as `off` does.
+    Sweeps of twice the rate are sections of their own. An arm that averages its adapters counts
+    with the average, since it trains as `off` does.
     """
-    rows = table[table["sweep"].isin([f"ablate_{section}" for section in SECTIONS]) & (table["rank"] == 1)].copy()
-    rows["section"] = rows["sweep"].str.removeprefix("ablate_")
+    named = {f"ablate_{section}{end}": section + rate for section in SECTIONS for end, rate in RATES.items()}
+    rows = table[(table["rank"] == 1) & table["sweep"].isin(named.keys())].copy()
+    rows["section"] = rows["sweep"].map(named)
     rows["arm"] = rows["section"] + ": " + rows["arm"]
     if "average_score" in rows:
         rows["gain"] = (rows["average_score"] - rows["base_score"]).fillna(rows["gain"])
@@ -30,10 +35,14 @@ def arms(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every arm minus the `off` of its ablation, best first; H6's are a family of their own."""
+    """Every arm minus the `off` of its section, best first.
+
+    There are three families: H6's arms, the other ones, and all at twice the rate.
+    """
     rows = arms(table)
-    of_h6 = rows["section"].isin(H6)
-    found = against(rows[of_h6], pairs_with_off(rows[of_h6])) + against(rows[~of_h6], pairs_with_off(rows[~of_h6]))
+    of_h6, twice = rows["section"].isin(H6), rows["section"].str.endswith(TWICE)
+    families = (rows[of_h6], rows[~of_h6 & ~twice], rows[twice])
+    found = [row for family in families for row in against(family, pairs_with_off(family))]
     return sorted(found, key=lambda row: -row["mean_difference"])
 
 
@@ -70,8 +79,8 @@ def arms_against_off(table: pd.DataFrame) -> Canvas:
     rows = compared(table)[::-1]
     canvas, axes = panels(1, 7.2, 0.6 + 0.19 * len(rows))
     panel = axes[0, 0]
-    for i, (section, name) in enumerate(SECTIONS.items()):
-        places = [y for y, row in enumerate(rows) if row["arm"].startswith(f"{section}:")]
+    for i, (section, name) in enumerate({**SECTIONS, TWICE: TWICE.strip()}.items()):
+        places = [y for y, row in enumerate(rows) if row["arm"].split(":")[0].endswith(section)]
         if not places:
             continue
         intervals(panel, [estimate(rows[y]) for y in places], places, i, ls="", label=name)

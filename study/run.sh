@@ -27,6 +27,7 @@ case $part in
     done
     sweep recipes/ablate_allocation.yaml steps=60 equal_params=0.06 'ranks=[1]' 'seeds=[20,21]'
     sweep recipes/low_rank.yaml steps=60 'ranks=[32]' 'seeds=[20,21]'
+    # the best four and their `off` at twice the rate are sweeps named ablate_SECTION_twice with scale.reference.lr=2e-3
     ;;
   d)
     last="steps=60 eval_every=10 seeds=[40,41,42,43]"

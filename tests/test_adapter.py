@@ -1,12 +1,9 @@
 """Adapters: nested starts, patterns, exact counts, folding. Also schedules and prompt order."""
 
-import math
-
 import pytest
 import torch
 from conftest import runs_of
 from peft import PeftModel, get_peft_model
-from safetensors import safe_open
 from torch import nn
 
 from rankrl.adapter.delta import effective_rank, module_size, scalars, singular_values
@@ -311,21 +308,3 @@ def test_bad_data_files_are_named(tmp_path):
     items, _ = load_items(Data(str(good), str(other), 1, 1))
     assert items == [Item("train-good-1", "good", "1+1", "2")]
     assert revision(items) != revision([])
-
-
-@pytest.mark.slow
-def test_the_nano_base_is_rebuilt_bit_for_bit(tmp_path, monkeypatch):
-    """Two short rebuilds are equal. The shipped base is the same command with all of its steps."""
-    from rankrl.data import nano_base
-
-    for name, value in {"KNOW_STEPS": 3, "SLIP_STEPS": 2, "POOL": {"sum2": 300, "sum3": 200}}.items():
-        monkeypatch.setattr(nano_base, name, value)
-    for to in (tmp_path / "a", tmp_path / "b"):
-        nano_base.build(to)
-    files = ("model.safetensors", "config.json", "tokenizer.json")
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
-    shipped = nano_base.Path(nano_base.__file__).parent / "nano_model"
-    with safe_open(shipped / "model.safetensors", "pt") as weights:
-        sizes = [math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
-    assert sum(sizes) == runs_of("demo")[0].scale.model.base_params
-    assert sum(file.stat().st_size for file in shipped.iterdir()) < 4 * 2**20

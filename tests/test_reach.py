@@ -16,6 +16,7 @@ from rankrl.recipe.load import load_scale
 # target_parameters; PEFT's all-linear.
 PER_RANK = {
     "nano": (7_936, 7_936, 7_936, 7_936),
+    "nano-hard": (7_936, 7_936, 7_936, 7_936),
     "smollm2-135m": (305_280, 305_280, 305_280, 305_280),
     "qwen3-8b": (2_727_936, 2_727_936, 2_727_936, 2_727_936),
     "qwen3-30b-a3b": (835_584, 835_584, 40_157_184, 62_281_728),

@@ -61,7 +61,7 @@ def test_every_recipe_of_the_study_plans_runs_on_the_plans_seeds(recipe):
     }
     found = runs_of(f"../study/{recipe.stem}")
     assert {run.seed for run in found} == {*seeds[recipe.stem]}
-    assert {run.recipe.steps for run in found} == {60}
+    assert {run.recipe.steps for run in found} == {120 if recipe.stem == "study_hard_pilot" else 60}
 
 
 RATES = {"quarter": 2.5e-4, "half": 5e-4, "once": 1e-3, "twice": 2e-3, "four": 4e-3}
@@ -141,6 +141,10 @@ def test_part_b_holds_every_arm_against_the_default_of_its_own_ablation(study):
     few = pd.DataFrame(rows + runs_with("ablate_init", {"on_eva": [0.1]}))
     found = {row.what: row for row in study("part_b").verdicts(few)}
     assert found["init: on_eva minus off"].found.n == 1, "an arm with few seeds stays in the table"
+    twice = pd.DataFrame(rows + runs_with("ablate_init_twice", {"off": [0.1, 0.12], "on": [0.1, 0.13]}))
+    (row,) = (row for row in study("part_b").verdicts(twice) if "twice" in row.what)
+    assert (row.hypothesis, row.what) == ("beside H6", "init at twice the rate: on minus off")
+    assert row.found.mean == pytest.approx(0.005) and row.found.n == 2
     rows[-1]["average_score"] = rows[-3]["average_score"] = None
     rows[0]["average_score"], rows[0]["base_score"] = 0.5, 0.25
     assert study("part_b").arms(pd.DataFrame(rows))["gain"].iloc[0] == pytest.approx(0.25)

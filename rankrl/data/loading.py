@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from rankrl.data import nano
+from rankrl.data import nano, nano_hard
 from rankrl.data.exact import number_text
 from rankrl.data.gold import gold
 from rankrl.data.items import Item
@@ -18,6 +18,8 @@ from rankrl.recipe.scale import Data
 from rankrl.reward.grade import Grader
 
 Asked = tuple[tuple[str, str], ...]
+GENERATED = (*nano.TASKS, nano_hard.NAME)
+"""Tasks whose items are made, not read."""
 
 
 def load_items(data: Data) -> tuple[list[Item], list[Item]]:
@@ -26,11 +28,13 @@ def load_items(data: Data) -> tuple[list[Item], list[Item]]:
     Raises ValueError, one line, for a missing file or column, too few items, an item_id that occurs
     twice, or a prompt that is in both, blanks around it aside.
     """
-    if data.train != data.evaluation and {data.train, data.evaluation} & set(nano.TASKS):
+    if data.train != data.evaluation and {data.train, data.evaluation} & set(GENERATED):
         raise ValueError(
             f"data.evaluation: got {data.evaluation!r} with data.train={data.train!r}, allowed: the same task for both, or "
-            f"files ({', '.join(nano.TASKS)} are tasks)"
+            f"files ({', '.join(GENERATED)} are tasks)"
         )
+    if data.train == nano_hard.NAME:
+        return nano_hard.splits(data.train_items, data.eval_items)
     if data.train in nano.TASKS:
         return nano.splits(data.train_items, data.eval_items, data.train)
     chats = data.template == "chat"
@@ -63,8 +67,8 @@ def read_items(path: Path, key: str, chats: bool = True) -> list[Item]:
     """
     if not path.is_file():
         raise ValueError(
-            f"{key}: got {str(path)!r}, allowed: nano, or an existing JSONL or Parquet file with the keys prompt and answer "
-            f"(rankrl data SCALE --to {path.parent} builds it for a scale with data.mixture)"
+            f"{key}: got {str(path)!r}, allowed: {', '.join(GENERATED)}, or an existing JSONL or Parquet file with the keys "
+            f"prompt and answer (rankrl data SCALE --to {path.parent} builds it for a scale with data.mixture)"
         )
     items: list[Item] = []
     numbers, wrong = [], []

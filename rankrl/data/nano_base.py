@@ -91,23 +91,33 @@ def response(item: nano.Item, rng: random.Random, slips: bool) -> str:
 def batches(
     items: list[nano.Item], tokenizer: Any, steps: int, slips: bool, seed: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """`steps` batches, padded on the right. Labels cover the response and its end token only."""
+    """`steps` batches of items and what the model is taught to say."""
     rng = random.Random(seed)
     prompts = {item.item_id: tokenizer(item.prompt)["input_ids"] for item in items}
     for _ in range(steps):
-        rows, labels = [], []
-        for item in rng.choices(items, k=BATCH):
-            prompt = prompts[item.item_id]
-            answer = tokenizer(response(item, rng, slips))["input_ids"] + [tokenizer.eos_token_id]
-            rows.append(torch.tensor(prompt + answer))
-            labels.append(torch.tensor([-100] * len(prompt) + answer))
-        pad = torch.nn.utils.rnn.pad_sequence
-        input_ids = pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-        yield {
-            "input_ids": input_ids,
-            "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
-            "labels": pad(labels, batch_first=True, padding_value=-100),
-        }
+        chosen = rng.choices(items, k=BATCH)
+        yield padded(
+            [(prompts[item.item_id], tokenizer(response(item, rng, slips))["input_ids"]) for item in chosen], tokenizer
+        )
+
+
+def padded(pairs: list[tuple[list[int], list[int]]], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Tokens of prompts and their responses as a batch, padded on the right.
+
+    Labels cover the response and its end token only.
+    """
+    rows, labels = [], []
+    for prompt, answer in pairs:
+        ended = [*answer, tokenizer.eos_token_id]
+        rows.append(torch.tensor(prompt + ended))
+        labels.append(torch.tensor([-100] * len(prompt) + ended))
+    pad = torch.nn.utils.rnn.pad_sequence
+    input_ids = pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
+        "labels": pad(labels, batch_first=True, padding_value=-100),
+    }
 
 
 def fit(model: torch.nn.Module, data: Iterator[dict[str, torch.Tensor]], steps: int, lr: float) -> None:

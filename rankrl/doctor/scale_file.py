@@ -25,7 +25,7 @@ from rankrl.recipe.scale import Data, Lengths, Model, Placement, Reference, Scal
 
 SMALL_PARAMS, SMALL_LR, LR = 10**9, (5e-4, 1e-3), (5e-5, 9e-5)
 """Below so many parameters the rates (policy, critic) are smollm2-135m's, else qwen3-8b's."""
-TASK_ITEMS = {"nano": (6000, 252), "sums": (112, 64), "gsm_symbolic": (2000, 200)}
+TASK_ITEMS = {"nano": (6000, 252), "nano_hard": (6000, 252), "sums": (112, 64), "gsm_symbolic": (2000, 200)}
 """Task -> (training items, evaluation items)."""
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 ROUND, UNMEASURED_TOKENS, CPU_TOKENS, GPU_TOKENS = 16, 512, 256, 2048
@@ -104,7 +104,7 @@ def described(path: str, config_file: Path, on_gpu: bool) -> Model:
 def data_of(train: str, evaluation: str, tokenizer: Any) -> Data:
     """The data section; items of files are counted."""
     chats = tokenizer is None or bool(tokenizer.chat_template)
-    instruction = None if train in ("nano", "sums") else INSTRUCTION
+    instruction = None if train in ("nano", "nano_hard", "sums") else INSTRUCTION
     counts = TASK_ITEMS.get(train) or (
         len(read_items(Path(train), "--train", chats)),
         len(read_items(Path(evaluation), "--evaluation", chats)),

@@ -19,8 +19,12 @@ from rankrl.recipe.scale import Model, Scale
 PACKAGE = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rankrl"
 SMOLLM2 = "embedded:smollm2-135m"
-EMBEDDED = {"embedded:nano": PACKAGE / "data" / "nano_model", SMOLLM2: CACHE / "smollm2-135m-1"}
-"""Directories of bases that need no hub. The second is created when a run first needs it
+EMBEDDED = {
+    "embedded:nano": PACKAGE / "data" / "nano_model",
+    "embedded:nano-hard": PACKAGE / "data" / "nano_hard_model",
+    SMOLLM2: CACHE / "smollm2-135m-1",
+}
+"""Directories of bases that need no hub. The last is created when a run first needs it
 (rankrl/data/smollm2_base.py)."""
 SHIPPED = PACKAGE / "scales" / "models"
 

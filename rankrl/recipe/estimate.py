@@ -102,10 +102,11 @@ def estimates(runs: Sequence[Run], parallel_runs: int) -> list[Line]:
 def _mark(scale: Scale) -> str:
     """The mark of numbers that depend on the device.
 
-    The CPU's constants are fitted to measurements of the embedded model; those of GPUs come from
+    The CPU's constants are fitted to measurements of an embedded model; those of GPUs come from
     data sheets.
     """
-    return "fitted" if scale.placement.device == "cpu" and scale.model.path == "embedded:nano" else "estimate"
+    embedded = scale.model.path in ("embedded:nano", "embedded:nano-hard")  # of one size
+    return "fitted" if scale.placement.device == "cpu" and embedded else "estimate"
 
 
 def _gpus(run: Run) -> Line:

