@@ -25,7 +25,7 @@ board: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -m "not pipeline" -n 2 --dist loadfile --durations=12
-	$(VENV)/bin/python -m pytest -m pipeline --durations=25
+	$(VENV)/bin/python -m pytest -m pipeline -n 2 --dist loadfile --durations=25
 
 quick: $(READY)
 	$(VENV)/bin/python -m pytest -m "not pipeline and not slow" -n 2 --dist loadfile

@@ -8,15 +8,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Browser, browser
+from xdist.scheduler import LoadFileScheduling
 
 from rankrl.recipe.load import load_experiment
 from rankrl.recipe.plan import Run, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 AT_START = dict(os.environ)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Gives each file, and each folder below this one, to one of the processes, since its tests
+    share services and other costly fixtures."""
+
+    class ByServices(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            folder = file.rpartition("/")[0]
+            return file if folder == "tests" else folder
+
+    return ByServices(config, log)
 
 
 @contextmanager

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from rankrl.doctor import machine
 from rankrl.ppo.cluster import START_WAIT_S
+from rankrl.ppo.guardian import marked
 from rankrl.ppo.ray_environment import FOREIGN, STEP_ADDRESS, drop_left_over, left_over, step_address
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,8 +99,7 @@ def test_ray_starts_at_the_second_try_and_joins_nobody(tmp_path):
     assert "Ray did not start (Exception: The current node timed out during startup" in said[1]
     assert re.fullmatch(r"address 127.0.0.1:\d+, RAY_ADDRESS None, 1 raylets, 1 heads", said[2]), said
     assert len(said) == 3 and "Traceback" not in done.stderr
-    running = [p for p in psutil.process_iter() if p.name() in ("raylet", "gcs_server")]
-    assert not [p for p in running if str(tmp_path) in p.environ().get("STARTED", "")]
+    assert not [p for p in marked(str(tmp_path), "STARTED") if p.name() in ("raylet", "gcs_server")]
 
 
 @pytest.mark.slow

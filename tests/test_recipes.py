@@ -348,7 +348,15 @@ def test_micro_batches_divide_every_workers_share():
     )
 
 
-@pytest.mark.parametrize("name", ["nano", "smollm2-135m", "qwen3-8b", "qwen3-30b-a3b", "qwen3-235b-a22b"])
+def test_engines_serve_twice_the_rank_of_an_adapter_that_starts_as_a_part_of_the_base():
+    from rankrl.recipe.plan import largest_served_rank
+
+    assert largest_served_rank(runs_of("demo", "ranks=[1,8]")) == 8
+    assert largest_served_rank(runs_of("demo", "ranks=[1,8]", "init.method=olora_tail")) == 16
+    assert largest_served_rank(runs_of("demo", "ranks=[1,8]", "init.method=olora_tail", "trained=b")) == 8
+
+
+@pytest.mark.parametrize("name", ["nano", "nano-hard", "smollm2-135m", "qwen3-8b", "qwen3-30b-a3b", "qwen3-235b-a22b"])
 def test_every_scale_evaluates_at_the_temperature_of_training(name):
     scale = load_scale(name)
     assert scale.sampling.eval_temperature == scale.sampling.temperature and evaluated_apart(scale) == []

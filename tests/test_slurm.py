@@ -1,7 +1,8 @@
 """`sbatch slurm/sweep.sh` at scale=nano on a real Slurm cluster of two virtual nodes, under the
 faults that end jobs on a cluster.
 
-Every fault hits real processes: slurmd, raylets, drivers, workers, engines.
+Every fault hits real processes: slurmd, raylets, drivers, workers. Killed services are mended
+within a task, which knows nothing of Slurm: one_bench/test_packed_runs.py kills each kind.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(os.geteuid() != 0, reason
 CLUSTER = ROOT / "tests" / "virtual_cluster.sh"
 SMALL_DISK = "small"
 NANO = ["recipes/low_rank.yaml", "scale=nano", "checkpoint_every=4", "scale.sampling.eval_samples=1",
-        "scale.placement.critic_per_node=0", "scale.slurm.cpus_per_node=2", "scale.slurm.runs_per_task=2"]  # fmt: skip
+        "scale.placement.critic_per_node=0", "scale.slurm.cpus_per_node=2", "scale.slurm.runs_per_task=2",
+        "scale.data.eval_items=64", "scale.sampling.base_samples=2"]  # fmt: skip
 """Policy and value in one process: a start takes three quarters of the time."""
 
 
@@ -207,9 +209,8 @@ def test_two_submissions_at_once_then_the_time_limit_and_kill_of_a_driver(cluste
 
 
 def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster):
-    """All faults hit the second of two runs: a killed policy worker, a killed engine, preemption,
-    the loss of a node with its slurmd, scancel, and a disk that is full while a checkpoint is
-    written.
+    """All faults hit the second of two runs: a killed policy worker, preemption, the loss of a node
+    with its slurmd, scancel, and a disk that is full while a checkpoint is written.
 
     On the full disk the run fails with one line. Once there is room, the next submission resumes it
     from its last checkpoint.
@@ -227,17 +228,16 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster):
 
     kill("ray::TrainerWorker", node)
     goes_on(root, "r8-b16-s0", attempt=2)
-    kill("ray::RolloutEngine", node)
-    goes_on(root, "r8-b16-s0", attempt=3)
     slurm("sbatch", "--wait", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
-    goes_on(root, "r8-b16-s0", attempt=4)
+    goes_on(root, "r8-b16-s0", attempt=3)
 
     node = jobs()[f"{array}_0"][1]
-    (slurmd,) = [p for p in psutil.process_iter() if p.name() == "slurmd" and p.cmdline()[-1] == node]
+    slurmds = psutil.process_iter(["name", "cmdline"])
+    (slurmd,) = [p for p in slurmds if p.info["name"] == "slurmd" and p.info["cmdline"][-1] == node]
     slurmd.kill()  # its node goes down with it
     wait_until(lambda: state(f"{array}_0") == "PENDING" or jobs()[f"{array}_0"][1] != node, root)
     subprocess.run(["bash", CLUSTER, "node", node.removeprefix("vn")], check=True, timeout=60)
-    goes_on(root, "r8-b16-s0", attempt=5)
+    goes_on(root, "r8-b16-s0", attempt=4)
 
     node = jobs()[f"{array}_0"][1]
     slurm("scancel", array)
@@ -249,7 +249,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster):
 
     array = array_of(submit(runs, *words), tasks=1)
     assert (root / "slurm" / f"{array}.tasks").read_text() == "r8-b16-s0\n"
-    goes_on(root, "r8-b16-s0", attempt=6)
+    goes_on(root, "r8-b16-s0", attempt=5)
     ballast = runs / "ballast"
     free = os.statvfs(runs).f_bavail * os.statvfs(runs).f_frsize
     # room for lines, not for a checkpoint
@@ -263,7 +263,7 @@ def test_faults_one_after_the_other_leave_a_finished_run_alone(cluster):
     complete(root, ["r1-b16-s0", "r8-b16-s0"], 40)
     assert content(root / "r1-b16-s0") == finished
     began = attempts(root, "r8-b16-s0")
-    assert began == sorted(began) and len(began) == 7 and began[1] >= 2 and began[6] >= 4, began
+    assert began == sorted(began) and len(began) == 6 and began[1] >= 2 and began[5] >= 4, began
 
 
 def test_a_run_on_two_nodes_agrees_with_one_on_one_and_survives_the_loss_of_a_raylet(cluster, tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ import json
 import sys
 
 import pytest
+from bench_runs import bench_of, stop_after_a_step, train
 from conftest import rankrl, runs_of
 
-from rankrl.data import nano, smollm2_base
+from rankrl.data import base_model, nano, smollm2_base
 from rankrl.data.loading import load_items
 from rankrl.recipe.architecture import EMBEDDED, SMOLLM2
 from rankrl.recipe.load import load_scale
@@ -117,19 +118,14 @@ def test_prompts_are_turns_of_its_chat_template(base):
 
 @pytest.mark.pipeline
 def test_a_run_is_stopped_resumed_and_exported(base, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(base.parents[1]))
+    monkeypatch.setattr(base_model, "converted", lambda: base)
     small = ["batch_sizes=[2]", "samples_per_prompt=2", "steps=2", "critic.rank=4", "scale.data.eval_items=4",
              "scale.sampling.eval_samples=1", "scale.sampling.base_samples=1"]  # fmt: skip
-    words = ["recipes/smollm2.yaml", "scale=smollm2-135m", *small, "--runs", str(tmp_path)]
-    (run,) = runs_of("smollm2", *words[1:-2])
-    directory = tmp_path / "smollm2" / run.run_id
-    directory.mkdir(parents=True)
-    (directory / "STOP").touch()
-    stopped = rankrl("sweep", *words, timeout_s=600)
-    assert stopped.returncode == 75, stopped.stderr[-3000:]
-    assert (directory / "checkpoint").is_dir()
-    resumed = rankrl("sweep", *words, timeout_s=600)
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    (run,) = runs_of("smollm2", "scale=smollm2-135m", *small)
+    with bench_of([run], tmp_path, 3) as bench:
+        stopped = stop_after_a_step(bench, [run], "runs")
+        assert (stopped / run.sweep / run.run_id / "checkpoint").is_dir()
+        directory = train(bench, [run], "runs", 1) / run.sweep / run.run_id
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["sync_gap_nats"] < 1e-3 for row in rows)  # float32 in engine and trainer

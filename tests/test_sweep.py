@@ -28,6 +28,7 @@ WORDS = [
     "steps=12",
     "checkpoint_every=4",
     "scale.sampling.eval_samples=2",
+    "scale.sampling.base_samples=2",
 ]
 MARK = "RANKRL_TEST_SWEEP"
 

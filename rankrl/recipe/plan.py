@@ -268,6 +268,12 @@ def neediest(runs: Sequence[Run]) -> Run:
     return max(runs, key=lambda run: run.critics)
 
 
+def largest_served_rank(runs: Sequence[Run]) -> int:
+    """The rank that engines must serve. One of an adapter that starts as a part of the base is
+    twice its own."""
+    return max(run.max_rank * run.recipe.served_ranks for run in runs)
+
+
 def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int, int]]:
     """(trained parameters, largest rank of a module, frozen parameters) by seed.
 

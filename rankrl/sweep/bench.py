@@ -26,7 +26,7 @@ from rankrl.ppo.status import Diverged
 from rankrl.recipe.allocation import planned
 from rankrl.recipe.first_step import FirstSteps, read_first_steps, write_first_steps
 from rankrl.recipe.init_section import DRAWN, Init
-from rankrl.recipe.plan import Run, neediest
+from rankrl.recipe.plan import Run, largest_served_rank, neediest
 from rankrl.report.ledger import ENDED
 from rankrl.report.read import curves, read_result
 from rankrl.report.result import Result
@@ -103,9 +103,8 @@ class Bench:
             return self._services
 
     def _start(self, again: bool) -> Services:
-        largest = max(run.max_rank * run.recipe.served_ranks for run in self.runs)
         try:
-            return Services(neediest(self.runs), largest, self.parallel_runs)
+            return Services(neediest(self.runs), largest_served_rank(self.runs), self.parallel_runs)
         except (ValueError, ConnectionError, ray.exceptions.RayError) as error:
             raise ClusterLost(" ".join(str(error).split())[:500]) if again else error from error
 

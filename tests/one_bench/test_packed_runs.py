@@ -186,5 +186,6 @@ def test_a_killed_service_costs_no_run_anything(bench, alone, monkeypatch, capsy
     assert "restarting services after" in output
     for run in WATCHED:
         assert f"{run.run_id}: resumed at step 6" in output
+        assert "error" not in json.loads((root / run.run_id / "result.json").read_text())
         check_same(root, alone, run)
     shutil.rmtree(root)

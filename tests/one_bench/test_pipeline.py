@@ -4,8 +4,6 @@ share."""
 from __future__ import annotations
 
 import json
-import os
-import signal
 from contextlib import closing
 
 import numpy as np
@@ -376,16 +374,3 @@ def test_brakes_leave_out_what_they_stop_and_change_nothing_else(attach):
         trainer.detach()
     (free, weights), (loose, same) = found
     assert free == loose and all(torch.equal(weights[name], same[name]) for name in weights)
-
-
-def test_a_killed_engine_is_replaced_and_the_run_resumes(bench, monkeypatch, capsys):
-    def kill_engine(trainer):
-        os.kill(ray.get(trainer.services.engines[0].ready.remote()), signal.SIGKILL)
-
-    run = runs_of("demo", "ranks=[1]", "seeds=[9]", "steps=4", "checkpoint_every=2")[0]
-    interfere(monkeypatch, 3, kill_engine)
-    result = bench.attempt(run, attempts=2)
-    assert result.status == "finished", result
-    output = capsys.readouterr().out
-    assert "restarting services after" in output and f"{run.run_id}: resumed at step 2" in output
-    assert "error" not in json.loads((bench.directory / "demo" / run.run_id / "result.json").read_text())

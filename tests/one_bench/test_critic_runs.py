@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import yaml
-from bench_runs import bench_and_alone, check_same, lines, stop_after_a_step, train
+from bench_runs import check_same, lines, stop_after_a_step, train, trained_alone
 from conftest import runs_of
 
 pytestmark = pytest.mark.pipeline
@@ -20,7 +20,7 @@ RUNS = runs_of("ablate_critic", *SHORT, *WARMED, *OTHERS)
 METRICS = {"value_loss", "explained_variance", "value_mean", "critic_lr", "critic_grad_norm"}
 
 
-bench, alone = bench_and_alone(RUNS, 3)
+alone = trained_alone(RUNS)
 
 
 def test_every_arm_trains_and_says_what_its_values_explain(alone):

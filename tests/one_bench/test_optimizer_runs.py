@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_runs import bench_and_alone, check_same, lines, stop_after_a_step, train
+from bench_runs import check_same, lines, stop_after_a_step, train, trained_alone
 from conftest import runs_of
 
 pytestmark = pytest.mark.pipeline
@@ -25,7 +25,7 @@ SHORT = ("ranks=[8]", "seeds=[0]", "steps=3", "checkpoint_every=1", "rules.warmu
 RUNS = runs_of("demo", "name=optimizers", f"arms={json.dumps(ARMS)}", *SHORT)
 
 
-bench, alone = bench_and_alone(RUNS, 3)
+alone = trained_alone(RUNS)
 
 
 def result(root: Path, run) -> dict:
