@@ -6,14 +6,13 @@ from typing import Any
 
 import pandas as pd
 from drawing import intervals
-from runs import MARGIN, Row, against, estimate, verdict
+from runs import MARGIN, Row, against, difference, estimate, verdict
 
 from rankrl.report.figures.canvas import COLOURS, Canvas, panels
 
 SECTIONS = {"init": "initialisation", "optim": "optimisation", "variance": "variance", "allocation": "allocation"}
-TWICE = " at twice the rate"
-RATES = {"": "", "_twice": TWICE}
-"""What the name of a sweep ends in, and how it is told."""
+SETTINGS = {"": "", "_twice": " at twice the rate", "_hard": " on nano-hard"}
+"""What the name of a sweep ends in, and how it is told. Each is a family of its own."""
 OFF = "off"
 H6 = ("init", "optim")
 """Sections whose arms H6 is about."""
@@ -22,10 +21,10 @@ H6 = ("init", "optim")
 def arms(table: pd.DataFrame) -> pd.DataFrame:
     """The ablations at rank 1, each arm named after its section too: "init: on".
 
-    Sweeps of twice the rate are sections of their own. An arm that averages its adapters counts
-    with the average, since it trains as `off` does.
+    Sweeps of another setting are sections of their own: "init on nano-hard: on". An arm that
+    averages its adapters counts with the average, since it trains as `off` does.
     """
-    named = {f"ablate_{section}{end}": section + rate for section in SECTIONS for end, rate in RATES.items()}
+    named = {f"ablate_{section}{end}": section + told for section in SECTIONS for end, told in SETTINGS.items()}
     rows = table[(table["rank"] == 1) & table["sweep"].isin(named.keys())].copy()
     rows["section"] = rows["sweep"].map(named)
     rows["arm"] = rows["section"] + ": " + rows["arm"]
@@ -34,16 +33,27 @@ def arms(table: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def compared(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every arm minus the `off` of its section, best first.
+def compared(table: pd.DataFrame, setting: str) -> list[dict[str, Any]]:
+    """Every arm of a setting minus the `off` of its section, best first.
 
-    There are three families: H6's arms, the other ones, and all at twice the rate.
+    H6's arms are a family of their own.
     """
     rows = arms(table)
-    of_h6, twice = rows["section"].isin(H6), rows["section"].str.endswith(TWICE)
-    families = (rows[of_h6], rows[~of_h6 & ~twice], rows[twice])
-    found = [row for family in families for row in against(family, pairs_with_off(family))]
+    rows = rows[rows["section"].isin([section + setting for section in SECTIONS])]
+    of_h6 = rows["section"].isin(H6)
+    found = [row for family in (rows[of_h6], rows[~of_h6]) for row in against(family, pairs_with_off(family))]
     return sorted(found, key=lambda row: -row["mean_difference"])
+
+
+def behind_rank_32(table: pd.DataFrame) -> list[Row]:
+    """What the default loses at rank 1 in each setting, where rank 32 was run."""
+    found = []
+    for end, told in SETTINGS.items():
+        one = (table["sweep"] == f"ablate_init{end}") & (table["arm"] == OFF) & (table["rank"] == 1)
+        other = (table["sweep"] == f"low_rank{end}") & (table["rank"] == 32)
+        if one.any() and other.any():
+            found.append(Row("beside H6", f"the default at rank 1 minus rank 32{told}", difference(table, one, other)))
+    return found
 
 
 def pairs_with_off(rows: pd.DataFrame) -> list[tuple[str, str]]:
@@ -71,24 +81,26 @@ def helped(row: dict[str, Any]) -> Row:
 
 def verdicts(table: pd.DataFrame) -> list[Row]:
     """H5, then every arm; H6 stands where each arm of initialisation and optimisation lets it."""
-    return more_prompts(table) + [helped(row) for row in compared(table)]
+    rows = [row for setting in SETTINGS.values() for row in compared(table, setting)]
+    return more_prompts(table) + behind_rank_32(table) + [helped(row) for row in rows]
 
 
 def arms_against_off(table: pd.DataFrame) -> Canvas:
-    """Each arm's gain minus that of the default at rank 1, with the interval of the family."""
-    rows = compared(table)[::-1]
-    canvas, axes = panels(1, 7.2, 0.6 + 0.19 * len(rows))
-    panel = axes[0, 0]
-    for i, (section, name) in enumerate({**SECTIONS, TWICE: TWICE.strip()}.items()):
-        places = [y for y, row in enumerate(rows) if row["arm"].split(":")[0].endswith(section)]
-        if not places:
-            continue
-        intervals(panel, [estimate(rows[y]) for y in places], places, i, ls="", label=name)
-    panel.set_yticks(range(len(rows)), [f"{row['arm'].split(': ')[1]} ({row['n_pairs']})" for row in rows], fontsize=8)
-    panel.axvline(0, color=COLOURS[-1], lw=0.8)
-    panel.axvspan(-MARGIN, MARGIN, color=COLOURS[-1], alpha=0.08, lw=0)
-    panel.set_xlabel("gain minus that of the default at rank 1 (seeds), family-wise 95 %")
-    panel.legend(loc="lower right")
+    """Each arm's gain minus that of the default at rank 1, with the interval of its family."""
+    found = {setting: rows[::-1] for setting in SETTINGS.values() if (rows := compared(table, setting))}
+    canvas, axes = panels(len(found), 7.2, 0.6 + 0.19 * max(map(len, found.values())))
+    for panel, (setting, rows) in zip(axes.flat, found.items(), strict=True):
+        for i, (section, name) in enumerate(SECTIONS.items()):
+            places = [y for y, row in enumerate(rows) if row["arm"].startswith(f"{section}{setting}:")]
+            if places:
+                intervals(panel, [estimate(rows[y]) for y in places], places, i, ls="", label=name)
+        named = [f"{row['arm'].split(': ')[1]} ({row['n_pairs']})" for row in rows]
+        panel.set_yticks(range(len(rows)), named, fontsize=8)
+        panel.axvline(0, color=COLOURS[-1], lw=0.8)
+        panel.axvspan(-MARGIN, MARGIN, color=COLOURS[-1], alpha=0.08, lw=0)
+        panel.set_title(setting.strip() or "nano")
+        panel.set_xlabel("gain minus that of the default at rank 1 (seeds), family-wise 95 %")
+        panel.legend(loc="lower right")
     return canvas
 
 

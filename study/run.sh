@@ -22,12 +22,15 @@ case $part in
     ;;
   a-small) sweep study/study_a.yaml 'ranks=[1,32,256]' 'seeds=[12,13]' ;;
   b) # two seeds of every arm; `rankrl next` then says where more would tell
-    for arms in init optim variance; do
-      sweep "recipes/ablate_$arms.yaml" steps=60 'ranks=[1]' 'seeds=[20,21]'
-    done
-    sweep recipes/ablate_allocation.yaml steps=60 equal_params=0.06 'ranks=[1]' 'seeds=[20,21]'
-    sweep recipes/low_rank.yaml steps=60 'ranks=[32]' 'seeds=[20,21]'
     # the best four and their `off` at twice the rate are sweeps named ablate_SECTION_twice with scale.reference.lr=2e-3
+    two='ranks=[1] seeds=[20,21]'
+    for arms in init optim variance; do sweep "recipes/ablate_$arms.yaml" steps=60 $two; done
+    sweep recipes/ablate_allocation.yaml steps=60 equal_params=0.06 $two
+    sweep recipes/low_rank.yaml steps=60 'ranks=[32]' 'seeds=[20,21]'
+    hard='scale=nano-hard steps=120'
+    for arms in init optim variance; do sweep "recipes/ablate_$arms.yaml" "name=ablate_${arms}_hard" $hard $two; done
+    sweep recipes/ablate_allocation.yaml name=ablate_allocation_hard equal_params=0.06 $hard $two
+    sweep recipes/low_rank.yaml name=low_rank_hard $hard 'ranks=[32]' 'seeds=[20,21]'
     ;;
   d)
     last="steps=60 eval_every=10 seeds=[40,41,42,43]"

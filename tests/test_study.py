@@ -141,10 +141,20 @@ def test_part_b_holds_every_arm_against_the_default_of_its_own_ablation(study):
     few = pd.DataFrame(rows + runs_with("ablate_init", {"on_eva": [0.1]}))
     found = {row.what: row for row in study("part_b").verdicts(few)}
     assert found["init: on_eva minus off"].found.n == 1, "an arm with few seeds stays in the table"
-    twice = pd.DataFrame(rows + runs_with("ablate_init_twice", {"off": [0.1, 0.12], "on": [0.1, 0.13]}))
-    (row,) = (row for row in study("part_b").verdicts(twice) if "twice" in row.what)
-    assert (row.hypothesis, row.what) == ("beside H6", "init at twice the rate: on minus off")
-    assert row.found.mean == pytest.approx(0.005) and row.found.n == 2
+    settings = runs_with("ablate_init_twice", {"off": [0.1, 0.12], "on": [0.1, 0.13]})
+    settings += runs_with("ablate_init_hard", {"off": [0.1, 0.12]}) + runs_with(
+        "low_rank_hard", {"": [0.2, 0.3]}, rank=32
+    )
+    found = [
+        row
+        for row in study("part_b").verdicts(pd.DataFrame(rows + settings))
+        if "rate" in row.what or "hard" in row.what
+    ]
+    assert [(row.hypothesis, row.what) for row in found] == [
+        ("beside H6", "the default at rank 1 minus rank 32 on nano-hard"),
+        ("beside H6", "init at twice the rate: on minus off"),
+    ]
+    assert [row.found.mean for row in found] == pytest.approx([-0.14, 0.005])
     rows[-1]["average_score"] = rows[-3]["average_score"] = None
     rows[0]["average_score"], rows[0]["base_score"] = 0.5, 0.25
     assert study("part_b").arms(pd.DataFrame(rows))["gain"].iloc[0] == pytest.approx(0.25)
