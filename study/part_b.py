@@ -100,7 +100,7 @@ def arms_against_off(table: pd.DataFrame) -> Canvas:
         panel.axvspan(-MARGIN, MARGIN, color=COLOURS[-1], alpha=0.08, lw=0)
         panel.set_title(setting.strip() or "nano")
         panel.set_xlabel("gain minus that of the default at rank 1 (seeds), family-wise 95 %")
-        panel.legend(loc="lower right")
+        panel.legend(loc="upper left")
     return canvas
 
 
