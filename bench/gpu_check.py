@@ -69,7 +69,10 @@ def policy_worker(run: Any, path: str) -> Any:
     from rankrl.recipe.deepspeed import deepspeed_config
 
     model = run.scale.model
-    strategy = AdapterStrategy(arguments(run, path), deepspeed_config(run.scale), model.dtype, model.share_prefixes)
+    packed = run.scale.placement.micro_batch_tokens is not None
+    strategy = AdapterStrategy(
+        arguments(run, path), deepspeed_config(run.scale), model.dtype, model.share_prefixes, packed
+    )
     worker = PolicyWorker(1, 0, "127.0.0.1", None)
     worker.init_model_from_pretrained(strategy, path, model.modules, model.layers)
     return worker
@@ -82,7 +85,7 @@ def attach(worker: Any, run: Any, rank: int) -> str:
 
     name = f"r{rank}"
     table = uniform(worker.host.shapes, rank, lambda _: run["alpha"])
-    worker.attach(AdapterSpec(name, worker.strategy.args, table, 0, 1.0, 1000))
+    worker.attach(AdapterSpec(name, worker.strategy.args, table, 0, 1.0, 1000, 1))
     worker.runs[name].optimizer.accumulate = 1
     return name
 

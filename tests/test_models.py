@@ -210,7 +210,7 @@ PLACES = {  # GPUs, GB of each -> (policy workers, engines, GPUs per engine, col
     (1, 80): (1, 1, 1, True, "zero2"),
     (2, 80): (1, 1, 1, False, "zero2"),
     (8, 80): (4, 4, 1, False, "zero2"),
-    (4, 24): (2, 1, 2, False, "zero3_offload"),
+    (4, 24): (2, 1, 2, False, "zero3"),
 }
 
 

@@ -221,7 +221,12 @@ def test_micro_batches_are_dealt_by_lot_and_hold_every_sample_once(stack):
     def dealt(samples, seed):
         maker = SimpleNamespace(
             args=SimpleNamespace(rollout=SimpleNamespace(micro_batch_size=4)),
-            run=SimpleNamespace(critics=1, recipe=SimpleNamespace(samples_per_prompt=8)),
+            run=SimpleNamespace(
+                critics=1,
+                recipe=SimpleNamespace(samples_per_prompt=8),
+                served=SimpleNamespace(placement=SimpleNamespace(micro_batch_tokens=None)),
+            ),
+            _parts=lambda *parts: ExperienceMaker._parts(maker, *parts),
             _micro_batch=lambda _, part: part,
         )
         return ExperienceMaker.split_rollout_samples(maker, range(samples), seed)

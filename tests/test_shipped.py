@@ -60,11 +60,11 @@ def test_an_unknown_recipe_lists_the_shipped_ones(name, tmp_path, monkeypatch, c
 def test_the_users_deepspeed_file_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scale = load_scale("qwen3-8b")
-    assert deepspeed_config(scale) == json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    assert deepspeed_config(scale) == json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
     Path("ds_configs").mkdir()
-    Path("ds_configs", "zero3.json").write_text(json.dumps(STAGE_0))
+    Path("ds_configs", "zero2.json").write_text(json.dumps(STAGE_0))
     assert deepspeed_config(scale) == STAGE_0
-    assert scale.deepspeed == "ds_configs/zero3.json"  # run.yaml records what was typed
+    assert scale.deepspeed == "ds_configs/zero2.json"  # run.yaml records what was typed
 
 
 def test_init_copies_and_never_overwrites(tmp_path, capsys):

@@ -17,6 +17,7 @@ from rankrl.recipe.scale import Placement, Scale
 DEEPSPEED = ("ds_configs/zero2.json", "ds_configs/zero3.json", "ds_configs/zero3_offload.json")
 """From the fastest to the one that needs the least memory of a GPU."""
 MICRO_BATCHES = (8, 4, 2, 1)
+"""Numbers of the longest sequences whose tokens a micro-batch may have."""
 SPARE = 0.9
 """Share of a GPU that the estimates may fill."""
 BESIDE_TRAINERS = (0.4, 0.3)
@@ -53,10 +54,12 @@ def fitted(scale: Scale, gpus: int, gpu_bytes: float) -> Scale:
 
 def candidates(scale: Scale, gpus: int) -> Iterator[Scale]:
     """The scale in all placements that are considered, the preferred ones first."""
+    longest = scale.lengths.prompt_tokens + scale.lengths.response_tokens
     for deepspeed in DEEPSPEED:
-        for micro_batch in MICRO_BATCHES:
+        for sequences in MICRO_BATCHES:
             for place in placements(gpus):
-                yield replace(scale, deepspeed=deepspeed, placement=replace(place, micro_batch=micro_batch))
+                packed = replace(place, micro_batch_tokens=sequences * longest)
+                yield replace(scale, deepspeed=deepspeed, placement=packed)
 
 
 def placements(gpus: int) -> Iterator[Placement]:

@@ -14,7 +14,6 @@ from torch import nn
 
 from rankrl.adapter.factors import starting_factors
 from rankrl.adapter.host import AdapterHost
-from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.strategy import AdapterOptimizer, AdapterStrategy
 from rankrl.ppo.upstream import raw
@@ -61,8 +60,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
             base.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
         base.requires_grad_(False).to(getattr(torch, strategy.dtype))
         self.engine = strategy.prepare(base)  # keeps ZeRO's hooks on the base alive
-        if strategy.share_prefixes:
-            SharedPrefixes(base.base_model)
+        strategy.rows(base.base_model)
         self.hold(base, AdapterHost(base, modules, layers))
 
     def hold(self, critic: nn.Module, host: AdapterHost) -> None:
@@ -81,7 +79,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.critic
         trained = [*factors, head.weight]
         groups = [{"params": trained, "lr": cfg.adam.lr}]
-        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, strategy.accumulated_gradient)
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm)
         schedule = scheduler(optimizer, spec, cfg.lr_warmup_ratio)
         trainer = CriticPPOTrainer(
             strategy,
@@ -92,7 +90,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
             value_clip=cfg.value_clip,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer.replay_buffer = ReplayBuffer()
+        trainer.replay_buffer = ReplayBuffer(in_order=strategy.packed)
         self.runs[spec.name] = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed), {"head": head})
         return sum(p.numel() for p in trained)
 
@@ -107,6 +105,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         would average what it reads at each micro-batch, before the step is due.
         """
         run = self.runs[self.host.model.active_adapter]
+        run.new_rollout()
         status = {**super().fit(), "critic_weight_max": weight_max(run)}
         return {**status, "critic_grad_norm": run.optimizer.grad_norm, "critic_lr": run.scheduler.get_last_lr()[0]}
 

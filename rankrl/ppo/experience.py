@@ -14,6 +14,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from rankrl.data.items import request_seed
 from rankrl.ppo.advantages import by_prompt, drop_uniform, exactly_uniform, less_baseline, uniform_groups
+from rankrl.ppo.packing import shares_of_steps, within_tokens
 from rankrl.ppo.reward_history import RewardHistory
 from rankrl.ppo.rollout import Sample, experience, tokens_by_position
 from rankrl.ppo.values import dealt, gaps, length_lambda, mask_agreed, set_mean_values, value_metrics
@@ -193,13 +194,26 @@ class ExperienceMaker(RemoteExperienceMaker):
         """Micro-batches of samples by lot, which the update uses as they are.
 
         Sorted by length, they would be padded less, but then an optimizer step or the first few
-        micro-batches would have samples of one length only. Those for two critics take turns.
+        micro-batches would have samples of one length only. By tokens they are packed, so nothing
+        is padded; each step and worker has samples by lot. Those for two critics take turns.
         """
         order = np.random.default_rng(seed).permutation(len(rollout_samples)).tolist()
-        size, critics = self.args.rollout.micro_batch_size, max(self.run.critics, 1)
+        critics = max(self.run.critics, 1)
         shares = dealt(order, self.run.recipe.samples_per_prompt, critics) if critics > 1 else [order]
-        starts = range(0, len(shares[0]), size)
-        return [self._micro_batch(rollout_samples, share[i : i + size]) for i in starts for share in shares]
+        by_critic = self._parts(shares, rollout_samples)
+        return [self._micro_batch(rollout_samples, part) for turn in zip(*by_critic, strict=True) for part in turn]
+
+    def _parts(self, shares: list[list[int]], samples: list[Sample]) -> list[list[list[int]]]:
+        """The places of each critic's samples by micro-batch: of so many samples, or tokens."""
+        place, size = self.run.served.placement, self.args.rollout.micro_batch_size
+        if place.micro_batch_tokens is None:
+            return [[share[i : i + size] for i in range(0, len(share), size)] for share in shares]
+        workers = self.workers, len(self.critic_model_group.group.workers) if self.critic_model_group else 1
+        lengths = [sample.tokens for sample in samples]
+        cells = [cell for share in shares for cell in shares_of_steps(share, self.run.updates, *workers)]
+        found = within_tokens(cells, lengths, place.micro_batch_tokens)
+        parts = [part for of_cell in found for part in of_cell]
+        return [parts[i : i + len(parts) // len(shares)] for i in range(0, len(parts), len(parts) // len(shares))]
 
     def _micro_batch(self, rollout_samples: list[Sample], index: list[int]) -> Experience:
         samples, lengths = [rollout_samples[i] for i in index], self.run.scale.lengths
@@ -212,7 +226,8 @@ class ExperienceMaker(RemoteExperienceMaker):
 
         Every worker gets the same number of them.
         """
-        per_worker = max(1, CANARY_SAMPLES // (self.workers * len(batches[0].sequences)))
+        a_batch = sum(len(batch.sequences) for batch in batches) / len(batches)
+        per_worker = max(1, int(CANARY_SAMPLES / (self.workers * a_batch)))
         few = batches[: self.workers * per_worker]
         return self.actor_model_group.async_run_method_batch(
             "forward_previous",

@@ -257,6 +257,7 @@ class RunTrainer:
             run.seed,
             run["lr_ratio"],
             steps,
+            run.updates,
             recipe.init,
             recipe.trained,
             recipe.optimizer,
@@ -285,7 +286,7 @@ class RunTrainer:
         args.train.batch_size //= max(run.critics, 1)
         seeds = (run.seed, request_seed("second critic", run.seed))
         for view, seed in zip(self.critics, seeds, strict=False):
-            spec = AdapterSpec(view.name, args, table, seed, 1.0, steps, warmup_offset=offset)
+            spec = AdapterSpec(view.name, args, table, seed, 1.0, steps, run.updates, warmup_offset=offset)
             ray.get(self.services.critic.async_run_method("attach", spec))
 
     def detach(self) -> None:

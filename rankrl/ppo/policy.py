@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from openrlhf.models import Actor
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from peft import get_peft_model_state_dict
 from torch import nn
@@ -25,10 +22,10 @@ from rankrl.adapter.host import AdapterHost, doubled, lora_config
 from rankrl.adapter.start import Start
 from rankrl.adapter.watch import Batch, Reduce, Samples, walk_activations, walk_gradients
 from rankrl.adapter.weights import principal_rows, start_from_weights
+from rankrl.ppo.actor import AdapterActor
 from rankrl.ppo.averaging import Averaging
 from rankrl.ppo.brakes import Brakes
 from rankrl.ppo.instruments import Instruments
-from rankrl.ppo.prefixes import SharedPrefixes
 from rankrl.ppo.replay import ReplayBuffer
 from rankrl.ppo.serving import Payload, pack, peft_names
 from rankrl.ppo.spectral import Pair, Spectral
@@ -37,46 +34,6 @@ from rankrl.ppo.upstream import raw
 from rankrl.ppo.workers import AdapterSpec, RunHost, RunState, initial_rng, move_anchor, scheduler, weight_max
 from rankrl.recipe.first_step import FirstStep
 from rankrl.recipe.init_section import FROM_WEIGHTS, Init
-
-
-class AdapterActor(Actor):
-    """OpenRLHF's actor on a frozen base.
-
-    DeepSpeed wraps the base; adapters are added to it afterwards.
-    """
-
-    model: Any
-
-    def __init__(self, path: str, args: SimpleNamespace, strategy: AdapterStrategy):
-        super().__init__(
-            path,
-            attn_implementation=args.ds.attn_implementation,
-            param_dtype=args.ds.param_dtype,
-            ds_config=strategy.get_ds_eval_config(),
-            temperature=args.rollout.temperature,
-        )
-        if args.actor.gradient_checkpointing_enable:
-            self.model.enable_input_require_grads()
-            self.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
-        self.model.requires_grad_(False).to(getattr(torch, strategy.dtype))
-        self.engine = (strategy.prepare(self.model),)  # keeps ZeRO's hooks on the base alive; a tuple, so no submodule
-        self.prefixes = SharedPrefixes(self.model.base_model) if strategy.share_prefixes else None
-
-    @contextmanager
-    def alone(self, base: nn.Module) -> Iterator[None]:
-        """Context in which the actor's model is `base`, without PEFT's wrapper.
-
-        No sample's tokens are computed together with another's.
-        """
-        model, self.model = self.model, base
-        if self.prefixes:
-            self.prefixes.on = False
-        try:
-            yield
-        finally:
-            self.model = model
-            if self.prefixes:
-                self.prefixes.on = True
 
 
 def added_up(tensor: torch.Tensor) -> torch.Tensor:
@@ -102,14 +59,14 @@ NOTHING_TRAINED = {
 """What a micro-batch that is not trained on adds to upstream's status: a weight of 0."""
 
 
-def divide_by(loss: nn.Module, tokens: float) -> None:
-    """Lets upstream's policy loss divide the sum over a micro-batch by `tokens`.
+def divide_by(loss: nn.Module, tokens: int, optimizer: AdapterOptimizer) -> None:
+    """Lets upstream's policy loss divide an optimizer step's sum by `tokens`.
 
-    It would divide by the response tokens of the optimizer step, over its micro-batches.
+    It would divide by the response tokens of the step. A micro-batch is divided by its share.
     """
 
     def fixed(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, {**kwargs, "batch_num_tokens": tokens}
+        return args, {**kwargs, "batch_num_tokens": tokens / optimizer.accumulate}
 
     loss.register_forward_pre_hook(fixed, with_kwargs=True)
 
@@ -221,8 +178,7 @@ class PolicyWorker(RunHost, Averaging, raw(PolicyModelActor)):  # type: ignore[m
         groups = factor_groups(pairs, cfg.adam.lr, spec.lr_ratio, spec.trained)
         other = optimizer_of(spec, groups, pairs)
         brakes, instruments = Brakes(spec.brakes, added_up), Instruments(gathered)
-        accumulate = strategy.accumulated_gradient
-        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, accumulate, brakes, instruments, other)
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, 1, brakes, instruments, other)
         schedule = scheduler(optimizer, spec, cfg.lr_warmup_ratio)
         trainer = PolicyTrainer(
             strategy,
@@ -236,10 +192,10 @@ class PolicyWorker(RunHost, Averaging, raw(PolicyModelActor)):  # type: ignore[m
         brakes.watch(trainer.actor_loss_fn)
         instruments.watch(trainer.actor_loss_fn)
         trainer.instruments = instruments
-        trainer.replay_buffer = ReplayBuffer()
+        trainer.replay_buffer = ReplayBuffer(in_order=strategy.packed)
         if spec.constant_normaliser:
             most_tokens = spec.args.train.batch_size * spec.args.rollout.max_new_tokens
-            divide_by(trainer.actor_loss_fn, most_tokens / accumulate)
+            divide_by(trainer.actor_loss_fn, most_tokens, optimizer)
         run = RunState(spec, trainer, optimizer, schedule, initial_rng(spec.seed))
         if spec.anchor_rate:
             run.extra["anchor"] = self._weights(run)
@@ -280,6 +236,7 @@ class PolicyWorker(RunHost, Averaging, raw(PolicyModelActor)):  # type: ignore[m
         """
         run = self.runs[self.host.model.active_adapter]
         run.extra["previous"] = self._weights(run)
+        run.new_rollout()
         brakes, instruments = run.optimizer.brakes, run.trainer.instruments
         brakes.new_rollout()
         instruments.new_update()

@@ -71,7 +71,8 @@ class Services:
         self.seats = take_seats(place)
         self.engines = start_engines(self.seats.engines, self.scale, self.model_path, max_rank, parallel_runs)
         model = self.scale.model
-        strategy = AdapterStrategy(args, deepspeed_config(self.scale), model.dtype, model.share_prefixes)
+        packed = self.scale.placement.micro_batch_tokens is not None
+        strategy = AdapterStrategy(args, deepspeed_config(self.scale), model.dtype, model.share_prefixes, packed)
         separate = place.critic_per_node > 0
         worker = ray.remote(num_gpus=1)(TrainerWorker if run.critic and not separate else PolicyWorker)
         self.policy = WorkerGroup(place, self.seats.policy, worker)

@@ -16,6 +16,8 @@ from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from rankrl.ppo.brakes import Brakes
 from rankrl.ppo.instruments import Instruments, cosine
+from rankrl.ppo.packing import PackedRows
+from rankrl.ppo.prefixes import SharedPrefixes
 
 SHARD_FROM = 50_000_000
 """Adapter parameters from which workers shard the optimizer state (0.4 GB of Adam's moments). With
@@ -34,7 +36,7 @@ class AdapterOptimizer:
         groups: list[dict[str, Any]],
         adam: SimpleNamespace,
         max_norm: float,
-        accumulate: int,
+        accumulate: int = 1,
         brakes: Brakes | None = None,
         instruments: Instruments | None = None,
         other: torch.optim.Optimizer | None = None,
@@ -59,6 +61,10 @@ class AdapterOptimizer:
         self.micro_steps, self.grad_norm = 0, 0.0
         self.instruments = instruments
         self.first_half_P: torch.Tensor | None = None  # gradient of the first micro-batches of a step
+
+    def new_rollout(self, accumulate: int) -> None:
+        """Takes an optimizer step at every `accumulate` micro-batches from now on."""
+        self.accumulate, self.micro_steps = accumulate, 0
 
     def micro_step(self) -> bool:
         """Counts a backward pass and, after `accumulate` of them, takes the optimizer step.
@@ -158,7 +164,9 @@ class AdapterStrategy(DeepspeedStrategy):
     `for_run` gives the view of one run, with its arguments and batch sizes.
     """
 
-    def __init__(self, args: SimpleNamespace, deepspeed: dict[str, Any], dtype: str, share_prefixes: bool):
+    def __init__(
+        self, args: SimpleNamespace, deepspeed: dict[str, Any], dtype: str, share_prefixes: bool, packed: bool = False
+    ):
         super().__init__(
             seed=args.train.seed,
             full_determinism=args.train.full_determinism_enable,
@@ -167,7 +175,7 @@ class AdapterStrategy(DeepspeedStrategy):
             zero_stage=args.ds.zero_stage,
             args=args,
         )
-        self.deepspeed, self.dtype, self.share_prefixes = deepspeed, dtype, share_prefixes
+        self.deepspeed, self.dtype, self.share_prefixes, self.packed = deepspeed, dtype, share_prefixes, packed
 
     def get_ds_eval_config(self, offload: bool = False) -> dict[str, Any]:
         """Upstream's configuration of a frozen model, with the scale's file merged over it.
@@ -190,8 +198,13 @@ class AdapterStrategy(DeepspeedStrategy):
         view = copy.copy(self)
         view.args, view.seed = args, args.train.seed
         view.train_batch_size, view.micro_train_batch_size = args.train.batch_size, args.train.micro_batch_size
-        view.accumulated_gradient = args.train.batch_size // args.train.micro_batch_size // self.world_size
         return view
+
+    def rows(self, decoder: Any) -> SharedPrefixes | PackedRows | None:
+        """The hooks that make a decoder compute a micro-batch as one row; None for a padded one."""
+        if self.packed:
+            return PackedRows(decoder)
+        return SharedPrefixes(decoder) if self.share_prefixes else None
 
     def all_reduce(self, data: Any, op: str = "mean") -> Any:
         """Upstream's reduction, skipped if there is only one worker.

@@ -45,6 +45,8 @@ class AdapterSpec:
     lr_ratio: float
     """Learning rate of B divided by that of A (LoRA+), if both are trained."""
     optimizer_steps: int
+    updates: int
+    """Optimizer steps of a rollout."""
     init: Init = field(default_factory=Init)
     trained: str = "both"
     """What of the adapter is trained: `both` factors, or `b` alone."""
@@ -79,6 +81,12 @@ class RunState:
     extra: dict[str, Any] = field(default_factory=dict)
     """What only one kind of worker holds: the value head, or the previous adapter and the anchor of
     the KL."""
+
+    def new_rollout(self) -> None:
+        """Spreads the micro-batches of the replay buffer over the run's optimizer steps."""
+        accumulate = len(self.trainer.replay_buffer) // self.spec.updates
+        self.trainer.strategy.accumulated_gradient = accumulate
+        self.optimizer.new_rollout(accumulate)
 
 
 class RunHost:

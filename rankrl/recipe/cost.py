@@ -7,10 +7,11 @@ through frozen weights another 2 P. Formulas and their limits: docs/cost.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from rankrl.recipe.architecture import widths
 from rankrl.recipe.deepspeed import deepspeed_config
-from rankrl.recipe.plan import Run, adapter_params
+from rankrl.recipe.plan import Run, adapter_params, micro_batch
 from rankrl.recipe.rank_table import WEIGHT_BYTES
 from rankrl.recipe.scale import Scale
 
@@ -161,6 +162,25 @@ def cost(run: Run, parallel_runs: int) -> Cost:
     shared_s = together_s + busiest_s if place.colocated else max(together_s, busiest_s)
     packed_s = recipe.steps * (shared_s + sync_s + device.run_step_s) + evaluation_s
     return Cost(rollout_s, experience_s, update_s, sync_s, run_s, packed_s if parallel_runs > 1 else run_s)
+
+
+def gathers(run: Run) -> float:
+    """How often a policy worker gathers the whole base in a PPO step of `run` under ZeRO-3.
+
+    Each micro-batch of the experience passes 2.5 times (policy, reference, half of them for the
+    previous adapter), each of the update forwards and backwards, and once more where activations
+    are recomputed; values of a critic on the same base pass once, and are trained alike.
+    """
+    scale = run.served
+    place, lengths = scale.placement, scale.lengths
+    samples = run.rollout_samples / place.policy_workers
+    batches = ceil(samples / micro_batch(run))
+    if place.micro_batch_tokens:
+        tokens = samples * (lengths.prompt_tokens + lengths.response_tokens) / 2
+        batches = ceil(tokens / place.micro_batch_tokens)
+    update = 3 if scale.model.gradient_checkpointing else 2
+    value = run.critics + update if run.critic and not place.critic_per_node else 0
+    return batches * (2 + PREVIOUS_SHARE + update + value)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rankrl.recipe.architecture import widths
-from rankrl.recipe.cost import DEVICES, cost, kv_bytes_per_token, kv_shards, memory, train_bytes
-from rankrl.recipe.memory import CPU_CONTROLLER_BYTES, Parts, kv_tokens, memory_bytes, offloaded_bytes
+from rankrl.recipe.cost import DEVICES, cost, gathers, kv_bytes_per_token, kv_shards, memory, train_bytes
+from rankrl.recipe.deepspeed import deepspeed_config
+from rankrl.recipe.memory import CPU_CONTROLLER_BYTES, LOGIT_BYTES, Parts, kv_tokens, memory_bytes, offloaded_bytes
 from rankrl.recipe.plan import Run, adapter_params, micro_batch, neediest
 from rankrl.recipe.rank_table import WEIGHT_BYTES
 from rankrl.recipe.scale import Scale
 
+GATHER_BYTES_S = 350e9
+"""Bus bandwidth of NCCL's all-gather on H100s, in a node or between nodes with 8 x 400 Gb/s.
+Assumed, not measured here."""
 MOST_PARALLEL = 8  # most runs at once that a sweep chooses by itself
 
 
@@ -30,7 +34,7 @@ class Line:
 
 
 def size(count_bytes: float) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(count_bytes) >= unit:
             return f"{count_bytes / unit:.3g} {name}"
     return f"{count_bytes:.0f} B"
@@ -42,6 +46,8 @@ def millions(tokens: float) -> str:
 
 def duration(seconds: float) -> str:
     hours = seconds / 3600
+    if seconds < 60:
+        return f"{seconds:.2g} s"
     return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.3g} h" if hours >= 1 else f"{seconds / 60:.2g} min"
 
 
@@ -131,9 +137,20 @@ def _memory(kinds: list[Run], packed: int) -> list[Line]:
     ]
     if "KV cache" in found["engine"]:
         lines.append(_kv_cache(scale, found["engine"]["KV cache"]))
+    if deepspeed_config(scale)["zero_optimization"]["stage"] == 3:
+        lines.append(_gathers(run))
     if host := offloaded_bytes(scale):
         lines.append(Line("memory, host of workers", size(host), "estimate", f"bases / {scale.placement.nodes} nodes"))
     return lines
+
+
+def _gathers(run: Run) -> Line:
+    """How often ZeRO-3 gathers the base."""
+    scale, count = run.served, gathers(run)
+    moved = count * scale.model.base_params * scale.model.bytes_per_param
+    value = f"{count:.3g} a policy worker, {size(moved)}, {duration(moved / GATHER_BYTES_S)}"
+    formula = "micro-batches (answers of half the length) x passes; partly behind the arithmetic, not in the wall time"
+    return Line("gathers of a step", value, "estimate", formula)
 
 
 def _sums(scale: Scale, found: dict[str, Parts]) -> list[tuple[str, float, str]]:
@@ -193,14 +210,13 @@ def _time(kinds: list[Run], packed: int) -> Line:
 def legend(run: Run) -> str:
     """Text that explains the parts of the memory estimates."""
     model = run.scale.model
-    each = "2 H L + max(28 V, 150 H)" if model.gradient_checkpointing else "92 H (L + 1) + 28 V"
+    each = "(2 L + 150) H" if model.gradient_checkpointing else "92 (L + 1) H"
     known = widths(run.scale)
-    logits = f"V {known.vocabulary:,}" if known.vocabulary else "V unknown without config.json, logits are not counted"
     return (
         "weights: base / workers under ZeRO-3; gathered: its live parameters; "
         f"adapters of workers: runs at once x {_bytes_of_adapters(run)};\n"
-        f"activations in bf16: tokens of a micro batch x ({each}), value without V; "
-        f"H {known.hidden:,}, L {model.layers}, {logits} (docs/cost.md)"
+        f"activations in bf16: tokens of a micro batch x {each}; {LOGIT_BYTES} bytes for each of up to 2^26 logits; "
+        f"H {known.hidden:,}, L {model.layers} (docs/cost.md)"
     )
 
 

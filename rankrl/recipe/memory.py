@@ -21,9 +21,10 @@ for 30B-A3B)."""
 RECOMPUTED_BYTES = 150
 """Per unit of hidden size: one layer recomputed, and its backward pass (102 for 8B, 150 for
 30B-A3B)."""
-LOGIT_BYTES = 28
-"""Per entry of the vocabulary: logits, their fp32 copy, entropy, log-probabilities and gradients,
-without fused kernels."""
+LOGIT_BYTES = 16
+"""Per logit: itself, its fp32 copy, log-probability and gradients, without fused kernels."""
+LOGITS_AT_ONCE = 2**26
+"""Most logits of a worker at a time (ppo/head.py): 441 tokens of Qwen3-8B."""
 LIVE_PARAMS = 10**9
 """DeepSpeed's default of stage3_max_live_parameters."""
 PROCESS_BYTES = {"h100": 1.5e9, "cpu": 0.65e9}
@@ -42,13 +43,15 @@ def activation_bytes(run: Run, logits: bool) -> float:
     """
     model, lengths, wide = run.scale.model, run.scale.lengths, widths(run.scale)
     left = SHARED_PREFIXES if model.share_prefixes else 1.0
-    tokens = left * micro_batch(run) * (lengths.prompt_tokens + lengths.response_tokens)
-    head = LOGIT_BYTES * (wide.vocabulary or 0) if logits else 0
+    longest = lengths.prompt_tokens + lengths.response_tokens
+    tokens = run.scale.placement.micro_batch_tokens or left * micro_batch(run) * longest
+    head = LOGIT_BYTES * min(tokens * (wide.vocabulary or 0), LOGITS_AT_ONCE) if logits else 0
     if model.gradient_checkpointing:
-        a_token = INPUT_BYTES * wide.hidden * model.layers + max(head, RECOMPUTED_BYTES * wide.hidden)
+        inputs, layer = INPUT_BYTES * wide.hidden * model.layers, RECOMPUTED_BYTES * wide.hidden
+        found = tokens * inputs + max(head, tokens * layer)
     else:
-        a_token = LAYER_BYTES * wide.hidden * (model.layers + 1) + head
-    return tokens * a_token * model.bytes_per_param / 2
+        found = tokens * LAYER_BYTES * wide.hidden * (model.layers + 1) + head
+    return found * model.bytes_per_param / 2
 
 
 def base_bytes(scale: Scale, workers: int) -> Parts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import gcd
+from math import gcd, lcm
 from typing import Any
 
 from rankrl.recipe.allocation import planned
@@ -296,10 +296,14 @@ def _check(recipe: Recipe, scale: Scale) -> None:
             f"{narrow} is {scale.model.modules[narrow]}",
         )
     workers = {"policy": place.policy_workers}
+    if not recipe.advantage.critic:
+        workers["policy (without critics)"] = scale.without_critic.placement.policy_workers
     if recipe.advantage.critic:
         require(recipe.critic.rank <= most, "critic.rank", recipe.critic.rank, f"1 to {most} at scale {scale.name}")
         critics = recipe.critic.ensemble
         workers["value" if critics == 1 else "critics * value"] = critics * place.value_workers
+        if place.micro_batch_tokens is not None:  # each of them has its own share of an optimizer step
+            workers["policy and value"] = critics * lcm(place.policy_workers, place.value_workers)
     for batch_size in recipe.batch_sizes:
         for role, world in workers.items():
             prompts, updates = recipe.prompts(batch_size), recipe.updates(batch_size)

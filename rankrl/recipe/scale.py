@@ -132,6 +132,9 @@ class Placement:
     critic_per_node: int = 1
     """Value workers (GPUs) per node. 0: value adapters are on the base of the policy workers, which
     saves a copy of the base. Without a critic (`advantage.method`) there are none in any case."""
+    policy_without_critic: Optional[int] = None
+    """Policy workers (GPUs) per node of a sweep without critics, which has no value workers; null:
+    `policy_per_node`, and their GPUs stay free."""
     engines: int = 1
     """Number of vLLM engines."""
     tensor_parallel: int = 1
@@ -147,6 +150,10 @@ class Placement:
     micro_batch: int = 1
     """Most samples per worker and forward pass. The largest number up to this that divides a
     worker's share is used."""
+    micro_batch_tokens: Optional[int] = None
+    """Most tokens per worker and forward pass, in place of a number of samples. The samples are
+    packed into one row, without padding. For long responses: fewer passes, so that ZeRO-3 gathers
+    the base less often."""
 
     @property
     def policy_workers(self) -> int:
@@ -239,8 +246,11 @@ class Scale:
 
     @property
     def without_critic(self) -> Scale:
-        """The same scale without value workers."""
-        return replace(self, placement=replace(self.placement, critic_per_node=0))
+        """The same scale without value workers, and perhaps with more policy workers."""
+        place = self.placement
+        policy = place.policy_without_critic or place.policy_per_node
+        alone = replace(place, critic_per_node=0, policy_per_node=policy, policy_without_critic=None)
+        return replace(self, placement=alone)
 
     @property
     def nodes(self) -> int:
@@ -274,7 +284,15 @@ class Scale:
             require(value >= 1, key, value, "an integer of at least 1")
         critics = self.placement.critic_per_node
         require(critics >= 0, "placement.critic_per_node", critics, "an integer of at least 0")
+        policy = self.placement.policy_without_critic
+        require(
+            policy is None or policy >= 1,
+            "placement.policy_without_critic",
+            policy,
+            "an integer of at least 1, or null",
+        )
         self._check_colocated()
+        self._check_packing()
         shares = not self.model.share_prefixes or self.model.attention == "sdpa"
         require(
             shares, "model.share_prefixes", True, "false", f"attention={self.model.attention} takes no mask of its own"
@@ -302,6 +320,17 @@ class Scale:
                 len(shape) == 2 and min(shape) >= 1, f"model.modules.{name}", shape, "[d_in, d_out], both at least 1"
             )
 
+    def _check_packing(self) -> None:
+        tokens, lengths = self.placement.micro_batch_tokens, self.lengths
+        if tokens is None:
+            return
+        key, longest = "placement.micro_batch_tokens", lengths.prompt_tokens + lengths.response_tokens
+        require(tokens >= longest, key, tokens, f"at least {longest} (the longest prompt and response), or null")
+        packs = "it has rows of its own: common prefixes are computed once for micro_batch samples"
+        require(not self.model.share_prefixes, key, tokens, "null with model.share_prefixes", packs)
+        require(self.placement.micro_batch == 1, "placement.micro_batch", self.placement.micro_batch, "1 (the default)",
+                f"{key} takes its place")  # fmt: skip
+
     def _check_colocated(self) -> None:
         place = self.placement
         if not place.colocated:
@@ -319,6 +348,8 @@ class Scale:
         require(
             critics in (0, place.policy_per_node), "placement.critic_per_node", critics, "0, or policy_per_node", wanted
         )
+        policy = place.policy_without_critic
+        require(policy is None, "placement.policy_without_critic", policy, "null", wanted)
         memory = place.engine_memory
         require(memory <= MOST_COLOCATED, "placement.engine_memory", memory, f"at most {MOST_COLOCATED}", wanted)
 
