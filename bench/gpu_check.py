@@ -69,10 +69,7 @@ def policy_worker(run: Any, path: str) -> Any:
     from rankrl.recipe.deepspeed import deepspeed_config
 
     model = run.scale.model
-    packed = run.scale.placement.micro_batch_tokens is not None
-    strategy = AdapterStrategy(
-        arguments(run, path), deepspeed_config(run.scale), model.dtype, model.share_prefixes, packed
-    )
+    strategy = AdapterStrategy(arguments(run, path), deepspeed_config(run.scale), run.scale)
     worker = PolicyWorker(1, 0, "127.0.0.1", None)
     worker.init_model_from_pretrained(strategy, path, model.modules, model.layers)
     return worker

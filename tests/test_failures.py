@@ -29,6 +29,7 @@ def state(step: int, weight: float = 0.5) -> dict:
 
 
 def files(record) -> list[str]:
+    record.wait_for_checkpoint()
     return sorted(path.name for path in record.checkpoint_dir.iterdir())
 
 
@@ -67,6 +68,7 @@ def test_the_last_finite_checkpoint_is_kept(record, saved, finite_steps, kept):
 def test_a_run_killed_between_two_names_goes_on_from_the_checkpoint_before(record):
     record.save_checkpoint(state(3))
     record.save_checkpoint(state(6))
+    record.wait_for_checkpoint()
     (record.checkpoint_dir / "state.pt").unlink()
     assert record.load_checkpoint()["step"] == 3
 

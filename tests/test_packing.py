@@ -252,3 +252,23 @@ def test_tensors_travel_as_arrays(dtype):
         arrived = to_tensor(sent)
         assert arrived.dtype == dtype and torch.equal(arrived, tensor.T if tensor.dim() == 2 else tensor)
         arrived.zero_()  # the receiver may write to it
+
+
+def test_runs_of_a_serving_rank_have_services_of_their_own(stack, tmp_path, monkeypatch):
+    """Ranks 4 and 8 take slots of rank 8; or all share the largest."""
+    from contextlib import nullcontext
+
+    from rankrl.recipe.scale import Execution
+    from rankrl.sweep import local
+
+    runs = runs_of("demo", "ranks=[32,4,8,1]", "seeds=[0]")
+    opened: list[list[int]] = []
+    trained: list[list[int]] = []
+    monkeypatch.setattr(
+        local, "bench_for", lambda of, *_: nullcontext(opened.append([run.rank for run in of]) or len(opened))
+    )
+    monkeypatch.setattr(local, "_train", lambda todo, bench: trained.append((bench, *(r.rank for r in todo))) or True)
+    for services in ("by_rank", "shared"):
+        local._sweep(runs, iter([runs]), tmp_path, Execution(services=services))
+    assert opened == [[1], [4, 8], [32], [32, 4, 8, 1]]
+    assert trained == [(1, 1), (2, 4, 8), (3, 32), (4, 32, 4, 8, 1)]

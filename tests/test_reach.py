@@ -95,8 +95,8 @@ def base_config(deepspeed, dtype="bfloat16"):
     from rankrl.ppo.arguments import arguments
     from rankrl.ppo.strategy import AdapterStrategy
 
-    run = runs_of("demo", f"scale.deepspeed={deepspeed}")[0]
-    return AdapterStrategy(arguments(run, "m"), deepspeed_config(run.scale), dtype, False).get_ds_eval_config()
+    run = runs_of("demo", f"scale.deepspeed={deepspeed}", f"scale.model.dtype={dtype}")[0]
+    return AdapterStrategy(arguments(run, "m"), deepspeed_config(run.scale), run.scale).get_ds_eval_config()
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,17 @@ def test_deepspeed_accepts_the_shipped_files(stack, name, stage, offload):
     read = DeepSpeedConfig(base_config(f"ds_configs/{name}.json"))
     zero = read.zero_config
     assert (zero.stage, zero.offload_param.device, zero.offload_optimizer) == (stage, offload, None)
-    assert read.bfloat16_config.enabled
+    assert read.bfloat16_config.enabled and not read.float16_config.enabled
     if stage == 3:
         assert (zero.param_persistence_threshold, zero.max_live_parameters) == (100_000, 10**9)
+
+
+@pytest.mark.parametrize(("dtype", "enabled"), [("float16", (False, True)), ("float32", (False, False))])
+def test_deepspeed_takes_the_precision_of_the_base(stack, dtype, enabled):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    read = DeepSpeedConfig(base_config("ds_configs/zero3.json", dtype))
+    assert (read.bfloat16_config.enabled, read.float16_config.enabled) == enabled
 
 
 def test_deepspeed_refuses_unknown_keys_of_zero(stack, tmp_path):

@@ -197,6 +197,7 @@ def test_the_step_of_a_checkpoint_is_known_without_reading_it(stack, tmp_path):
     record = Record(tmp_path, runs_of("demo", "ranks=[1]", "seeds=[3]")[0])
     assert record.saved_step() == 0
     record.save_checkpoint({"step": 20})
+    record.wait_for_checkpoint()
     (tmp_path / "checkpoint" / "state.pt").write_bytes(b"damaged")
     assert record.saved_step() == 20 and (tmp_path / "checkpoint" / "state.pt").exists()
     assert record.load_checkpoint() is None and record.saved_step() == 0

@@ -98,7 +98,11 @@ def actor_of(path, rows):
         rollout=SimpleNamespace(temperature=0.7),
     )
     strategy = SimpleNamespace(
-        args=args, dtype="float32", rows=rows, prepare=lambda model: model, get_ds_eval_config=lambda: None
+        args=args,
+        model=SimpleNamespace(dtype="float32"),
+        rows=rows,
+        prepare=lambda model: model,
+        get_ds_eval_config=lambda: None,
     )
     actor = AdapterActor(str(path), args, strategy)
     actor.model.model.embed_tokens.requires_grad_()  # as adapters do, it makes hidden states need a gradient

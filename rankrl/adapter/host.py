@@ -67,6 +67,17 @@ def doubled(table: list[ModuleRank]) -> list[ModuleRank]:
     return [replace(row, rank=2 * row.rank, alpha=2 * row.alpha) for row in table]
 
 
+class InItsInputsPrecision(nn.Linear):
+    """A linear layer without bias that computes in the precision of its input."""
+
+    def __init__(self, weight: nn.Parameter):
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.weight = weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(hidden, self.weight.to(hidden.dtype))
+
+
 class AdapterHost:
     """A frozen base that carries any number of named adapters, one active at a time.
 
@@ -74,9 +85,10 @@ class AdapterHost:
     adapters; PEFT's own switches walk over all modules of all adapters.
     """
 
-    def __init__(self, base: nn.Module, modules: dict[str, list[int]], layers: int):
+    def __init__(self, base: nn.Module, modules: dict[str, list[int]], layers: int, as_base: bool = False):
+        """With `as_base`, adapters are multiplied in the precision of the base."""
         base.requires_grad_(False)
-        self.base, self.model = base, base
+        self.base, self.model, self.as_base = base, base, as_base
         self.shapes = target_shapes(base, modules, layers)
         self.with_mode = list(base.modules())
         self.layers: dict[str, Any] = {}
@@ -120,8 +132,11 @@ class AdapterHost:
                 layer = self.layer(row.module)
                 layer.lora_A[name].weight.copy_(rows[row.module])
                 layer.lora_B[name].weight.copy_(columns.get(row.module, torch.zeros(())))
-                for factor in (layer.lora_A[name], layer.lora_B[name]):
-                    factor.weight.requires_grad_(False)  # until it is activated
+                for factors in (layer.lora_A, layer.lora_B):
+                    factors[name].weight.requires_grad_(False)  # until it is activated
+                    if self.as_base:
+                        factors[name] = InItsInputsPrecision(factors[name].weight)
+                layer.cast_input_dtype_enabled = not self.as_base
 
     def detach(self, name: str) -> None:
         """Removes an adapter, if it is there."""

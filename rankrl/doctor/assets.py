@@ -117,7 +117,7 @@ def deepspeed(run: Run) -> Check:
         from rankrl.ppo.arguments import arguments
         from rankrl.ppo.strategy import AdapterStrategy
 
-        strategy = AdapterStrategy(arguments(run, run.scale.model.path), config, run.scale.model.dtype, False)
+        strategy = AdapterStrategy(arguments(run, run.scale.model.path), config, run.scale)
         read = DeepSpeedConfig(strategy.get_ds_eval_config())
     finally:
         logging.disable(logging.NOTSET)

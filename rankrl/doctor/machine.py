@@ -113,11 +113,12 @@ def precision(scale: Scale) -> Check:
     if model.dtype == "float32" and torch.cuda.is_available():
         found = "model.dtype: got float32, allowed: bfloat16 on a GPU, because vLLM's LoRA kernels take nothing wider"
         return Check("FAIL", "precision", found, "scale.model.dtype=bfloat16 scale.placement.device=h100")
-    if model.dtype == "bfloat16" and not torch.cuda.is_available() and scale.placement.device == "cpu":
+    if model.dtype != "float32" and not torch.cuda.is_available() and scale.placement.device == "cpu":
         return Check(
-            "warn", "precision", "bfloat16, which CPUs without such units emulate", "scale.model.dtype=float32"
+            "warn", "precision", f"{model.dtype}, which CPUs without such units emulate", "scale.model.dtype=float32"
         )
-    return Check("ok", "precision", f"base in {model.dtype}, adapters in float32")
+    of_adapters = model.dtype if model.adapter_dtype == "base" else "float32"
+    return Check("ok", "precision", f"base in {model.dtype}, adapters in float32, multiplied in {of_adapters}")
 
 
 def attention(scale: Scale) -> Check:

@@ -34,7 +34,7 @@ class AdapterActor(Actor):
         if args.actor.gradient_checkpointing_enable:
             self.model.enable_input_require_grads()
             self.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
-        self.model.requires_grad_(False).to(getattr(torch, strategy.dtype))
+        self.model.requires_grad_(False).to(getattr(torch, strategy.model.dtype))
         head = token_head(self.model)  # before ZeRO puts its hooks on modules
         self.engine = (strategy.prepare(self.model),)  # keeps ZeRO's hooks on the base alive; a tuple, so no submodule
         usable = head and ends_with(self.model, head, torch.cuda.current_device())

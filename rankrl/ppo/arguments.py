@@ -43,6 +43,7 @@ def command_line(run: Run, model: str) -> list[str]:
         "vllm.gpu_memory_utilization": place.engine_memory,
         "ds.zero_stage": stage,
         "ds.attn_implementation": scale.model.attention,
+        "ds.param_dtype": "fp16" if scale.model.dtype == "float16" else "bf16",  # in which weights are read
         "train.seed": run.seed,
         "train.batch_size": run.train_batch,
         "train.micro_batch_size": micro,

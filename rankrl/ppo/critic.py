@@ -58,10 +58,10 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         if args.actor.gradient_checkpointing_enable:
             base.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})
-        base.requires_grad_(False).to(getattr(torch, strategy.dtype))
+        base.requires_grad_(False).to(getattr(torch, strategy.model.dtype))
         self.engine = strategy.prepare(base)  # keeps ZeRO's hooks on the base alive
         strategy.rows(base.base_model)
-        self.hold(base, AdapterHost(base, modules, layers))
+        self.hold(base, AdapterHost(base, modules, layers, strategy.adapters_as_base))
 
     def hold(self, critic: nn.Module, host: AdapterHost) -> None:
         """Uses `critic`, upstream's critic model, whose decoder carries the adapters of `host`."""
@@ -79,7 +79,7 @@ class ValueWorker(RunHost, raw(CriticModelActor)):  # type: ignore[misc]
         strategy, cfg = self.strategy.for_run(spec.args), spec.args.critic
         trained = [*factors, head.weight]
         groups = [{"params": trained, "lr": cfg.adam.lr}]
-        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm)
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, half=strategy.half)
         schedule = scheduler(optimizer, spec, cfg.lr_warmup_ratio)
         trainer = CriticPPOTrainer(
             strategy,

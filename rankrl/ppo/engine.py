@@ -29,8 +29,16 @@ from vllm.lora.request import LoRARequest
 from rankrl.ppo.imports import uncollected
 from rankrl.ppo.serving import Loaded, Payload, Requests, Responses
 from rankrl.ppo.upstream import raw
+from rankrl.recipe.require import require
 
 T = TypeVar("T")
+
+
+def check_for_cpu(arguments: dict[str, Any]) -> None:
+    """Raises ValueError for a switch of the scale that needs a GPU."""
+    asked = {"sleep": arguments["enable_sleep_mode"], "batch_invariant": "VLLM_BATCH_INVARIANT" in os.environ}
+    for name, on in asked.items():
+        require(not on, f"engine.{name}", True, "false", "this machine has no GPU")
 
 
 @dataclass
@@ -55,6 +63,7 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
     def __init__(self, bundle_indices: list[int] | None, num_gpus: int, **arguments: Any):
         with uncollected():  # vLLM is imported here, in this process alone
             if not torch.cuda.is_available():
+                check_for_cpu(arguments)
                 from rankrl.ppo import cpu
 
                 cpu.group_adapters()
@@ -69,6 +78,13 @@ class RolloutEngine(raw(RolloutRayActor)):  # type: ignore[misc]
         self.arrivals: queue.SimpleQueue[tuple[Future, Callable[[], None]]] = queue.SimpleQueue()
         self.batches: dict[str, tuple[Batch, int]] = {}
         threading.Thread(target=self._serve, daemon=True).start()
+
+    async def sleep(self) -> None:
+        """Moves the weights to the host and drops the KV cache, until `wake_up`."""
+        await self._between_steps(lambda: self.llm.sleep(level=1))
+
+    async def wake_up(self) -> None:
+        await self._between_steps(self.llm.wake_up)
 
     async def ready(self) -> int:
         """The engine's process id. Returns once the engine can serve."""

@@ -67,6 +67,7 @@ class RunTrainer:
         kl_coef, (clip_low, clip_high) = self.set_kl(step), self.set_clip(step)
         samples = self.rollout(step)
         rollout_s = watch.lap()
+        self.services.sleep()
         experiences, logprobs = self.experience_maker.make(step, samples)
         experience_s = watch.lap()
         if not logprobs.finite:
@@ -78,6 +79,7 @@ class RunTrainer:
         status = self.update(step, kl_coef)
         check_finite(step, status)
         update_s = watch.lap()
+        self.services.wake()
         sync_bytes = self.sync()
         sync_s = watch.lap()
         if "kl" in status:  # absent while only the critic learns
@@ -343,7 +345,8 @@ class RunTrainer:
                 raise ValueError(
                     f"checkpoint: got the state of {len(states)} workers, but {len(group.workers)} are running"
                 )
-            ray.get(group.each("restore", [(name, worker_state) for worker_state in states]))
+            whole = ray.put(states[0])  # what others lack they have in common with worker 0
+            ray.get(group.each("restore", [(name, whole, own) for own in states]))
         self.tokens_total, self.kl_ctl.adapted = state["tokens_total"], state["kl_adapted"]
         if self.trust_region:
             self.trust_region.factor = state["lr_factor"]

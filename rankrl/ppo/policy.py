@@ -114,7 +114,7 @@ class PolicyWorker(RunHost, Averaging, raw(PolicyModelActor)):  # type: ignore[m
         """Loads the base from directory `path`. Runs are added later, by `attach`."""
         self.join(strategy)
         self.actor = AdapterActor(path, strategy.args, strategy)
-        self.host = AdapterHost(self.actor.model, modules, layers)
+        self.host = AdapterHost(self.actor.model, modules, layers, strategy.adapters_as_base)
         self.runs = {}
 
     def measure(self, init: Init, rank: int, seed: int, batches: list[Batch], samples: Samples | None) -> Start | None:
@@ -178,7 +178,7 @@ class PolicyWorker(RunHost, Averaging, raw(PolicyModelActor)):  # type: ignore[m
         groups = factor_groups(pairs, cfg.adam.lr, spec.lr_ratio, spec.trained)
         other = optimizer_of(spec, groups, pairs)
         brakes, instruments = Brakes(spec.brakes, added_up), Instruments(gathered)
-        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, 1, brakes, instruments, other)
+        optimizer = AdapterOptimizer(groups, cfg.adam, cfg.max_norm, 1, brakes, instruments, other, strategy.half)
         schedule = scheduler(optimizer, spec, cfg.lr_warmup_ratio)
         trainer = PolicyTrainer(
             strategy,
@@ -303,8 +303,8 @@ class PolicyWorker(RunHost, Averaging, raw(PolicyModelActor)):  # type: ignore[m
         update = self.host.update(run.spec.name, run.spec.table)
         return {m: (a, b, self.host.layer(m).scaling[run.spec.name]) for m, (a, b) in update.items()}
 
-    def restore(self, name: str, state: dict[str, Any]) -> None:
-        super().restore(name, state)
+    def restore(self, name: str, common: dict[str, Any], own: dict[str, Any]) -> None:
+        super().restore(name, common, own)
         self.runs[name].extra.pop("a_sent", None)  # the A of the checkpoint is the one that counts
 
     def _pairs(self, spec: AdapterSpec) -> list[Pair]:

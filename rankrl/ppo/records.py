@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ class Record:
         self.trainable_params = run.trainable_params  # as planned, until the adapter exists
         self.board: Any = None  # a SummaryWriter from `start` on
         self.checkpoint_dir = directory / "checkpoint"
+        self._writer = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None  # the last checkpoint, while it is written
         directory.mkdir(parents=True, exist_ok=True)
 
     def start(self, resolved: dict[str, Any], resumed_step: int) -> None:
@@ -199,7 +202,21 @@ class Record:
         """Replaces the checkpoint; the old one stays if the process is killed during the write.
 
         It is set aside until `prove_checkpoint`: the new one may be of a policy that has diverged.
+        It is written beside the training of the next step; what goes wrong is raised when that has
+        ended, or by `close`.
         """
+        self.wait_for_checkpoint()
+        self._saving = self._writer.submit(self._write_checkpoint, state)
+        if self.board is not None:
+            self.board.flush()
+
+    def wait_for_checkpoint(self) -> None:
+        """Waits until the last checkpoint is written. Raises the OSError of a full disk."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _write_checkpoint(self, state: dict[str, Any]) -> None:
         self.checkpoint_dir.mkdir(exist_ok=True)
         content = io.BytesIO()  # written to a file, torch would hide that the disk is full
         torch.save(state, content)
@@ -208,8 +225,6 @@ class Record:
             if (self.checkpoint_dir / STATE).exists():
                 (self.checkpoint_dir / STATE).replace(self.checkpoint_dir / BEFORE)
         self._write_step(state["step"])
-        if self.board is not None:
-            self.board.flush()
 
     def _write_step(self, step: int) -> None:
         with whole_file(self.checkpoint_dir / "step") as part:
@@ -217,6 +232,7 @@ class Record:
 
     def prove_checkpoint(self) -> None:
         """Drops the checkpoint before the last one. Called after every step that stayed finite."""
+        self.wait_for_checkpoint()
         (self.checkpoint_dir / BEFORE).unlink(missing_ok=True)
 
     def keep_checkpoint_until(self, step: int) -> bool:
@@ -224,6 +240,7 @@ class Record:
 
         Returns whether there is one.
         """
+        self.wait_for_checkpoint()
         for name in (STATE, BEFORE):
             state = read_state(self.checkpoint_dir / name)
             if state and state["step"] <= step and all_finite(state):
@@ -251,6 +268,7 @@ class Record:
 
         An unreadable checkpoint is renamed to *.corrupt, and the run starts from step 0.
         """
+        self.wait_for_checkpoint()
         path = self.checkpoint_dir / STATE
         if not path.exists():  # killed between two names, if the one before is there
             return read_state(self.checkpoint_dir / BEFORE)
@@ -286,7 +304,8 @@ class Record:
             part.write_text(text, errors="replace")
 
     def close(self) -> None:
-        """Flushes and closes the TensorBoard event file."""
+        """Waits for the last checkpoint; flushes and closes the TensorBoard event file."""
+        self.wait_for_checkpoint()
         if self.board is not None:
             self.board.close()
 

@@ -70,9 +70,7 @@ class Services:
         check_resources(place.gpus)
         self.seats = take_seats(place)
         self.engines = start_engines(self.seats.engines, self.scale, self.model_path, max_rank, parallel_runs)
-        model = self.scale.model
-        packed = self.scale.placement.micro_batch_tokens is not None
-        strategy = AdapterStrategy(args, deepspeed_config(self.scale), model.dtype, model.share_prefixes, packed)
+        strategy = AdapterStrategy(args, deepspeed_config(self.scale), self.scale)
         separate = place.critic_per_node > 0
         worker = ray.remote(num_gpus=1)(TrainerWorker if run.critic and not separate else PolicyWorker)
         self.policy = WorkerGroup(place, self.seats.policy, worker)
@@ -88,6 +86,7 @@ class Services:
         self.policy_shapes, *value_shapes = ray.get([role.async_run_method("shapes")[0] for role in roles])
         self.value_shapes = value_shapes[0] if value_shapes else {}
         self.adapter_ids = itertools.count(1)
+        self._asleep = False
         self.grader = Grader()
 
     @property
@@ -114,8 +113,22 @@ class Services:
         alone = all(len(group.workers) == 1 for group in self.groups)
         return not (alone or isinstance(cause, ValueError))
 
+    def sleep(self) -> None:
+        """Lets engines give their memory to the workers, where the scale says so."""
+        if self.scale.engine.sleep:
+            ray.get([engine.sleep.remote() for engine in self.engines])
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Lets engines take their memory back, if they sleep."""
+        if self._asleep:
+            ray.get(self.policy.async_run_method("empty_cache"))
+            ray.get([engine.wake_up.remote() for engine in self.engines])
+            self._asleep = False
+
     def detach(self, name: str, adapter_id: int) -> None:
         """Removes a run from all workers and engines."""
+        self.wake()
         refs = self.policy.async_run_method("detach", name)
         for value in value_names(name) if self.critic else ():  # also one that is not there
             refs += self.critic.async_run_method("detach", value)
@@ -140,8 +153,10 @@ def start_engines(seats: list[list[Seat]], scale: Scale, model_path: str, max_ra
     Each serves up to `adapters` adapters of rank up to `max_rank` at once.
     """
     alone = scale.placement.tensor_parallel == 1  # else vLLM's own workers hold the GPUs
+    environment = {"VLLM_BATCH_INVARIANT": "1"} if scale.engine.batch_invariant else {}
+    runtime = {"runtime_env": {"env_vars": environment}} if environment else {}
     return [
-        RemoteEngine.options(**engine[0].options(None if alone else 0)).remote(
+        RemoteEngine.options(**engine[0].options(None if alone else 0), **runtime).remote(
             **engine_arguments(scale, model_path, max_rank, adapters, index, engine)
         )
         for index, engine in enumerate(seats)
@@ -185,6 +200,7 @@ def engine_arguments(
         "enable_chunked_prefill": torch.cuda.is_available(),
         "max_num_batched_tokens": max(MAX_BATCHED_TOKENS, max_model_tokens),
         "trust_remote_code": scale.model.trust_remote_code,
+        "enable_sleep_mode": scale.engine.sleep,
         "worker_extension_cls": "rankrl.ppo.receiver.AdapterReceiver",
         "enable_lora": True,
         "max_loras": adapters,

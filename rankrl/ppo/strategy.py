@@ -18,10 +18,15 @@ from rankrl.ppo.brakes import Brakes
 from rankrl.ppo.instruments import Instruments, cosine
 from rankrl.ppo.packing import PackedRows
 from rankrl.ppo.prefixes import SharedPrefixes
+from rankrl.recipe.scale import Scale
 
 SHARD_FROM = 50_000_000
 """Adapter parameters from which workers shard the optimizer state (0.4 GB of Adam's moments). With
 fewer, each worker holds all of it."""
+
+
+SCALED_BY = 2.0**12
+"""What a loss in float16 is scaled by at first."""
 
 
 class AdapterOptimizer:
@@ -40,8 +45,13 @@ class AdapterOptimizer:
         brakes: Brakes | None = None,
         instruments: Instruments | None = None,
         other: torch.optim.Optimizer | None = None,
+        half: bool = False,
     ):
-        """`other`, over the same groups, takes the place of AdamW. It is not sharded."""
+        """`other`, over the same groups, takes the place of AdamW. It is not sharded.
+
+        With `half`, for a base in float16, gradients are those of a loss that is scaled up, as far
+        as they stay finite: in float16 small ones would be lost.
+        """
         options = {
             "lr": adam.lr,
             "betas": tuple(adam.betas),
@@ -58,6 +68,7 @@ class AdapterOptimizer:
             self.adam = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **options)
         self.parameters = [p for group in groups for p in group["params"]]
         self.max_norm, self.accumulate, self.brakes = max_norm, accumulate, brakes or Brakes()
+        self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, SCALED_BY, enabled=half)
         self.micro_steps, self.grad_norm = 0, 0.0
         self.instruments = instruments
         self.first_half_P: torch.Tensor | None = None  # gradient of the first micro-batches of a step
@@ -85,13 +96,19 @@ class AdapterOptimizer:
     def _step(self) -> None:
         gradient_P = self._reduce()
         halves = self._cosine(gradient_P)
+        self.scaler.unscale_(self.adam)
+        if not self.scaler.is_enabled() or gradient_P.isfinite().all():
+            self._step_along(halves)
+        self.scaler.update()  # a smaller scale after a step that was left out
+        self.adam.zero_grad()
+
+    def _step_along(self, halves: float | None) -> None:
         bound = self.max_norm or float("inf")
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, bound).item()
         if self.instruments:
             self.instruments.add_step(halves, self.grad_norm > bound)
         if self.brakes.allow(self.grad_norm):
             self.adam.step()
-        self.adam.zero_grad()
 
     def _gradient(self) -> torch.Tensor:
         """A copy of this worker's gradients so far, as one vector [P]."""
@@ -130,7 +147,12 @@ class AdapterOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """This worker's part of the state. All workers save and load together."""
         self._copy_options(self.adam, self.local)
-        return {"adam": self.local.state_dict(), "micro_steps": self.micro_steps, "norms": [*self.brakes.norms]}
+        return {
+            "adam": self.local.state_dict(),
+            "micro_steps": self.micro_steps,
+            "norms": [*self.brakes.norms],
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.local.load_state_dict(state["adam"])
@@ -140,6 +162,8 @@ class AdapterOptimizer:
             ours.update({key: value for key, value in loaded.items() if key != "params"})
         self.micro_steps = state["micro_steps"]
         self.brakes.norms.extend(state.get("norms", []))  # absent in checkpoints from before there were brakes
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
 
     def _copy_options(self, source: torch.optim.Optimizer, to: torch.optim.Optimizer) -> None:
         """Copies the learning rates and other options.
@@ -164,9 +188,7 @@ class AdapterStrategy(DeepspeedStrategy):
     `for_run` gives the view of one run, with its arguments and batch sizes.
     """
 
-    def __init__(
-        self, args: SimpleNamespace, deepspeed: dict[str, Any], dtype: str, share_prefixes: bool, packed: bool = False
-    ):
+    def __init__(self, args: SimpleNamespace, deepspeed: dict[str, Any], scale: Scale):
         super().__init__(
             seed=args.train.seed,
             full_determinism=args.train.full_determinism_enable,
@@ -175,7 +197,8 @@ class AdapterStrategy(DeepspeedStrategy):
             zero_stage=args.ds.zero_stage,
             args=args,
         )
-        self.deepspeed, self.dtype, self.share_prefixes, self.packed = deepspeed, dtype, share_prefixes, packed
+        self.deepspeed, self.model = deepspeed, scale.model
+        self.packed = scale.placement.micro_batch_tokens is not None
 
     def get_ds_eval_config(self, offload: bool = False) -> dict[str, Any]:
         """Upstream's configuration of a frozen model, with the scale's file merged over it.
@@ -190,8 +213,19 @@ class AdapterStrategy(DeepspeedStrategy):
         config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] * world_size  # the base never trains
         merged = merge(config, self.deepspeed)
         merged["zero_optimization"]["stage"] = stage
-        merged["bf16"]["enabled"] = self.dtype == "bfloat16"
+        merged["bf16"]["enabled"] = self.model.dtype == "bfloat16"
+        merged["fp16"] = {"enabled": self.model.dtype == "float16"}
         return merged
+
+    @property
+    def half(self) -> bool:
+        """Whether gradients pass through float16."""
+        return self.model.dtype == "float16"
+
+    @property
+    def adapters_as_base(self) -> bool:
+        """Whether adapters are multiplied in the precision of the base."""
+        return self.model.adapter_dtype == "base"
 
     def for_run(self, args: SimpleNamespace) -> AdapterStrategy:
         """A copy of this strategy with one run's arguments, seed and batch sizes."""
@@ -204,7 +238,7 @@ class AdapterStrategy(DeepspeedStrategy):
         """The hooks that make a decoder compute a micro-batch as one row; None for a padded one."""
         if self.packed:
             return PackedRows(decoder)
-        return SharedPrefixes(decoder) if self.share_prefixes else None
+        return SharedPrefixes(decoder) if self.model.share_prefixes else None
 
     def all_reduce(self, data: Any, op: str = "mean") -> Any:
         """Upstream's reduction, skipped if there is only one worker.
@@ -214,7 +248,7 @@ class AdapterStrategy(DeepspeedStrategy):
         return data if self.world_size == 1 else super().all_reduce(data, op)
 
     def backward(self, loss: torch.Tensor, model: Any, _optimizer: Any, **kwargs: Any) -> None:
-        (loss / self.accumulated_gradient).backward()
+        _optimizer.scaler.scale(loss / self.accumulated_gradient).backward()
 
     def optimizer_step(
         self, optimizer: AdapterOptimizer, model: Any, scheduler: Any, name: str = "", **kwargs: Any

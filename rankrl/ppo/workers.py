@@ -154,21 +154,29 @@ class RunHost:
         }
 
     def state(self, name: str) -> dict[str, Any]:
-        """Tensors on the CPU and plain values, from which `restore` continues the run."""
+        """Tensors on the CPU and plain values, from which `restore` continues the run.
+
+        What all workers have in common only worker 0 gives: the others give their random state, and
+        their part of a sharded optimizer.
+        """
         run = self.runs[name]
-        state = {
-            "weights": {key: p.detach().clone() for key, p in self.parameters_of(run).items()},
-            "previous": run.extra.get("previous", {}),
-            "anchor": run.extra.get("anchor", {}),
-            "snapshots": run.extra.get("snapshots", {}),
-            "optimizer": run.optimizer.state_dict(),
-            "scheduler": run.scheduler.state_dict(),
-            "rng": run.rng,
-        }
+        state: dict[str, Any] = {"rng": run.rng}
+        first = self.strategy.is_rank_0()  # type: ignore[attr-defined]
+        if first or run.optimizer.sharded:
+            state["optimizer"] = run.optimizer.state_dict()
+        if first:
+            state |= {
+                "weights": {key: p.detach().clone() for key, p in self.parameters_of(run).items()},
+                "previous": run.extra.get("previous", {}),
+                "anchor": run.extra.get("anchor", {}),
+                "snapshots": run.extra.get("snapshots", {}),
+                "scheduler": run.scheduler.state_dict(),
+            }
         return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state)
 
-    def restore(self, name: str, state: dict[str, Any]) -> None:
-        run = self.runs[name]
+    def restore(self, name: str, common: dict[str, Any], own: dict[str, Any]) -> None:
+        """Continues the run from worker 0's state and this worker's own."""
+        run, state = self.runs[name], {**common, **own}
         with torch.no_grad():
             for key, p in self.parameters_of(run).items():
                 p.copy_(state["weights"][key])

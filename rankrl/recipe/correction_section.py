@@ -9,7 +9,7 @@ from rankrl.recipe.require import require
 
 BOUNDS = {"token_clip": (0.0, 2.0), "token_mask": (0.5, 5.0), "sequence_mask": (0.99, 1.01)}
 """Method -> default bounds of the ratio."""
-DEFAULT = {"bfloat16": "token_clip", "float32": "none"}
+DEFAULT = {"bfloat16": "token_clip", "float16": "token_clip", "float32": "none"}
 """Precision of the base -> default method."""
 
 
@@ -23,7 +23,8 @@ class Correction:
     method: Optional[str] = None
     """none; token_clip (the ratio, clipped to the bounds); token_mask (the ratio, 0 out of bounds);
     sequence_mask (the ratio, 0 for all of a response whose geometric mean ratio is out of bounds).
-    Null takes token_clip at a scale in bfloat16 and none in float32, where the ratio is 1."""
+    Null takes token_clip at a scale in bfloat16 or float16, and none in float32, where the ratio is
+    1."""
     low: Optional[float] = None
     """Lower bound of the ratio. Null takes the method's: 0 for token_clip, 0.5 for token_mask, 0.99
     for sequence_mask."""

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Optional
 
 from rankrl.recipe.mixture_section import Mixture
+from rankrl.recipe.placement_section import Engine, Placement
 from rankrl.recipe.require import require
 from rankrl.recipe.rules_section import check_value
 
-DTYPES = ("bfloat16", "float32")
-DEVICE_NAMES = ("h100", "cpu")
-GAP_LIMIT_NATS = {"bfloat16": 0.2, "float32": 0.05}
+DTYPES = ("bfloat16", "float16", "float32")
+ADAPTER_DTYPES = ("float32", "base")
+GAP_LIMIT_NATS = {"bfloat16": 0.2, "float16": 0.05, "float32": 0.05}
 """Default of `max_sync_gap_nats` by precision. Right engines showed at most 0.064 in bfloat16 (a
 mixture of experts; 0.006 at nano) and 1e-5 in float32."""
-MOST_COLOCATED = 0.7
-"""Largest share of a GPU that an engine may take if trainers are on it as well."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,11 @@ class Model:
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you set it."""
     dtype: str = "bfloat16"
-    """Precision of the base in trainer and engine: bfloat16, or float32 if the hardware has no
-    bfloat16 units."""
+    """Precision of the base in trainer and engine: bfloat16; float16, whose steps are eight times
+    as fine, with a scaled loss; or float32 if the hardware has units for neither."""
+    adapter_dtype: str = "float32"
+    """Precision in which the trainer multiplies by adapters: float32, or `base`, that of the base,
+    as engines do, which is faster on a GPU. Their weights and optimizer are float32 anyway."""
     active_params: Optional[int] = None
     """Parameters that a token passes through, if fewer than all (mixture of experts). For cost
     estimates."""
@@ -59,7 +61,7 @@ class Model:
 
     @property
     def bytes_per_param(self) -> int:
-        return 2 if self.dtype == "bfloat16" else 4
+        return 4 if self.dtype == "float32" else 2
 
 
 @dataclass(frozen=True)
@@ -116,69 +118,6 @@ class Sampling:
     """Samples per item in an evaluation during or after training."""
     base_samples: int = 16
     """Samples per item in the base's evaluation, against which every run's gain is measured."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Which process groups run, and on what.
-
-    On a machine without GPUs the counts are processes.
-    """
-
-    nodes: int = 1
-    """Number of nodes of the policy workers, and of the value workers."""
-    policy_per_node: int = 1
-    """Policy workers (GPUs) per node."""
-    critic_per_node: int = 1
-    """Value workers (GPUs) per node. 0: value adapters are on the base of the policy workers, which
-    saves a copy of the base. Without a critic (`advantage.method`) there are none in any case."""
-    policy_without_critic: Optional[int] = None
-    """Policy workers (GPUs) per node of a sweep without critics, which has no value workers; null:
-    `policy_per_node`, and their GPUs stay free."""
-    engines: int = 1
-    """Number of vLLM engines."""
-    tensor_parallel: int = 1
-    """GPUs per engine."""
-    engine_memory: float = 0.9
-    """Share of a GPU's memory that vLLM takes on an engine's GPUs."""
-    colocated: bool = False
-    """Policy, value and engines share the same GPUs, as many as there are policy workers, instead
-    of each process having a GPU of its own. This takes fewer GPUs per run, but an engine and the
-    workers on its GPU wait for each other."""
-    device: str = "h100"
-    """What a process computes on, for the estimates of `rankrl plan`: h100 or cpu."""
-    micro_batch: int = 1
-    """Most samples per worker and forward pass. The largest number up to this that divides a
-    worker's share is used."""
-    micro_batch_tokens: Optional[int] = None
-    """Most tokens per worker and forward pass, in place of a number of samples. The samples are
-    packed into one row, without padding. For long responses: fewer passes, so that ZeRO-3 gathers
-    the base less often."""
-
-    @property
-    def policy_workers(self) -> int:
-        """Number of policy workers on all nodes."""
-        return self.nodes * self.policy_per_node
-
-    @property
-    def value_workers(self) -> int:
-        """Number of value workers on all nodes, those inside policy workers included."""
-        return self.nodes * (self.critic_per_node or self.policy_per_node)
-
-    @property
-    def processes(self) -> int:
-        """Number of worker and engine processes."""
-        return self.nodes * (self.policy_per_node + self.critic_per_node) + self.engines * self.tensor_parallel
-
-    @property
-    def gpus(self) -> int:
-        """Number of GPUs of a run. Without GPUs, Ray counts as many pretended ones."""
-        return self.policy_workers if self.colocated else self.processes
-
-    @property
-    def engines_only(self) -> Placement:
-        """The same engines without trainers, on GPUs of their own: for evaluation."""
-        return replace(self, policy_per_node=0, critic_per_node=0, colocated=False)
 
 
 @dataclass(frozen=True)
@@ -239,9 +178,10 @@ class Scale:
     """DeepSpeed configuration file that is merged over OpenRLHF's configuration."""
     max_sync_gap_nats: Optional[float] = None
     """Mean difference of the engine's and the trainer's log-probabilities a token above which a run
-    stops; null is 0.2 for bfloat16 and 0.05 for float32."""
+    stops; null is 0.2 for bfloat16, else 0.05."""
     sampling: Sampling = field(default_factory=Sampling)
     placement: Placement = field(default_factory=Placement)
+    engine: Engine = field(default_factory=Engine)
     slurm: Slurm = field(default_factory=Slurm)
 
     @property
@@ -275,39 +215,26 @@ class Scale:
             "lengths.response_tokens": self.lengths.response_tokens,
             "sampling.eval_samples": self.sampling.eval_samples,
             "sampling.base_samples": self.sampling.base_samples,
-            **{
-                f"placement.{k}": getattr(self.placement, k)
-                for k in ("nodes", "policy_per_node", "engines", "tensor_parallel", "micro_batch")
-            },
         }
         for key, value in checks.items():
             require(value >= 1, key, value, "an integer of at least 1")
-        critics = self.placement.critic_per_node
-        require(critics >= 0, "placement.critic_per_node", critics, "an integer of at least 0")
-        policy = self.placement.policy_without_critic
-        require(
-            policy is None or policy >= 1,
-            "placement.policy_without_critic",
-            policy,
-            "an integer of at least 1, or null",
-        )
-        self._check_colocated()
+        self.placement.check()
+        self.engine.check(self.placement)
         self._check_packing()
         shares = not self.model.share_prefixes or self.model.attention == "sdpa"
         require(
             shares, "model.share_prefixes", True, "false", f"attention={self.model.attention} takes no mask of its own"
         )
-        require(self.model.dtype in DTYPES, "model.dtype", self.model.dtype, " or ".join(DTYPES))
-        require(
-            self.placement.device in DEVICE_NAMES, "placement.device", self.placement.device, " or ".join(DEVICE_NAMES)
-        )
+        dtype, of_adapters = self.model.dtype, self.model.adapter_dtype
+        require(dtype in DTYPES, "model.dtype", dtype, " or ".join(DTYPES))
+        require(of_adapters in ADAPTER_DTYPES, "model.adapter_dtype", of_adapters, " or ".join(ADAPTER_DTYPES))
+        fine = of_adapters == "float32" or dtype != "float32"
+        require(fine, "model.adapter_dtype", of_adapters, "float32 (the default), which dtype=float32 is")
         limit = self.max_sync_gap_nats
         require(limit is None or limit > 0, "max_sync_gap_nats", limit, "above 0 (nats a token), or null")
         for knob in self.reference.__dataclass_fields__:
             check_value(f"reference.{knob}", knob, getattr(self.reference, knob))
         check_value("sampling.temperature", "temperature", self.sampling.temperature)
-        memory = self.placement.engine_memory
-        require(0 < memory < 1, "placement.engine_memory", memory, "above 0 and below 1")
         require(
             self.sampling.eval_temperature >= 0,
             "sampling.eval_temperature",
@@ -331,28 +258,6 @@ class Scale:
         require(self.placement.micro_batch == 1, "placement.micro_batch", self.placement.micro_batch, "1 (the default)",
                 f"{key} takes its place")  # fmt: skip
 
-    def _check_colocated(self) -> None:
-        place = self.placement
-        if not place.colocated:
-            return
-        engines = place.engines * place.tensor_parallel
-        wanted = f"placement.colocated: policy, value and engines on the same {place.policy_workers} GPUs"
-        require(
-            engines == place.policy_workers,
-            "placement.engines",
-            place.engines,
-            "engines * tensor_parallel = policy workers",
-            wanted,
-        )
-        critics = place.critic_per_node
-        require(
-            critics in (0, place.policy_per_node), "placement.critic_per_node", critics, "0, or policy_per_node", wanted
-        )
-        policy = place.policy_without_critic
-        require(policy is None, "placement.policy_without_critic", policy, "null", wanted)
-        memory = place.engine_memory
-        require(memory <= MOST_COLOCATED, "placement.engine_memory", memory, f"at most {MOST_COLOCATED}", wanted)
-
     def _check_slurm(self) -> None:
         slurm = self.slurm
         require(slurm.gpus_per_node >= 0, "slurm.gpus_per_node", slurm.gpus_per_node, "an integer of at least 0")
@@ -369,7 +274,7 @@ class Scale:
             require(fine, "slurm.flags", flag, "flags of sbatch without spaces, for instance --qos=long")
 
 
-SERVICES = ("shared", "per_run")
+SERVICES = ("shared", "by_rank", "per_run")
 
 
 @dataclass(frozen=True)
@@ -382,11 +287,12 @@ class Execution:
     parallel_runs: Optional[int] = None
     """Number of runs trained at once on the same services; null chooses by cores and memory."""
     services: str = "shared"
-    """`shared` by all runs of the sweep, or started again for every run (`per_run`)."""
+    """`shared` by all runs of the sweep; started again for the runs of each serving rank, so that
+    engines have no larger slots than adapters need (`by_rank`); or for every run (`per_run`)."""
 
     def __post_init__(self) -> None:
         if self.parallel_runs is not None:
             require(self.parallel_runs >= 1, "parallel_runs", self.parallel_runs, "an integer of at least 1")
         require(self.services in SERVICES, "services", self.services, " or ".join(SERVICES))
-        fits = self.services == "shared" or self.parallel_runs == 1
-        require(fits, "services", self.services, "shared", "per_run services need parallel_runs=1")
+        fits = self.services != "per_run" or self.parallel_runs == 1
+        require(fits, "services", self.services, "shared or by_rank", "per_run services need parallel_runs=1")

@@ -20,7 +20,9 @@ from rankrl.data.loading import load_items
 from rankrl.data.ready import check_ready
 from rankrl.ppo.ray_environment import drop_left_over, step_address
 from rankrl.recipe.estimate import MOST_PARALLEL, fitting_runs, gpu_room_bytes
-from rankrl.recipe.plan import Run, neediest
+from rankrl.recipe.plan import Run, largest_served_rank, neediest
+from rankrl.recipe.rank_table import serving_rank
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Execution
 from rankrl.report.ledger import ENDED, write_plan
 from rankrl.report.planned import read_plan
@@ -121,7 +123,8 @@ def _stages(runs: list[Run], root: Path) -> Iterator[list[Run]]:
 def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execution: Execution) -> int:
     """Trains the runs of each stage. Returns the exit code of the sweep.
 
-    All use one bench, which is opened for the first stage that has something to do.
+    All use one bench, which is opened for the first stage that has something to do, unless the
+    runs of every serving rank are to have their own.
     """
     root = directory / runs[0].sweep
 
@@ -138,13 +141,24 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
             say(f"{len(stage) - len(todo)} of {len(stage)} runs are finished, {len(todo)} to do")
             if not todo:
                 continue
-            if bench is None:
-                left = [run for run in runs if status(run) not in ENDED]
-                bench = stack.enter_context(bench_for(left, directory, execution))
-            if not _train(todo, bench):
-                return STOPPED
+            for group in by_serving_rank(todo) if execution.services == "by_rank" else [todo]:
+                if bench is None or execution.services == "by_rank":
+                    stack.close()
+                    left = [run for run in runs if status(run) not in ENDED]
+                    its = group if execution.services == "by_rank" else left
+                    bench = stack.enter_context(bench_for(its, directory, execution))
+                if not _train(group, bench):
+                    return STOPPED
     given |= read_plan(root).keys()  # and those of earlier stages
     return int(any(status(run) != "finished" for run in runs if run.run_id in given))
+
+
+def by_serving_rank(runs: list[Run]) -> list[list[Run]]:
+    """The runs in groups whose adapters take engine slots of one size, small ones first."""
+    groups: dict[int, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(serving_rank(largest_served_rank([run])), []).append(run)
+    return [groups[rank] for rank in sorted(groups)]
 
 
 def bench_for(runs: list[Run], directory: Path, execution: Execution) -> Bench:
@@ -154,6 +168,12 @@ def bench_for(runs: list[Run], directory: Path, execution: Execution) -> Bench:
     says, not such that a run takes them, or not those of the sweep's recorded runs.
     """
     parallel_runs = min(execution.parallel_runs or default_parallel_runs(runs), len(runs))
+    if runs[0].scale.engine.sleep:
+        asked = execution.parallel_runs
+        require(
+            asked in (None, 1), "parallel_runs", asked, "1", "with engine.sleep an engine answers one run at a time"
+        )
+        parallel_runs = 1
     from rankrl.adapter.reach import reach
     from rankrl.data.base_model import local_directory
 

@@ -235,6 +235,7 @@ def keep_last_finite(run: Run, record: Record, trainer: RunTrainer, supplies: Su
         if not kept:
             trainer.detach()
             record.save_checkpoint(start_state(run, trainer, supplies))
+            record.wait_for_checkpoint()
     except Exception as other:
         error.add_note(f"Its last finite state could not be kept: {type(other).__name__}: {other}")
         if supplies.services.died_of(other):

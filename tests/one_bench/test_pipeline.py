@@ -127,6 +127,7 @@ def test_a_run_continues_from_its_checkpoint_as_if_never_stopped(attach, tmp_pat
     record = Record(tmp_path, stopped.run)
     record.save_checkpoint(stopped.state(2))
     stopped.detach()
+    record.wait_for_checkpoint()
     size = (tmp_path / "checkpoint" / "state.pt").stat().st_size
     assert size < 4 * (4 * (8 + 32) * 7936 + 100_000)  # weights, two moments and the previous adapter; never the base
 
