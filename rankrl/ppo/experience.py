@@ -46,6 +46,14 @@ class Logprobs(NamedTuple):
         """Whether all values are finite."""
         return all(np.isfinite(values).all() for values in self)
 
+    def of_previous(self) -> Logprobs:
+        """The first tokens, with the previous adapter for the trainer's: who has sampled them.
+
+        Nothing is known of the adapter before that one.
+        """
+        first = slice(len(self.previous))
+        return Logprobs(self.engine[first], self.previous, self.base[first], self.previous[:0])
+
     def kl_ref(self) -> float:
         """The k1 estimate of the KL to the base, in nats per token.
 

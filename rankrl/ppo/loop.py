@@ -13,6 +13,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 
 from rankrl.adapter.start import Start
 from rankrl.data.items import Item, request_seed, step_indices
+from rankrl.ppo.ahead import Ahead
 from rankrl.ppo.arguments import arguments
 from rankrl.ppo.canary import Canary, SyncError, check_digests
 from rankrl.ppo.examples import examples
@@ -56,6 +57,7 @@ class RunTrainer:
         self.canary, self.tokens_total = Canary(run.scale.gap_limit_nats), 0
         self.examples: list[dict[str, Any]] = []  # lines of rollouts.jsonl, of the last step
         self.adapter_id = next(services.adapter_ids)
+        self.ahead = Ahead(self.rollout, run.recipe.steps) if run.scale.engine.one_step_off else None
 
     def step(self, step: int) -> dict[str, Any]:
         """Makes PPO step `step` (from 0) and returns its line of metrics.jsonl.
@@ -65,19 +67,21 @@ class RunTrainer:
         """
         watch = Stopwatch()
         kl_coef, (clip_low, clip_high) = self.set_kl(step), self.set_clip(step)
-        samples = self.rollout(step)
+        samples, stale = self.samples(step)
         rollout_s = watch.lap()
         self.services.sleep()
         experiences, logprobs = self.experience_maker.make(step, samples)
         experience_s = watch.lap()
         if not logprobs.finite:
             raise Diverged(f"step {step + 1}: a log-probability is not finite", max(step - 1, 0))
-        gap_nats = self.check_engine(step, logprobs)
+        gap_nats = self.check_engine(step, logprobs.of_previous() if stale else logprobs)
         self.examples = examples(step + 1, samples, experiences)
         self.append(experiences)
         of_trust_region = self.set_rate(step, logprobs.kl_step())
         status = self.update(step, kl_coef)
         check_finite(step, status)
+        if self.ahead:
+            self.ahead.wait()
         update_s = watch.lap()
         self.services.wake()
         sync_bytes = self.sync()
@@ -149,13 +153,23 @@ class RunTrainer:
         self.policy.async_run_method("set_rate", factor=region.factor)
         return {"kl_target": region.target(done), "lr_factor": region.factor}
 
+    def samples(self, step: int) -> tuple[list[Sample], bool]:
+        """Graded samples of this step's prompts, and whether they are of the previous adapter.
+
+        If the scale says so, the engines then go on with the next step's.
+        """
+        ready = self.ahead.take(step) if self.ahead else None
+        samples = self.rollout(step) if ready is None else ready
+        self.tokens_total += sum(sample.tokens for sample in samples)
+        if self.ahead:
+            self.ahead.begin(step + 1)
+        return samples, ready is not None
+
     def rollout(self, step: int) -> list[Sample]:
-        """Graded samples of this step's prompts, in prompt order, from the current adapter."""
+        """Graded samples of a step's prompts, in prompt order, from the adapter of the engines."""
         run = self.run
         items = [self.train_items[i] for i in step_indices(run.seed, step, run.prompts, len(self.train_items))]
-        samples = self.rollouts.rollout(self.adapter_id, run.seed, step, items, run.recipe.samples_per_prompt)
-        self.tokens_total += sum(sample.tokens for sample in samples)
-        return samples
+        return self.rollouts.rollout(self.adapter_id, run.seed, step, items, run.recipe.samples_per_prompt)
 
     def check_engine(self, step: int, logprobs: Logprobs) -> float:
         """Asks the canary about a rollout. Returns the mean gap of engine and trainer in nats.
@@ -293,6 +307,8 @@ class RunTrainer:
 
     def detach(self) -> None:
         """Removes the run from the services."""
+        if self.ahead:
+            self.ahead.end()
         self.services.detach(self.run.run_id, self.adapter_id)
 
     def step_back(self) -> bool:
@@ -353,4 +369,8 @@ class RunTrainer:
         if self.experience_maker.history:
             self.experience_maker.history.restore(state["history"])
         self.canary = Canary.from_state(state["canary"], self.run.scale.gap_limit_nats)
+        if self.ahead and state["step"]:  # what the interrupted run had sampled ahead
+            self._load(self.policy.async_run_method("previous_payload", dtype=self.run.scale.model.dtype)[0])
+            self.ahead.begin(state["step"])
+            self.ahead.wait()
         self.sync()

@@ -281,6 +281,16 @@ class PolicyWorker(RunHost, Averaging, raw(PolicyModelActor)):  # type: ignore[m
         run.extra["a_sent"] = a_stays
         return pack(self.host.update(run.spec.name, run.spec.table), scales, dtype, a_stays, b_alone)
 
+    def previous_payload(self, dtype: str) -> Payload | None:
+        """`payload` of the adapter before its last update."""
+        run = self.runs[self.host.model.active_adapter]
+        now = self._weights(run)
+        self._load(run, run.extra.get("previous", now))
+        try:
+            return self.payload(dtype)
+        finally:
+            self._load(run, now)
+
     def update_sizes(self) -> dict[str, dict[str, float]]:
         """Norm and effective rank of the active adapter's delta W, by module."""
         update = self._update(self.runs[self.host.model.active_adapter])

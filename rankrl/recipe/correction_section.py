@@ -23,8 +23,8 @@ class Correction:
     method: Optional[str] = None
     """none; token_clip (the ratio, clipped to the bounds); token_mask (the ratio, 0 out of bounds);
     sequence_mask (the ratio, 0 for all of a response whose geometric mean ratio is out of bounds).
-    Null takes token_clip at a scale in bfloat16 or float16, and none in float32, where the ratio is
-    1."""
+    Null takes token_clip at a scale in bfloat16 or float16 or with engine.one_step_off, and none in
+    float32, where the ratio is 1."""
     low: Optional[float] = None
     """Lower bound of the ratio. Null takes the method's: 0 for token_clip, 0.5 for token_mask, 0.99
     for sequence_mask."""
@@ -41,9 +41,14 @@ class Correction:
         require(low is None or 0 <= low < 1, "correction.low", low, "at least 0 and below 1, the right ratio")
         require(high is None or high > 1, "correction.high", high, "above 1, the right ratio")
 
-    def at(self, dtype: str) -> Correction:
-        """This section with what its nulls mean for a base in precision `dtype`."""
-        method = self.method or DEFAULT[dtype]
+    def at(self, dtype: str, one_step_off: bool = False) -> Correction:
+        """This section with what its nulls mean for a base in precision `dtype`.
+
+        Samples that are `one_step_off` have to be corrected. Raises ValueError if they are not.
+        """
+        method = self.method or ("token_clip" if one_step_off else DEFAULT[dtype])
+        why = "with engine.one_step_off samples are of the policy before"
+        require(not one_step_off or method != "none", "correction.method", method, ", ".join(BOUNDS), why)
         low, high = BOUNDS.get(method, (None, None))
         return Correction(method, low if self.low is None else self.low, high if self.high is None else self.high)
 

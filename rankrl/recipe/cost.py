@@ -157,7 +157,10 @@ def cost(run: Run, parallel_runs: int) -> Cost:
     evaluations = 1 + (recipe.steps - 1) // recipe.eval_every if recipe.eval_every else 1
     items, eval_samples = scale.data.eval_items, scale.sampling.eval_samples
     evaluation_s = evaluations * generation_s(scale, items * eval_samples, items)
-    run_s = recipe.steps * (rollout_s + experience_s + update_s + sync_s + device.run_step_s) + evaluation_s
+    phases_s = rollout_s + experience_s + update_s
+    if scale.engine.one_step_off:
+        phases_s = max(rollout_s, experience_s + update_s)
+    run_s = recipe.steps * (phases_s + sync_s + device.run_step_s) + evaluation_s
     together_s = generation_s(scale, samples * parallel_runs, run.prompts * parallel_runs) / parallel_runs
     shared_s = together_s + busiest_s if place.colocated else max(together_s, busiest_s)
     packed_s = recipe.steps * (shared_s + sync_s + device.run_step_s) + evaluation_s

@@ -111,7 +111,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Engine:
-    """Switches of the rollout engines, for GPUs."""
+    """Switches of the rollout engines."""
 
     batch_invariant: bool = False
     """Samples do not depend on what else an engine decodes, so that packed runs equal lone ones on
@@ -119,11 +119,18 @@ class Engine:
     sleep: bool = False
     """A colocated engine gives its memory to the workers while they train. For one run at a time,
     since the engine answers no other meanwhile."""
+    one_step_off: bool = False
+    """Engines sample a rollout while the workers learn from the one before, so that neither waits
+    for the other in a single run. Samples are one step old: with a `correction`. Packed runs fill
+    the gap without that."""
 
     def check(self, place: Placement) -> None:
         """Raises ValueError for a switch that could have no effect."""
         gpu = "without a GPU, set scale.placement.device where there is one"
         for name in ("batch_invariant", "sleep"):
             require(not getattr(self, name) or place.device != "cpu", f"engine.{name}", True, "false", gpu)
+        why = "on shared GPUs one of the two waits anyway"
+        fine = not (self.one_step_off and place.colocated)
+        require(fine, "engine.one_step_off", True, "false with placement.colocated", why)
         why = "an engine with GPUs of its own has nobody to give its memory to"
         require(not self.sleep or place.colocated, "engine.sleep", True, "false unless placement.colocated", why)

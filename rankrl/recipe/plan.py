@@ -193,7 +193,10 @@ def plan(experiment: Experiment) -> list[Run]:
     runs = []
     for arm, given in experiment.arms.items():
         point = experiment.points.get(arm, {})
-        correction, region = given.correction.at(scale.model.dtype), given.trust_region.at(scale.name)
+        correction, region = (
+            given.correction.at(scale.model.dtype, scale.engine.one_step_off),
+            given.trust_region.at(scale.name),
+        )
         whole = replace(given, correction=correction, trust_region=region)
         _check(whole, scale)
         _check_overlong(whole, scale)
