@@ -11,18 +11,18 @@ RUNS ?= runs
 
 setup: $(READY)
 
-$(READY): requirements-cpu.lock pyproject.toml
+LOCK := $(if $(wildcard $(VENV)/.gpu),requirements-gpu.lock,requirements-cpu.lock)
+
+$(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r requirements-cpu.lock
+	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r $(LOCK)
 	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(READY)
 
 # The CUDA builds of the same versions; then every other target works as on a CPU.
 setup-gpu:
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r requirements-gpu.lock
-	$(VENV)/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $(READY)
+	mkdir -p $(VENV) && touch $(VENV)/.gpu && rm -f $(READY)
+	$(MAKE) setup
 
 demo: $(READY)
 	$(VENV)/bin/rankrl sweep recipes/demo.yaml --runs $(RUNS)

@@ -86,15 +86,18 @@ def random_model(directory: Path, changes: dict[str, Any], gpu: bool) -> tuple[P
     return to, replace(scale, model=own, placement=one)
 
 
-def policy_worker(run: Any, path: Path) -> Any:
-    """OpenRLHF's policy worker in this process, without Ray, vLLM or a value worker."""
+def policy_worker(run: Any, path: Path, place: tuple = (1, 0, "127.0.0.1", None)) -> Any:
+    """OpenRLHF's policy worker in this process, without Ray, vLLM or a value worker.
+
+    `place`: number of workers, this one's, and address and port of the first.
+    """
     from rankrl.ppo.arguments import arguments
     from rankrl.ppo.policy import PolicyWorker
     from rankrl.ppo.strategy import AdapterStrategy
     from rankrl.recipe.deepspeed import deepspeed_config
 
     strategy = AdapterStrategy(arguments(run, str(path)), deepspeed_config(run.scale), run.scale)
-    worker = PolicyWorker(1, 0, "127.0.0.1", None)
+    worker = PolicyWorker(*place)
     worker.init_model_from_pretrained(strategy, str(path), run.scale.model.modules, run.scale.model.layers)
     return worker
 

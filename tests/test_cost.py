@@ -66,16 +66,19 @@ def test_gathers_of_a_step():
     """32 samples a worker, one by one, each passed 2.5 times, trained by 3 passes; then packed."""
     before = ("scale.deepspeed=ds_configs/zero3.json", "scale.placement.policy_per_node=4")
     assert gathers(run_at_8b(*before, "scale.placement.micro_batch_tokens=null")) == 32 * 5.5
-    assert gathers(run_at_8b(*before)) == 16 * 5.5  # 32 x 4,608 tokens, 9,216 at a time
-    assert gathers(run_at_8b(*before, "scale.placement.micro_batch_tokens=73728")) == 2 * 5.5
+    # two optimizer steps of 16 x 4,608 tokens, 9,216 at a time: 8, and one for the fullest share
+    assert gathers(run_at_8b(*before)) == 2 * 9 * 5.5
+    assert gathers(run_at_8b(*before, "scale.placement.micro_batch_tokens=46080")) == 2 * 2 * 5.5
     on_one_base = gathers(run_at_8b(*before, "scale.placement.critic_per_node=0"))
-    assert on_one_base == 16 * (5.5 + 4)  # and values: judged once, trained by 3 passes
+    assert on_one_base == 2 * 9 * (5.5 + 4)  # and values: judged once, trained by 3 passes
 
 
 def test_without_critics_their_gpus_train_the_policy():
     run = run_at_8b("advantage.method=rloo")
     assert (run.served.placement.policy_workers, run.served.placement.gpus) == (4, 8)
     assert run_at_8b().served.placement.policy_workers == 2
+    mixed = runs_of("ablate_advantage", "scale=qwen3-8b", "ranks=[32]", "seeds=[0]")
+    assert {run.served.placement.policy_workers for run in mixed} == {2}  # whichever of them are left
     with pytest.raises(ValueError, match=r"policy \(without critics\) workers = 6"):
         run_at_8b("advantage.method=rloo", "scale.placement.policy_without_critic=3")
 

@@ -64,10 +64,10 @@ def begin(directory, *overrides, inits=(), then=lambda bench: None) -> Begun:
         trainer = RunTrainer(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)
         trainer.attach()
         line = trainer.step(0)
-        states = ray.get(bench.services.policy.async_run_method("state", run.run_id))
+        weights = ray.get(bench.services.policy.async_run_method("weights", run.run_id))
         next_line = trainer.step(1)
         trainer.detach()
-        return Begun(starts, [state["weights"] for state in states], line, next_line, then(bench))
+        return Begun(starts, weights, line, next_line, then(bench))
 
 
 @pytest.fixture(scope="module")

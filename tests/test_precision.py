@@ -58,9 +58,19 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(optimizer):
     assert made.scaler.get_scale() == 4096
     assert step(made, 100.0) == 1.0 and made.scaler.get_scale() == 2048  # 409,600 is beyond float16
     assert step(made, 2.0) == pytest.approx(0.9)
+    assert made.brakes.counts()["norm_skipped"] == 1
     again = optimizer(True)
     again.load_state_dict(made.state_dict())
     assert again.scaler.get_scale() == 2048
+
+
+def test_a_loss_that_is_never_finite_is_no_matter_of_scale(optimizer):
+    """After twelve halvings the step is taken as it is, and the run diverges."""
+    made = optimizer(True)
+    for _ in range(12):
+        assert step(made, float("inf")) == 1.0
+    assert made.scaler.get_scale() == 1
+    assert not torch.isfinite(torch.tensor(step(made, float("inf"))))
 
 
 def delta(host, ids, labels):

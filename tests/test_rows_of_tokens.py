@@ -1,6 +1,8 @@
 """Packed micro-batches of a number of tokens: pure parts, and training that equals that of padded
 micro-batches on two workers."""
 
+import socket
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -132,7 +134,10 @@ def logprobs_entropy_gradient(actor, batch, ours=True):
     return logprobs_BA.detach(), entropy_BA.detach(), weight.grad
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_moe"])
 @pytest.mark.parametrize("at_once", ["whole", "three tokens"])
 def test_log_probabilities_are_those_of_upstream(stack, tmp_path, monkeypatch, family, at_once):
     """Also packed, and a few logits at a time. Gemma caps what its head gives: upstream's own."""
@@ -141,7 +146,8 @@ def test_log_probabilities_are_those_of_upstream(stack, tmp_path, monkeypatch, f
 
     if at_once != "whole":
         monkeypatch.setattr(head, "LOGITS_AT_ONCE", 3 * 384)
-    path, batch = tiny_model(family, tmp_path / family, tie_word_embeddings=False), ragged(384)
+    changes = {"tie_word_embeddings": False, **(EXPERTS if family == "qwen3_moe" else {})}
+    path, batch = tiny_model(family, tmp_path / family, **changes), ragged(384)
     plain = actor_of(path, lambda decoder: None)
     assert bool(plain.heads) == (family != "gemma2")
     told = logprobs_entropy_gradient(plain, batch, ours=False)
@@ -149,6 +155,21 @@ def test_log_probabilities_are_those_of_upstream(stack, tmp_path, monkeypatch, f
     for actor in (plain, actor_of(path, PackedRows)):
         for ours, theirs in zip(logprobs_entropy_gradient(actor, batch), told, strict=True):
             assert (ours - theirs).abs().max() < 1e-6 * theirs.abs().max()
+
+
+def test_a_decoder_whose_samples_would_mix_is_refused(stack):
+    """Its hidden states are running sums over a row, as those of recurrent layers are."""
+    from rankrl.ppo.packing import PackedRows, keeps_samples_apart
+
+    class Running(torch.nn.Module):
+        def forward(self, input_ids, attention_mask, position_ids):
+            return Output(last_hidden_state=input_ids[..., None].float().cumsum(1))
+
+    class Output(dict):
+        last_hidden_state = property(lambda self: self["last_hidden_state"])
+
+    model = Running()
+    assert not keeps_samples_apart(model, PackedRows(model), "cpu")
 
 
 def test_without_a_response_token_there_is_nothing(stack, tmp_path):
@@ -163,11 +184,13 @@ TWO = ("scale.placement.policy_per_node=2", "scale.placement.critic_per_node=2",
 PACKED = ("scale.placement.micro_batch=1", "scale.placement.micro_batch_tokens=256")
 ZERO3 = (f"scale.deepspeed={ROOT / 'ds_configs' / 'zero3.json'}", "scale.model.gradient_checkpointing=true")
 METHODS = ("gae", "group_mean")
+TWO_CRITICS = ("critic.ensemble=2", "kl_anchor.place=loss", "updates_per_rollout=2")
+"""A run that is only seen to work: shares of two critics, KL in the loss, two steps a rollout."""
 OF_PARTS = ("grad_cosine", "kl_step", "policy_loss")
 """Of halves of a step; of the first micro-batches; a mean over micro-batches of any tokens."""
 
 
-def two_steps(directory, *words):
+def two_steps(directory, *words, more=()):
     """Method of advantage -> (the lines of two steps, the adapter after them)."""
     import ray
 
@@ -177,20 +200,20 @@ def two_steps(directory, *words):
     from rankrl.ppo.loop import RunTrainer
     from rankrl.sweep.bench import Bench
 
-    runs = [
-        runs_of("demo", "ranks=[4]", "seeds=[0]", "updates_per_rollout=1", f"advantage.method={m}", *TWO, *words)[0]
-        for m in METHODS
-    ]
+    common = ("ranks=[4]", "seeds=[0]", *TWO, *words)
+    runs = {m: runs_of("demo", "updates_per_rollout=1", f"advantage.method={m}", *common)[0] for m in METHODS}
+    if more:
+        runs["more"] = runs_of("demo", *more, *common)[0]
     found = {}
-    with Bench(runs, directory) as bench:
-        for method, run in zip(METHODS, runs, strict=True):
+    with Bench(list(runs.values()), directory) as bench:
+        for method, run in runs.items():
             trainer = RunTrainer(run, bench.services, bench.prompter, bench.train_items, bench.eval_items)
             trainer.attach()
             lines = [trainer.step(0), trainer.step(1)]
-            states = ray.get(bench.services.policy.async_run_method("state", run.run_id))
+            weights = ray.get(bench.services.policy.async_run_method("weights", run.run_id))
             trainer.detach()
-            assert all(torch.equal(states[0]["weights"][k], states[1]["weights"][k]) for k in states[0]["weights"])
-            found[method] = lines, states[0]["weights"]
+            assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+            found[method] = lines, weights[0]
     return found
 
 
@@ -203,7 +226,10 @@ def padded(tmp_path_factory):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_packed_training_equals_padded_training(padded, tmp_path, stage):
     """On two workers; under ZeRO-3 with recomputed activations."""
-    packed = two_steps(tmp_path, *PACKED, *(ZERO3 if stage == 3 else ()))
+    packed = two_steps(tmp_path, *PACKED, *(ZERO3 if stage == 3 else ()), more=TWO_CRITICS)
+    for line in packed["more"][0]:
+        assert line["ratio_max"] > 1 and line["grad_norm"] > 0 and line["value_gap"] > 0
+        assert line["sync_gap_nats"] < 1e-4 < line["kl_step"] or line["step"] == 1
     for method in METHODS:
         (ours, weights), (theirs, plain) = packed[method], padded[method]
         for line, other in zip(ours, theirs, strict=True):
@@ -211,3 +237,51 @@ def test_packed_training_equals_padded_training(padded, tmp_path, stage):
             assert same == pytest.approx({k: other[k] for k in same}, rel=1e-3, abs=2e-5)
         moved = [torch.cat([w[k].flatten() for k in w if k.endswith("lora_B")]) for w in (weights, plain)]
         assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.999
+
+
+def parts_under_zero3(rank: int, address: str, results) -> None:
+    """A gradient with all logits and with five tokens' at a time, on one of two workers."""
+    import torch.distributed as dist
+
+    sys.path.insert(0, str(ROOT / "bench"))
+    from gpu_models import attach, policy_worker
+
+    from rankrl.ppo import cpu
+
+    cpu.install()
+    from rankrl.ppo import head
+    from rankrl.recipe.architecture import EMBEDDED
+
+    words = ("ranks=[4]", "seeds=[0]", "scale.model.share_prefixes=false", *ZERO3)
+    run = runs_of("demo", *words, "scale.placement.policy_per_node=2", "scale.placement.micro_batch=16")[0]
+    worker = policy_worker(run, EMBEDDED["embedded:nano"], (2, rank, *address))
+    name, batch, found = attach(worker, run, 4), ragged(60), {}
+    with worker.activate(name) as state:
+        parameters = worker.parameters_of(state)
+        for key, p in parameters.items():
+            p.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(len(key)))
+        worker.actor.train()
+        for at_once in (2**26, 5 * 60):
+            head.LOGITS_AT_ONCE = at_once
+            logprobs_BA, output = worker.actor(*batch, return_output=True, return_entropy=True)
+            (logprobs_BA.sum() * (rank + 1)).backward()
+            grads = torch.cat([p.grad.flatten() for p in parameters.values()])
+            found[at_once] = torch.cat([logprobs_BA.detach().flatten(), output.entropy.flatten(), grads])
+            for p in parameters.values():
+                p.grad = None
+    whole, parts = found.values()
+    results.put(((whole - parts).norm() / whole.norm()).item())
+    dist.barrier()
+
+
+@pytest.mark.slow
+def test_logits_in_parts_under_zero3(stack):
+    """The head's weights are gathered for all parts, and again in the backward pass."""
+    import torch.multiprocessing as mp
+
+    results = mp.get_context("spawn").SimpleQueue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+    mp.spawn(parts_under_zero3, (address, results), nprocs=2)
+    assert max(results.get() for _ in "ab") < 1e-5

@@ -50,7 +50,7 @@ def tiny_model(family: str, to: Path, **changes: Any) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = GPT2 if family == "gpt2" else SIZES | FAMILIES[family]
+    sizes = GPT2 if family == "gpt2" else SIZES | FAMILIES.get(family, {})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**sizes, **changes}))
     model.to(torch.bfloat16).save_pretrained(to)

@@ -18,6 +18,9 @@ DEEPSPEED = ("ds_configs/zero2.json", "ds_configs/zero3.json", "ds_configs/zero3
 """From the fastest to the one that needs the least memory of a GPU."""
 MICRO_BATCHES = (8, 4, 2, 1)
 """Numbers of the longest sequences whose tokens a micro-batch may have."""
+MOST_TOKENS = {"sdpa": 16384, "eager": 4096}
+"""Attention -> most tokens of a row of several sequences: its time and its mask, and with eager its
+memory, grow with their square."""
 SPARE = 0.9
 """Share of a GPU that the estimates may fill."""
 BESIDE_TRAINERS = (0.4, 0.3)
@@ -56,7 +59,8 @@ def candidates(scale: Scale, gpus: int) -> Iterator[Scale]:
     """The scale in all placements that are considered, the preferred ones first."""
     longest = scale.lengths.prompt_tokens + scale.lengths.response_tokens
     for deepspeed in DEEPSPEED:
-        for sequences in MICRO_BATCHES:
+        most = MOST_TOKENS.get(scale.model.attention, MICRO_BATCHES[0] * longest)
+        for sequences in (n for n in MICRO_BATCHES if n == 1 or n * longest <= most):
             for place in placements(gpus):
                 packed = replace(place, micro_batch_tokens=sequences * longest)
                 yield replace(scale, deepspeed=deepspeed, placement=packed)

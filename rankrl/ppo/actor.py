@@ -31,6 +31,8 @@ class AdapterActor(Actor):
             ds_config=strategy.get_ds_eval_config(),
             temperature=args.rollout.temperature,
         )
+        if getattr(self.model.config, "output_router_logits", False):
+            self.model.config.output_router_logits = False  # upstream asks for them; no loss here reads them
         if args.actor.gradient_checkpointing_enable:
             self.model.enable_input_require_grads()
             self.gradient_checkpointing_enable({"use_reentrant": args.actor.gradient_checkpointing_reentrant})

@@ -8,8 +8,9 @@ runs, and a run that is resumed is to be the same run.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 
 from rankrl.ppo.rollout import Sample
@@ -21,13 +22,21 @@ class Ahead:
     def __init__(self, rollout: Callable[[int], list[Sample]], steps: int):
         """`rollout` gives the samples of a PPO step, of `steps` in all."""
         self.rollout, self.steps = rollout, steps
-        self._pool = ThreadPoolExecutor(1)
         self._waiting: tuple[int, Future[list[Sample]]] | None = None
 
     def begin(self, step: int) -> None:
         """Starts to sample a step, if there is such a step."""
         if step < self.steps:
-            self._waiting = step, self._pool.submit(self.rollout, step)
+            samples: Future[list[Sample]] = Future()
+            self._waiting = step, samples
+            # a daemon, as those of the runs: a signal to the main thread ends the sweep at once
+            threading.Thread(target=self._sample, args=(step, samples), daemon=True).start()
+
+    def _sample(self, step: int, samples: Future[list[Sample]]) -> None:
+        try:
+            samples.set_result(self.rollout(step))
+        except BaseException as error:
+            samples.set_exception(error)
 
     def take(self, step: int) -> list[Sample] | None:
         """The samples of a step; None if it has not been begun."""

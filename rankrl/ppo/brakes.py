@@ -57,6 +57,11 @@ class Brakes:
         self.skipped_steps += spike
         return not spike
 
+    def overflow(self) -> None:
+        """Counts a step that is not taken because its gradient is beyond float16."""
+        self.kl_and_tokens.clear()
+        self.skipped_steps += 1
+
     def pass_over(self) -> None:
         """Counts a step after the one at which the KL was too large."""
         self.stopped_steps += 1

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 def check_for_cpu(arguments: dict[str, Any]) -> None:
     """Raises ValueError for a switch of the scale that needs a GPU."""
-    asked = {"sleep": arguments["enable_sleep_mode"], "batch_invariant": "VLLM_BATCH_INVARIANT" in os.environ}
+    asked = {"sleep": arguments["enable_sleep_mode"], "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT") == "1"}
     for name, on in asked.items():
         require(not on, f"engine.{name}", True, "false", "this machine has no GPU")
 

@@ -69,9 +69,14 @@ class Logprobs(NamedTuple):
         """The mean ratio p_trainer / p_engine of the sampled tokens: 1 up to numerics."""
         return float(np.exp(self.trainer.astype(np.float64) - self.engine).mean())
 
-    def kl_step(self) -> float:
-        """The k3 estimate of the KL of the last update, in nats per token."""
-        return k3(self.trainer[: len(self.previous)], self.previous)
+    def kl_step(self, stale: bool = False) -> float:
+        """The k3 estimate of the KL of the last update, in nats per token.
+
+        Of the adapter to the one before it; where that one has sampled the tokens, `stale`, the
+        other way round.
+        """
+        new, old = self.trainer[: len(self.previous)], self.previous
+        return k3(old, new) if stale else k3(new, old)
 
 
 def anchor_of(run: Run) -> str:

@@ -139,7 +139,7 @@ class ValueRole:
         self.group, self.workers = group, group.workers
 
     def async_run_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
-        return self.group.async_run_method("as_value", method_name, args, kwargs)
+        return self.group.async_run_method("as_value", method_name, *args, **kwargs)
 
     def each(self, method_name: str, arguments: list[tuple]) -> list[Any]:
-        return self.group.each("as_value", [(method_name, args, {}) for args in arguments])
+        return self.group.each("as_value", [(method_name, *args) for args in arguments])

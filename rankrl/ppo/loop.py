@@ -73,11 +73,11 @@ class RunTrainer:
         experiences, logprobs = self.experience_maker.make(step, samples)
         experience_s = watch.lap()
         if not logprobs.finite:
-            raise Diverged(f"step {step + 1}: a log-probability is not finite", max(step - 1, 0))
+            raise Diverged(f"step {step + 1}: a log-probability is not finite", max(step - 1 - stale, 0))
         gap_nats = self.check_engine(step, logprobs.of_previous() if stale else logprobs)
         self.examples = examples(step + 1, samples, experiences)
         self.append(experiences)
-        of_trust_region = self.set_rate(step, logprobs.kl_step())
+        of_trust_region = self.set_rate(step, logprobs.kl_step(stale))
         status = self.update(step, kl_coef)
         check_finite(step, status)
         if self.ahead:
@@ -95,7 +95,7 @@ class RunTrainer:
             "accuracy": score(samples),
             **verdict_counts(samples),
             "kl_ref": logprobs.kl_ref(),
-            "kl_step": logprobs.kl_step(),
+            "kl_step": logprobs.kl_step(stale),
             **self.experience_maker.kl_anchor,
             **of_trust_region,
             "kl_coef": kl_coef,

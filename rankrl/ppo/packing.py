@@ -50,6 +50,30 @@ class PackedRows:
         return output
 
 
+SAME = 0.05
+"""Largest difference of hidden states, as a share of their norm, that is rounding. In bfloat16."""
+
+
+@torch.no_grad()
+def keeps_samples_apart(model: nn.Module, rows: PackedRows, device: Any) -> bool:
+    """Whether a row's samples do not see each other, for two samples and hidden states of `model`.
+
+    Layers that go by the order in a row alone, as recurrent ones do, would mix them.
+    """
+    ids_BT = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 0]], device=device)
+    mask_BT = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
+    inputs = {
+        "input_ids": ids_BT,
+        "attention_mask": mask_BT,
+        "position_ids": torch.arange(4, device=device).expand(2, 4),
+    }
+    packed = model(**inputs).last_hidden_state[mask_BT.bool()].float()
+    rows.on = False
+    padded = model(**inputs).last_hidden_state[mask_BT.bool()].float()
+    rows.on = True
+    return bool((packed - padded).norm() <= SAME * padded.norm())
+
+
 def within_tokens(shares: list[list[int]], lengths: list[int], most_tokens: int) -> list[list[list[int]]]:
     """Micro-batches of each share's samples, the same number of them for every share.
 

@@ -122,7 +122,7 @@ class Services:
     def wake(self) -> None:
         """Lets engines take their memory back, if they sleep."""
         if self._asleep:
-            ray.get(self.policy.async_run_method("empty_cache"))
+            ray.get([ref for group in self.groups for ref in group.async_run_method("empty_cache")])
             ray.get([engine.wake_up.remote() for engine in self.engines])
             self._asleep = False
 
@@ -238,6 +238,9 @@ class TrainerWorker(PolicyWorker):
         self.value.strategy = strategy
         self.value.hold(critic_on(self.host.base, strategy.args.ds.value_head_prefix), self.host)
 
-    def as_value(self, method: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Calls a method of the value worker and returns its result."""
+    def as_value(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of the value worker and returns its result.
+
+        Arguments are the call's own: of what is inside a tuple, Ray resolves no references.
+        """
         return getattr(self.value, method)(*args, **kwargs)

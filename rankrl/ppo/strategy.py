@@ -16,8 +16,9 @@ from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from rankrl.ppo.brakes import Brakes
 from rankrl.ppo.instruments import Instruments, cosine
-from rankrl.ppo.packing import PackedRows
+from rankrl.ppo.packing import PackedRows, keeps_samples_apart
 from rankrl.ppo.prefixes import SharedPrefixes
+from rankrl.recipe.require import require
 from rankrl.recipe.scale import Scale
 
 SHARD_FROM = 50_000_000
@@ -97,10 +98,16 @@ class AdapterOptimizer:
         gradient_P = self._reduce()
         halves = self._cosine(gradient_P)
         self.scaler.unscale_(self.adam)
-        if not self.scaler.is_enabled() or gradient_P.isfinite().all():
+        if self.scaler.is_enabled() and self.scaler.get_scale() > 1 and not self._finite():
+            self.brakes.overflow()
+        else:  # also where the loss itself is no longer finite, whatever the scale
             self._step_along(halves)
         self.scaler.update()  # a smaller scale after a step that was left out
         self.adam.zero_grad()
+
+    def _finite(self) -> bool:
+        """Whether the gradients are finite, which all workers find alike after `_reduce`."""
+        return all(bool(p.grad.isfinite().all()) for p in self.parameters if p.grad is not None)
 
     def _step_along(self, halves: float | None) -> None:
         bound = self.max_norm or float("inf")
@@ -198,7 +205,7 @@ class AdapterStrategy(DeepspeedStrategy):
             args=args,
         )
         self.deepspeed, self.model = deepspeed, scale.model
-        self.packed = scale.placement.micro_batch_tokens is not None
+        self.micro_batch_tokens = scale.placement.micro_batch_tokens
 
     def get_ds_eval_config(self, offload: bool = False) -> dict[str, Any]:
         """Upstream's configuration of a frozen model, with the scale's file merged over it.
@@ -216,6 +223,11 @@ class AdapterStrategy(DeepspeedStrategy):
         merged["bf16"]["enabled"] = self.model.dtype == "bfloat16"
         merged["fp16"] = {"enabled": self.model.dtype == "float16"}
         return merged
+
+    @property
+    def packed(self) -> bool:
+        """Whether micro-batches are rows of tokens."""
+        return self.micro_batch_tokens is not None
 
     @property
     def half(self) -> bool:
@@ -237,7 +249,11 @@ class AdapterStrategy(DeepspeedStrategy):
     def rows(self, decoder: Any) -> SharedPrefixes | PackedRows | None:
         """The hooks that make a decoder compute a micro-batch as one row; None for a padded one."""
         if self.packed:
-            return PackedRows(decoder)
+            rows = PackedRows(decoder)
+            apart = keeps_samples_apart(decoder, rows, torch.cuda.current_device())
+            fix = "layers of this model mix the samples of a row: take placement.micro_batch"
+            require(apart, "placement.micro_batch_tokens", self.micro_batch_tokens, "null", fix)
+            return rows
         return SharedPrefixes(decoder) if self.model.share_prefixes else None
 
     def all_reduce(self, data: Any, op: str = "mean") -> Any:

@@ -153,6 +153,10 @@ class RunHost:
             f"{module}.lora_{side}": p for module, pair in factors.items() for side, p in zip("AB", pair, strict=True)
         }
 
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        """A copy of the run's parameters on the CPU, by name."""
+        return {key: p.detach().cpu().clone() for key, p in self.parameters_of(self.runs[name]).items()}
+
     def state(self, name: str) -> dict[str, Any]:
         """Tensors on the CPU and plain values, from which `restore` continues the run.
 
@@ -166,7 +170,7 @@ class RunHost:
             state["optimizer"] = run.optimizer.state_dict()
         if first:
             state |= {
-                "weights": {key: p.detach().clone() for key, p in self.parameters_of(run).items()},
+                "weights": self.weights(name),
                 "previous": run.extra.get("previous", {}),
                 "anchor": run.extra.get("anchor", {}),
                 "snapshots": run.extra.get("snapshots", {}),

@@ -49,6 +49,9 @@ class Correction:
         method = self.method or ("token_clip" if one_step_off else DEFAULT[dtype])
         why = "with engine.one_step_off samples are of the policy before"
         require(not one_step_off or method != "none", "correction.method", method, ", ".join(BOUNDS), why)
+        fine = not one_step_off or method != "sequence_mask" or self.high is not None
+        fix = "its default bounds are for rounding, and would leave out nearly all samples that are one step old"
+        require(fine, "correction.method", method, "sequence_mask with bounds of its own", fix)
         low, high = BOUNDS.get(method, (None, None))
         return Correction(method, low if self.low is None else self.low, high if self.high is None else self.high)
 

@@ -7,7 +7,6 @@ through frozen weights another 2 P. Formulas and their limits: docs/cost.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 
 from rankrl.recipe.architecture import widths
 from rankrl.recipe.deepspeed import deepspeed_config
@@ -176,14 +175,14 @@ def gathers(run: Run) -> float:
     """
     scale = run.served
     place, lengths = scale.placement, scale.lengths
-    samples = run.rollout_samples / place.policy_workers
-    batches = ceil(samples / micro_batch(run))
-    if place.micro_batch_tokens:
+    samples = run.train_batch / place.policy_workers  # of an optimizer step
+    batches = samples / micro_batch(run)
+    if place.micro_batch_tokens:  # as many as the share with the most tokens needs, one more than the mean
         tokens = samples * (lengths.prompt_tokens + lengths.response_tokens) / 2
-        batches = ceil(tokens / place.micro_batch_tokens)
+        batches = min(samples, tokens // place.micro_batch_tokens + 1)
     update = 3 if scale.model.gradient_checkpointing else 2
     value = run.critics + update if run.critic and not place.critic_per_node else 0
-    return batches * (2 + PREVIOUS_SHARE + update + value)
+    return run.updates * batches * (2 + PREVIOUS_SHARE + update + value)
 
 
 @dataclass(frozen=True)

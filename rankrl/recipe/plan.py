@@ -50,6 +50,9 @@ class Run:
     measurement."""
     frozen_params: int = 0
     """Parameters of the policy adapter that are not trained: its A with trained=b."""
+    beside_critics: bool = False
+    """Whether other runs of the recipe have a critic. Then all have as many policy workers, so that
+    a run goes on with as many, whichever runs are left."""
     axes: Point = field(default_factory=dict)
     """Dotted key of the recipe -> the value of the arm on each axis."""
 
@@ -123,7 +126,9 @@ class Run:
     @cached_property
     def served(self) -> Scale:
         """The scale with the processes that this run needs: no value workers without a critic."""
-        return self.scale if self.critic else self.scale.without_critic
+        if self.critic:
+            return self.scale
+        return self.scale.without_values if self.beside_critics else self.scale.without_critic
 
     @property
     def pending(self) -> bool:
@@ -191,6 +196,7 @@ def plan(experiment: Experiment) -> list[Run]:
     scale = experiment.scale
     deepspeed_config(scale)
     runs = []
+    critics = any(given.advantage.critic for given in experiment.arms.values())
     for arm, given in experiment.arms.items():
         point = experiment.points.get(arm, {})
         correction, region = (
@@ -198,7 +204,7 @@ def plan(experiment: Experiment) -> list[Run]:
             given.trust_region.at(scale.name),
         )
         whole = replace(given, correction=correction, trust_region=region)
-        _check(whole, scale)
+        _check(whole, scale, critics)
         _check_overlong(whole, scale)
         check_values(whole.optimizer, whole.rules.given)
         if whole.rules.lr.rule == "measured":
@@ -219,7 +225,7 @@ def plan(experiment: Experiment) -> list[Run]:
                 f"constant: the KL level at rank {rank} is 0, there is nothing to schedule",
             )
             runs += [
-                Run(experiment.name, arm, rank, batch_size, seed, recipe, scale, knobs, *sizes[seed], point)
+                Run(experiment.name, arm, rank, batch_size, seed, recipe, scale, knobs, *sizes[seed], critics, point)
                 for batch_size in recipe.batch_sizes
                 for seed in recipe.seeds
             ]
@@ -287,7 +293,7 @@ def _sizes(recipe: Recipe, scale: Scale, rank: int) -> dict[int, tuple[int, int,
     return dict.fromkeys(recipe.seeds, planned(recipe, scale, rank, recipe.seeds[0]))
 
 
-def _check(recipe: Recipe, scale: Scale) -> None:
+def _check(recipe: Recipe, scale: Scale, critics_beside: bool) -> None:
     most, place = largest_rank(scale), scale.placement
     narrow = min(scale.model.modules, key=lambda name: min(scale.model.modules[name]))
     for rank in recipe.ranks:
@@ -299,7 +305,7 @@ def _check(recipe: Recipe, scale: Scale) -> None:
             f"{narrow} is {scale.model.modules[narrow]}",
         )
     workers = {"policy": place.policy_workers}
-    if not recipe.advantage.critic:
+    if not critics_beside:
         workers["policy (without critics)"] = scale.without_critic.placement.policy_workers
     if recipe.advantage.critic:
         require(recipe.critic.rank <= most, "critic.rank", recipe.critic.rank, f"1 to {most} at scale {scale.name}")

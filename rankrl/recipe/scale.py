@@ -186,11 +186,15 @@ class Scale:
 
     @property
     def without_critic(self) -> Scale:
-        """The same scale without value workers, and perhaps with more policy workers."""
+        """The scale of a sweep without critics: no value workers, perhaps more of the policy's."""
         place = self.placement
         policy = place.policy_without_critic or place.policy_per_node
-        alone = replace(place, critic_per_node=0, policy_per_node=policy, policy_without_critic=None)
-        return replace(self, placement=alone)
+        return replace(self.without_values, placement=replace(self.without_values.placement, policy_per_node=policy))
+
+    @property
+    def without_values(self) -> Scale:
+        """The same scale without value workers."""
+        return replace(self, placement=replace(self.placement, critic_per_node=0, policy_without_critic=None))
 
     @property
     def nodes(self) -> int:

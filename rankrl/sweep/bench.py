@@ -224,6 +224,10 @@ class Bench:
                 if not services.died_of(error):
                     return recorded(record, failure, error)
                 services.mark_broken()
+                try:
+                    record.wait_for_checkpoint()
+                except OSError as full:
+                    return recorded(record, self._failure(record, full, began_s), full)
                 reached = record.saved_step()
                 left, saved = (attempts if reached > saved else left) - 1, reached
                 if not left and alone:

@@ -132,6 +132,7 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
         return (read_result(root / run.run_id) or {}).get("status", "")
 
     given: set[str] = set()
+    refused: list[ValueError] = []
     with ExitStack() as stack:
         bench = None
         for stage in stages:
@@ -147,8 +148,13 @@ def _sweep(runs: list[Run], stages: Iterator[list[Run]], directory: Path, execut
                     left = [run for run in runs if status(run) not in ENDED]
                     its = group if execution.services == "by_rank" else left
                     bench = stack.enter_context(bench_for(its, directory, execution))
-                if not _train(group, bench):
-                    return STOPPED
+                try:
+                    if not _train(group, bench):
+                        return STOPPED
+                except ValueError as error:  # of one run: those of other groups do not depend on it
+                    refused.append(error)
+        if refused:
+            raise refused[0]
     given |= read_plan(root).keys()  # and those of earlier stages
     return int(any(status(run) != "finished" for run in runs if run.run_id in given))
 

@@ -302,6 +302,8 @@ def release(trainer: RunTrainer, error: BaseException | None) -> None:
     Where services died, a worker may be waiting for one that is gone.
     """
     services = trainer.services
+    if trainer.ahead:
+        trainer.ahead.end()
     if services.broken or (error is not None and services.died_of(error)):
         return
     try:
