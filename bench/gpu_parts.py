@@ -64,6 +64,10 @@ SETTINGS = {
 }
 
 
+FOR_A_GPU = ("batch invariant", "in base")
+"""What the settings end in that say nothing on a CPU."""
+
+
 class Part:
     """What is left of the time of a part's setting, and where its rows go."""
 
@@ -131,8 +135,6 @@ def nano(part: Part, setting: str) -> None:
     """The whole loop: two runs one by one, again, and together."""
     from rankrl.recipe.cost import DEVICES, cost
 
-    if setting == "batch invariant" and not part.gpu:
-        return part.row(f"{setting}: needs a GPU", "not measured")
     words = ("scale.engine.batch_invariant=true",) if setting == "batch invariant" else ()
     size = ("steps=10", *COLOCATED) if part.gpu else ("steps=2", *FEW_SAMPLES)
     runs, start_s = runs_of("demo", "ranks=[1,8]", "seeds=[0]", *size, *words), time.perf_counter()
@@ -190,8 +192,6 @@ def update(part: Part, setting: str) -> None:
     from rankrl.recipe.memory import memory_bytes
 
     shape, _, dtype = setting.partition(", adapters in ")
-    if dtype == "base" and not part.gpu:
-        return part.row(f"{setting}: needs a GPU", "not measured")
     setting = setting if part.gpu else f"tiny for {setting}"
     device = DEVICES["h100" if part.gpu else "cpu"]
     with shaped(shape) as (path, scale):
@@ -344,9 +344,9 @@ def main() -> int:
         {"nano": nano, "smollm2": smollm2, "update": update, "rollout": rollout, "starts": starts}[name](part, *setting)
         return 0
     about(part)
-    failed = 0
-    for i, one in enumerate(SETTINGS[name]):
-        share_s = part.left_s() / (len(SETTINGS[name]) - i)
+    failed, settings = 0, [one for one in SETTINGS[name] if part.gpu or not one.endswith(FOR_A_GPU)]
+    for i, one in enumerate(settings):
+        share_s = part.left_s() / (len(settings) - i)
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if one == "on the CPU" else {}
         command = [sys.executable, __file__, name, path, str(share_s), one]
         try:
