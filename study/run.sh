@@ -1,8 +1,8 @@
 #!/bin/sh
 # sh study/run.sh PART: the runs of a part of the study (docs/study/plan.md) into RUNS, then its records into study/PART.parquet.
 # It goes on where it was stopped; with KEPT=1 from the runs that study/PART.parquet has as well, as on another machine.
-# PART is a, b, d, e, or a-small: a third of part a, with figures of its own in RUNS.
-# What part b shows decides the recipe of part c.
+# PART is a, b, c, d, e, or a-small: a third of part a, with figures of its own in RUNS.
+# Which arms of part b have more seeds, and the recipe of part c, was decided by what was seen before (docs/study/plan.md).
 set -eu
 RANKRL=${RANKRL:-.venv/bin/rankrl}
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -10,6 +10,12 @@ RUNS=${RUNS:-runs/study}
 part=$1
 sweep() { # code 1: a run diverged, which is an outcome, or failed, which keep.py says at the end; all else ends the part
   $RANKRL sweep "$@" --runs "$RUNS/$part" || [ $? -eq 1 ]
+}
+some() { # arms of an ablation alone, at rank 1: SECTION 'ARM ...' WORD ...
+  mkdir -p "$RUNS"
+  $PYTHON study/arms.py "recipes/ablate_$1.yaml" $2 > "$RUNS/arms.yaml"
+  shift 2
+  sweep "$RUNS/arms.yaml" 'ranks=[1]' "$@"
 }
 if [ -n "${KEPT:-}" ] && [ -f "study/$part.parquet" ]; then
   $PYTHON study/keep.py unpack "study/$part.parquet" "$RUNS/$part"
@@ -21,8 +27,7 @@ case $part in
     sweep study/study_a_batch.yaml
     ;;
   a-small) sweep study/study_a.yaml 'ranks=[1,32,256]' 'seeds=[12,13]' ;;
-  b) # two seeds of every arm; `rankrl next` then says where more would tell
-    # the best four and their `off` at twice the rate are sweeps named ablate_SECTION_twice with scale.reference.lr=2e-3
+  b) # two seeds of every arm
     two='ranks=[1] seeds=[20,21]'
     for arms in init optim variance; do sweep "recipes/ablate_$arms.yaml" steps=60 $two; done
     sweep recipes/ablate_allocation.yaml steps=60 equal_params=0.06 $two
@@ -31,6 +36,25 @@ case $part in
     for arms in init optim variance; do sweep "recipes/ablate_$arms.yaml" "name=ablate_${arms}_hard" $hard $two; done
     sweep recipes/ablate_allocation.yaml name=ablate_allocation_hard equal_params=0.06 $hard $two
     sweep recipes/low_rank.yaml name=low_rank_hard $hard 'ranks=[32]' 'seeds=[20,21]'
+    # more seeds where `rankrl next DIR --budget 16` said that they would tell
+    more='seeds=[22,23]'
+    six='seeds=[22,23,24,25,26,27]'
+    some variance 'off group_mean fewer_samples' name=ablate_variance steps=60 $six
+    some variance 'shrinkage averaging brakes' name=ablate_variance steps=60 $more
+    some init 'off on_rlmo' name=ablate_init steps=60 $six
+    some init 'on_off_principal control_etf' name=ablate_init steps=60 $more
+    some optim 'off cosine' name=ablate_optim steps=60 $six
+    some init 'off on control_etf' name=ablate_init_hard $hard $six
+    some variance 'off history fewer_samples' name=ablate_variance_hard $hard $six
+    # the best four on nano and their `off`, at twice the rate
+    twice='steps=60 scale.reference.lr=2e-3 seeds=[20,21]'
+    some init 'off on_rlmo' name=ablate_init_twice $twice
+    some optim 'off cosine' name=ablate_optim_twice $twice
+    some variance 'off fewer_samples averaging' name=ablate_variance_twice $twice
+    ;;
+  c)
+    sweep study/study_c.yaml name=study_c_nano steps=60
+    sweep study/study_c.yaml name=study_c_nano_hard scale=nano-hard steps=120
     ;;
   d)
     last="steps=60 eval_every=10 seeds=[40,41,42,43]"
@@ -41,7 +65,7 @@ case $part in
     ;;
   e) sweep study/study_e.yaml ;;
   *)
-    echo "PART: got '$part', allowed: a, a-small, b, d, e" >&2
+    echo "PART: got '$part', allowed: a, a-small, b, c, d, e" >&2
     exit 2
     ;;
 esac

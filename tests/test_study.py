@@ -55,6 +55,7 @@ def test_every_recipe_of_the_study_plans_runs_on_the_plans_seeds(recipe):
     seeds = {
         "study_a": range(12, 16),
         "study_a_batch": range(12, 16),
+        "study_c": range(100, 136),
         "study_d_64": range(40, 44),
         "study_e": range(50, 56),
         "study_hard_pilot": range(900, 904),
