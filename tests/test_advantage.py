@@ -190,8 +190,11 @@ def test_the_constant_normaliser_divides_by_the_tokens_that_there_could_be(stack
     mask_BA = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
     given = {"action_mask": mask_BA, "dp_size": 1, "batch_num_tokens": torch.tensor(3.0)}
     assert loss(zeros_BA, zeros_BA, torch.ones(2, 4), **given)[0].item() == -1
-    divide_by(loss, 8.0)
+    optimizer = SimpleNamespace(accumulate=1)
+    divide_by(loss, 8, optimizer)
     assert loss(zeros_BA, zeros_BA, torch.ones(2, 4), **given)[0].item() == -3 / 8
+    optimizer.accumulate = 2  # micro-batches of a step, each of which is divided by two again
+    assert loss(zeros_BA, zeros_BA, torch.ones(2, 4), **given)[0].item() == -3 / 4
 
 
 def test_without_a_critic_there_is_no_value_worker():

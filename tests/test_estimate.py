@@ -62,7 +62,6 @@ def test_lines_of_8b():
 
 def test_processes_that_share_gpus_add_up():
     place = ("colocated=true", "policy_per_node=4", "engines=4", "critic_per_node=0", "engine_memory=0.4")
-    place += ("policy_without_critic=null",)
     lines = {line.what: line for line in estimates([run_at("qwen3-8b", *(f"scale.placement.{w}" for w in place))], 1)}
     assert lines["GPUs of a task"].value == "4 on 1 node"
     assert "engine 32 GB" in lines["memory, all on one GPU"].formula

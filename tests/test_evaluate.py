@@ -184,7 +184,7 @@ def test_settings_that_a_score_depends_on_are_compared_with_the_runs_own():
 
 
 @pytest.mark.parametrize(
-    ("scale", "all_gpus", "gpus"), [("nano", 3, 1), ("qwen3-8b", 8, 2), ("qwen3-235b-a22b", 32, 16)]
+    ("scale", "all_gpus", "gpus"), [("nano", 3, 1), ("qwen3-8b", 8, 4), ("qwen3-235b-a22b", 32, 16)]
 )
 def test_engines_alone_take_their_own_gpus_only(scale, all_gpus, gpus):
     place = load_scale(scale).placement

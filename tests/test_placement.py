@@ -60,10 +60,10 @@ def taken(scale):
 @pytest.mark.parametrize(
     ("name", "overrides", "expected"),
     [
-        ("qwen3-8b", {}, {"policy": [4], "value": [2], "engines": [[1], [1]], "nodes": 1}),
+        ("qwen3-8b", {}, {"policy": [2], "value": [2], "engines": [[1]] * 4, "nodes": 1}),
         ("qwen3-30b-a3b", {}, {"policy": [4], "value": [], "engines": [[2], [2]], "nodes": 1}),
         ("qwen3-235b-a22b", {}, {"policy": [8, 8], "value": [], "engines": [[8], [8]], "nodes": 4}),
-        ("qwen3-8b", {"nodes": 2}, {"policy": [4, 4], "value": [2, 2], "engines": [[1], [1]], "nodes": 2}),
+        ("qwen3-8b", {"nodes": 2}, {"policy": [2, 2], "value": [2, 2], "engines": [[1]] * 4, "nodes": 2}),
         (
             "qwen3-8b",
             {"colocated": True, "engine_memory": 0.5, "policy_per_node": 8, "critic_per_node": 8, "engines": 8},
@@ -98,7 +98,7 @@ def test_a_cluster_without_room_is_an_error(nodes, monkeypatch):
     monkeypatch.setattr(placement, "WAIT_S", 2)
     scale = load_scale("qwen3-8b", {"placement": {"nodes": 5, "policy_per_node": 4, "critic_per_node": 0}})
     with pytest.raises(
-        ValueError, match=r"placement: got 5 x 4 GPUs \(STRICT_SPREAD\) of 22 in all, allowed: .* 8, .* 8"
+        ValueError, match=r"placement: got 5 x 4 GPUs \(STRICT_SPREAD\) of 24 in all, allowed: .* 8, .* 8"
     ):
         placement.take_seats(scale.placement)
     with pytest.raises(ValueError, match="placement: got 33 GPUs, allowed: the 32 GPUs of this cluster"):

@@ -206,7 +206,7 @@ def test_the_factor_is_checkpointed(stack):
     def trainer(of):
         rest = {"tokens_total": 7, "kl_ctl": SimpleNamespace(adapted=1.0), "canary": Canary(1.0), "table": []}
         rest["experience_maker"] = SimpleNamespace(history=None)
-        return SimpleNamespace(run=run, trust_region=of, _parts=dict, sync=lambda: 0, **rest)
+        return SimpleNamespace(run=run, trust_region=of, _parts=dict, sync=lambda: 0, ahead=None, **rest)
 
     saved, resumed = region(), region()
     saved.follow(1, 1.21e-3)

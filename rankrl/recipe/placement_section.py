@@ -28,7 +28,7 @@ class Placement:
     saves a copy of the base. Without a critic (`advantage.method`) there are none in any case."""
     policy_without_critic: Optional[int] = None
     """Policy workers (GPUs) per node of a sweep without critics, which has no value workers; null:
-    `policy_per_node`, and their GPUs stay free."""
+    `policy_per_node`, and their GPUs stay free. Colocated workers are `policy_per_node` anyway."""
     engines: int = 1
     """Number of vLLM engines."""
     tensor_parallel: int = 1
@@ -103,8 +103,6 @@ class Placement:
         require(
             critics in (0, self.policy_per_node), "placement.critic_per_node", critics, "0, or policy_per_node", wanted
         )
-        policy = self.policy_without_critic
-        require(policy is None, "placement.policy_without_critic", policy, "null", wanted)
         memory = self.engine_memory
         require(memory <= MOST_COLOCATED, "placement.engine_memory", memory, f"at most {MOST_COLOCATED}", wanted)
 

@@ -188,7 +188,7 @@ class Scale:
     def without_critic(self) -> Scale:
         """The scale of a sweep without critics: no value workers, perhaps more of the policy's."""
         place = self.placement
-        policy = place.policy_without_critic or place.policy_per_node
+        policy = (not place.colocated and place.policy_without_critic) or place.policy_per_node
         return replace(self.without_values, placement=replace(self.without_values.placement, policy_per_node=policy))
 
     @property
