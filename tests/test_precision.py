@@ -124,6 +124,7 @@ def test_adapters_multiplied_as_the_base_have_its_rounding(stack, tmp_path, dtyp
     error = {
         name: ((found[name] - found["exact"]).norm() / found["exact"].norm()).item() for name in ("float32", "base")
     }
+    assert error["base"] != error["float32"]  # PEFT heeds the switch that keeps it from casting inputs
     assert 0 < error["base"] < 1.5 * error["float32"] < 0.1, error
 
 
