@@ -25,6 +25,7 @@ POOLED = "Differences between arms have a variance that is drawn towards that of
 NOTES = {
     "a": "Rates that were chosen as the best were chosen on the same seeds.",
     "b": f"{POOLED} Seeds were given out by what had been seen, so the intervals are exploratory.",
+    "c": "H7's two claims are those of the reports, with one-sided ends. Steps: bootstrap over seeds of mean training curves.",
     "d": POOLED,
     "e": POOLED,
 }

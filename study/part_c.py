@@ -15,6 +15,10 @@ from rankrl.report.statistics.claims import claims
 from rankrl.report.statistics.limits import Limits
 
 LIMITS = Limits(margin=0.02, risk=0.10)
+WINDOW_STEPS = 10
+"""Steps whose rollouts are averaged where training is compared."""
+DEFAULT, LONGER = "_default", "_longer"
+"""How a sweep is named that stands beside another: the default's runs, rank 1 with more steps."""
 KINDS = {"noninferior": "mean gain below that of the better rank", "risk_below": "share of runs below the base"}
 
 
@@ -45,24 +49,75 @@ def spread_ratio(one: pd.Series, other: pd.Series) -> Estimate:
     return Estimate(min(len(one), len(other)), ratio, ratio / sqrt(low), ratio / sqrt(high))
 
 
+def training_N(runs: pd.Series) -> np.ndarray:
+    """Share of right answers in rollouts of the last `WINDOW_STEPS` steps, from that step on.
+
+    `runs`: the `accuracy_S` of runs of one length. Mean over them: windows overlap.
+    """
+    mean_S = np.mean(runs.tolist(), axis=0)
+    return np.convolve(mean_S, np.full(WINDOW_STEPS, 1 / WINDOW_STEPS), mode="valid")
+
+
+def steps_to(one: pd.Series, other: pd.Series) -> Estimate:
+    """The share of its steps at which `other` trained as well as `one` did in its last ones.
+
+    Both: the `accuracy_S` of runs by seed, of as many steps. Percentile bootstrap over seeds.
+    """
+    seeds = np.intersect1d(one.index, other.index)
+
+    def share(drawn: np.ndarray) -> float:
+        goal = training_N(one[drawn])[-1]
+        reached = np.maximum.accumulate(training_N(other[drawn])) >= goal
+        first = int(np.argmax(reached)) if reached.any() else len(reached) - 1
+        return (first + WINDOW_STEPS) / len(one.iloc[0])
+
+    drawn = stats.bootstrap((seeds,), share, vectorized=False, method="percentile", n_resamples=2000, rng=0)
+    return Estimate(len(seeds), share(seeds), *drawn.confidence_interval)
+
+
+def beside(sweep: str, table: pd.DataFrame) -> list[Row]:
+    """What the runs beside a confirmed sweep say: the default's, and those of more steps."""
+    gains = {(name, rank): rows.set_index("seed")["gain"] for (name, rank), rows in table.groupby(["sweep", "rank"])}
+    pairs = {
+        "rank 1 minus the default at rank 1": ((sweep, 1), (sweep + DEFAULT, 1)),
+        "the default at rank 1 minus rank 32": ((sweep + DEFAULT, 1), (sweep, 32)),
+        "rank 1 with half as many steps again minus rank 32": ((sweep + LONGER, 1), (sweep, 32)),
+    }
+    return [
+        Row("beside H7", f"{sweep}: {what}", mean_interval((gains[one] - gains[other]).dropna()))
+        for what, (one, other) in pairs.items()
+        if one in gains and other in gains
+    ]
+
+
+def confirmed(table: pd.DataFrame) -> list[str]:
+    """The sweeps that H7 is about."""
+    return [sweep for sweep in sorted(table["sweep"].unique()) if not sweep.endswith((DEFAULT, LONGER))]
+
+
 def verdicts(table: pd.DataFrame) -> list[Row]:
     """By testbed H7's two claims, and beside them what rank 1 loses, its spread and its tokens."""
     found = []
-    for sweep, rows in table.groupby("sweep"):
-        gains = {rank: of.set_index("seed")["gain"] for rank, of in rows.groupby("rank")}
+    for sweep in confirmed(table):
+        rows = table[table["sweep"] == sweep]
+        by_rank = {rank: of.set_index("seed") for rank, of in rows.groupby("rank")}
         found += claimed(rows)
-        if not {1, 32} <= gains.keys():
+        if not {1, 32} <= by_rank.keys():
             continue
+        gains = {rank: of["gain"] for rank, of in by_rank.items()}
         tokens = rows.groupby("rank")["tokens_total"].mean()
+        ratios = {
+            "sd over seeds of rank 1, over that of rank 32": spread_ratio(gains[1], gains[32]),
+            "tokens of rank 1, over those of rank 32": _known(tokens[1] / tokens[32], rows),
+            "steps of rank 32 to where rank 1 ends, over those of rank 1": steps_to(
+                by_rank[1]["accuracy_S"], by_rank[32]["accuracy_S"]
+            ),
+        }
         found += [
             Row("beside H7", f"{sweep}: gain of rank 1 minus rank 32", mean_interval((gains[1] - gains[32]).dropna())),
             *(Row("beside H7", f"{sweep}: gain of rank {rank}", mean_interval(gains[rank])) for rank in (1, 32)),
-            Row(
-                "beside H7",
-                f"{sweep}: sd over seeds of rank 1, over that of rank 32",
-                spread_ratio(gains[1], gains[32]),
-            ),
-            Row("beside H7", f"{sweep}: tokens of rank 1, over those of rank 32", _known(tokens[1] / tokens[32], rows)),
+            *(Row("beside H7", f"{sweep}: {what}", ratio) for what, ratio in ratios.items()),
+            *beside(sweep, table),
         ]
     return found
 
@@ -73,8 +128,8 @@ def _known(value: float, rows: pd.DataFrame) -> Estimate:
 
 def gain_of_every_seed(table: pd.DataFrame) -> Canvas:
     """Every seed's gain in order, by rank, a panel per testbed."""
-    sweeps = sorted(table["sweep"].unique())
-    canvas, axes = panels(len(sweeps), 4.2, 3.4, sharey=True)
+    sweeps = confirmed(table)
+    canvas, axes = panels(len(sweeps), 4.2, 3.4, sharex=True, sharey=True)
     for panel, sweep in zip(axes.flat, sweeps, strict=True):
         for i, (rank, rows) in enumerate(table[table["sweep"] == sweep].groupby("rank")):
             gains = np.sort(rows["gain"])
@@ -83,7 +138,7 @@ def gain_of_every_seed(table: pd.DataFrame) -> Canvas:
                 gains, share, MARKERS[i] + "-", color=COLOURS[i], ms=4, lw=1, label=f"rank {rank}, {len(gains)} seeds"
             )
         panel.axvline(0, color=COLOURS[-1], lw=0.8)
-        panel.set_title(sweep)
+        panel.set_title(sweep.removeprefix("study_c_").replace("_", "-"))
         panel.set_xlabel("gain over the base")
         panel.legend()
     axes.flat[0].set_ylabel("share of seeds with less")

@@ -55,6 +55,12 @@ case $part in
   c)
     sweep study/study_c.yaml name=study_c_nano steps=60
     sweep study/study_c.yaml name=study_c_nano_hard scale=nano-hard steps=120
+    # beside the confirmation: the default on the same seeds, and rank 1 with more steps
+    default="init.method=kaiming ranks=[1]"
+    sweep study/study_c.yaml name=study_c_nano_default steps=60 $default
+    sweep study/study_c.yaml name=study_c_nano_hard_default scale=nano-hard steps=120 $default
+    longer='ranks=[1] seeds=[100,101,102,103,104,105,106,107,108,109,110,111,112,113,114,115]'
+    sweep study/study_c.yaml name=study_c_nano_hard_longer scale=nano-hard steps=180 $longer
     ;;
   d)
     last="steps=60 eval_every=10 seeds=[40,41,42,43]"

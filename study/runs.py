@@ -25,7 +25,8 @@ STUDY = Path(__file__).resolve().parent
 def runs(file: Path) -> pd.DataFrame:
     """A row per run of a part's file: its result.json with the sweep's name, lr and alpha.
 
-    A run that diverged has lost its base's score (plan, Analysis).
+    `accuracy_S` is the share of right answers in the rollout of each step. A run that diverged has
+    lost its base's score (plan, Analysis).
     """
     return pd.DataFrame([_row(row) for row in read(file)])
 
@@ -38,6 +39,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         **result,
         **{key: derived[key]["value"] for key in ("lr", "alpha")},
         "gain": -result["base_score"] if diverged else result["gain"],
+        "accuracy_S": [json.loads(line).get("accuracy", np.nan) for line in row["metrics_jsonl"].splitlines()],
     }
 
 

@@ -98,8 +98,11 @@ def test_differences_are_of_the_same_seeds_and_a_diverged_run_has_lost_its_base(
     assert study("runs").mean_interval([0.2, 0.3], family=2).low == pytest.approx(0.25 - 25.4517 * 0.05, abs=1e-3)
     texts = {"result_json": '{"status": "diverged", "base_score": 0.25, "gain": 0.1, "arm": "", "rank": 1, "seed": 0,'}
     texts["result_json"] += ' "batch_size": 16, "tokens_total": 5}'
+    texts["metrics_jsonl"] = '{"step": 1, "accuracy": 0.5}\n{"step": 2}\n'
     texts["run_yaml"] = "derived: {lr: {value: 1}, alpha: {value: 2}}"
-    assert study("runs")._row({"sweep": "s", **texts})["gain"] == -0.25
+    row = study("runs")._row({"sweep": "s", **texts})
+    assert row["gain"] == -0.25
+    assert row["accuracy_S"] == [0.5, pytest.approx(float("nan"), nan_ok=True)]
 
 
 def test_what_rank_1_loses_more_in_a_larger_batch_is_taken_seed_by_seed(study):
@@ -119,7 +122,8 @@ def test_what_rank_1_loses_more_in_a_larger_batch_is_taken_seed_by_seed(study):
 def runs_with(sweep, gains, rank=1, **more):
     """Runs of a sweep, a seed for every gain of an arm."""
     fixed = {"sweep": sweep, "rank": rank, "batch_size": 16, "status": "finished", "base_score": 0.25, "steps": 60}
-    fixed |= {"trainable_params": 100, "base_params": 1000, "tokens_total": 10, "lr": 1e-3, **more}
+    fixed |= {"trainable_params": 100, "base_params": 1000, "tokens_total": 10, "lr": 1e-3}
+    fixed |= {"accuracy_S": [0.01 * step for step in range(60)], **more}
     return [
         {**fixed, "arm": arm, "seed": seed, "gain": gain, "best_score": gain + 0.27, "final_score": gain + 0.25}
         for arm, values in gains.items()
@@ -172,9 +176,32 @@ def test_part_c_takes_its_two_claims_from_the_reports(study):
     risk = found["c_hard, rank 1: share of runs below the base"]
     assert (risk.verdict, risk.found.mean, risk.found.n) == ("stands", 0, 36)
     assert found["c_hard: gain of rank 1 minus rank 32"].found.mean == pytest.approx(-0.099, abs=1e-3)
+    assert found["c_hard: steps of rank 32 to where rank 1 ends, over those of rank 1"].found.mean == 1
     halves = pd.Series([0.0, 1.0, 2.0]), pd.Series([0.0, 2.0, 4.0])
     ratio = study("part_c").spread_ratio(*halves)
     assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((0.5, 0.5 / 39**0.5, 0.5 * 39**0.5))
+
+
+def test_rank_1_is_as_far_as_the_step_at_which_rank_32_trained_as_well(study):
+    steps = range(1, 41)
+    slow, fast = (pd.Series([[slope * step for step in steps]] * 3, index=[7, 8, 9]) for slope in (0.01, 0.02))
+    found = study("part_c").steps_to(slow, fast)
+    assert tuple(found) == pytest.approx((3, 0.575, 0.575, 0.575)), "mean of steps 31 to 40 at half the slope: step 23"
+    behind = study("part_c").steps_to(fast, slow)
+    assert behind.mean == 1, "who never gets there has all steps"
+
+
+def test_runs_beside_a_confirmed_sweep_are_paired_with_it_and_no_claim_of_h7(study):
+    rows = runs_with("c", {"": [0.3, 0.31, 0.32]}) + runs_with("c", {"": [0.4, 0.4, 0.43]}, rank=32)
+    rows += runs_with("c_default", {"": [0.2, 0.22, 0.21]}) + runs_with("c_longer", {"": [0.41, 0.42]})
+    found = {row.what: row for row in study("part_c").verdicts(pd.DataFrame(rows))}
+    assert found["c: rank 1 minus the default at rank 1"].found.mean == pytest.approx(0.1)
+    assert found["c: the default at rank 1 minus rank 32"].found.mean == pytest.approx(-0.2)
+    longer = found["c: rank 1 with half as many steps again minus rank 32"].found
+    assert (longer.n, longer.mean) == (2, pytest.approx(0.015))
+    assert not any(what.startswith(("c_default", "c_longer")) for what in found)
+    (panel,) = study("part_c").gain_of_every_seed(pd.DataFrame(rows)).axes
+    assert panel.get_title() == "c"
 
 
 def test_part_d_says_what_the_choice_of_a_checkpoint_adds(study):
