@@ -176,7 +176,11 @@ def test_part_c_takes_its_two_claims_from_the_reports(study):
     risk = found["c_hard, rank 1: share of runs below the base"]
     assert (risk.verdict, risk.found.mean, risk.found.n) == ("stands", 0, 36)
     assert found["c_hard: gain of rank 1 minus rank 32"].found.mean == pytest.approx(-0.099, abs=1e-3)
-    assert found["c_hard: steps of rank 32 to where rank 1 ends, over those of rank 1"].found.mean == 1
+    assert (
+        found["c_hard: share of steps at which rank 32 first trained as well as rank 1 in its last ten"].found.mean == 1
+    )
+    alone = study("part_c").claimed(pd.DataFrame(runs_with("c_nano", {"": near})))
+    assert [row.verdict for row in alone] == ["open", "stands"], "a claim that was not made is open"
     halves = pd.Series([0.0, 1.0, 2.0]), pd.Series([0.0, 2.0, 4.0])
     ratio = study("part_c").spread_ratio(*halves)
     assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((0.5, 0.5 / 39**0.5, 0.5 * 39**0.5))
@@ -187,17 +191,19 @@ def test_rank_1_is_as_far_as_the_step_at_which_rank_32_trained_as_well(study):
     slow, fast = (pd.Series([[slope * step for step in steps]] * 3, index=[7, 8, 9]) for slope in (0.01, 0.02))
     found = study("part_c").steps_to(slow, fast)
     assert tuple(found) == pytest.approx((3, 0.575, 0.575, 0.575)), "mean of steps 31 to 40 at half the slope: step 23"
-    behind = study("part_c").steps_to(fast, slow)
-    assert behind.mean == 1, "who never gets there has all steps"
+    assert study("part_c").steps_to(fast, slow).mean != study("part_c").steps_to(fast, slow).mean, "NaN: never there"
+    broken = pd.concat([fast, pd.Series([[0.1] * 7, [float("nan")] * 40], index=[10, 11])])
+    assert study("part_c").steps_to(pd.concat([slow, slow.set_axis([10, 11, 12])]), broken).n == 3
+    assert study("part_c").steps_to(slow[:1], fast[:1]).n == 1, "no interval, and no error"
 
 
 def test_runs_beside_a_confirmed_sweep_are_paired_with_it_and_no_claim_of_h7(study):
     rows = runs_with("c", {"": [0.3, 0.31, 0.32]}) + runs_with("c", {"": [0.4, 0.4, 0.43]}, rank=32)
     rows += runs_with("c_default", {"": [0.2, 0.22, 0.21]}) + runs_with("c_longer", {"": [0.41, 0.42]})
     found = {row.what: row for row in study("part_c").verdicts(pd.DataFrame(rows))}
-    assert found["c: rank 1 minus the default at rank 1"].found.mean == pytest.approx(0.1)
+    assert found["c: the recipe minus the default, both at rank 1"].found.mean == pytest.approx(0.1)
     assert found["c: the default at rank 1 minus rank 32"].found.mean == pytest.approx(-0.2)
-    longer = found["c: rank 1 with half as many steps again minus rank 32"].found
+    longer = found["c: rank 1 with half as many steps again, minus rank 32"].found
     assert (longer.n, longer.mean) == (2, pytest.approx(0.015))
     assert not any(what.startswith(("c_default", "c_longer")) for what in found)
     (panel,) = study("part_c").gain_of_every_seed(pd.DataFrame(rows)).axes
