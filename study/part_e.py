@@ -66,10 +66,11 @@ def gain_by_parameters(table: pd.DataFrame) -> Canvas:
             continue
         found, parameters = zip(*points, strict=True)
         upright_intervals(panel, found, parameters, i, ls="" if arms is single else LINES[i], label=name)
-    for arm in single:
+    for i, arm in enumerate(sorted(single, key=lambda arm: of_arm[arm][0].mean)):  # near ones: below and above
         found, parameters = of_arm[arm]
+        offset = (5, 3 if i % 2 else -9)
         place = parameters, found.mean
-        panel.annotate(arm.removeprefix("only_"), place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        panel.annotate(arm.removeprefix("only_"), place, xytext=offset, textcoords="offset points", fontsize=8)
     panel.set_xscale("log", base=2)
     panel.set_xticks([1024, 2048, 4096, 7936], ["1,024", "2,048", "4,096", "7,936 (rank 1)"])
     panel.set_xlabel("trained parameters")
