@@ -134,6 +134,8 @@ def logprobs_entropy_gradient(actor, batch, ours=True):
     return logprobs_BA.detach(), entropy_BA.detach(), weight.grad
 
 
+ROUNDING = (1e-6, 1e-6, 4e-6)
+"""Of log-probabilities and entropies, and of a gradient, which sums more: 1.2e-6 on some CPUs."""
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 
 
@@ -153,8 +155,8 @@ def test_log_probabilities_are_those_of_upstream(stack, tmp_path, monkeypatch, f
     told = logprobs_entropy_gradient(plain, batch, ours=False)
     assert told[0].abs().max() > 1 and told[2].norm() > 0.1
     for actor in (plain, actor_of(path, PackedRows)):
-        for ours, theirs in zip(logprobs_entropy_gradient(actor, batch), told, strict=True):
-            assert (ours - theirs).abs().max() < 1e-6 * theirs.abs().max()
+        for ours, theirs, rounding in zip(logprobs_entropy_gradient(actor, batch), told, ROUNDING, strict=True):
+            assert (ours - theirs).abs().max() < rounding * theirs.abs().max()
 
 
 def test_a_decoder_whose_samples_would_mix_is_refused(stack):
