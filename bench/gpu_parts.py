@@ -277,7 +277,11 @@ def starts(part: Part, setting: str) -> None:
     words = TRAINERS.get(setting, ())
     words = (*(ON_GPU if part.gpu and not where else ()), *words)
     run = runs_of("demo", "ranks=[8]", "seeds=[0]", "rules.warmup=0", *words)[0]
-    worker = policy_worker(run, EMBEDDED["embedded:nano"])
+    try:
+        worker = policy_worker(run, EMBEDDED["embedded:nano"])
+    except ValueError as error:  # a precision that this device has not
+        part.row(setting, f"not here: {error}")
+        return
     if where:
         return compare_starts(part, worker, where)
     took_s, norm = train(worker, attach(worker, run, 8), experience(64, 8, 8, 60), 5)

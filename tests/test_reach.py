@@ -91,12 +91,16 @@ def test_configs_of_models_are_read_and_checked(tmp_path):
     assert all(read_config(path)["torch_dtype"] == "bfloat16" for path in SHIPPED.rglob("*.json"))
 
 
-def base_config(deepspeed, dtype="bfloat16"):
+def strategy_of(deepspeed, dtype):
     from rankrl.ppo.arguments import arguments
     from rankrl.ppo.strategy import AdapterStrategy
 
     run = runs_of("demo", f"scale.deepspeed={deepspeed}", f"scale.model.dtype={dtype}")[0]
-    return AdapterStrategy(arguments(run, "m"), deepspeed_config(run.scale), run.scale).get_ds_eval_config()
+    return AdapterStrategy(arguments(run, "m"), deepspeed_config(run.scale), run.scale)
+
+
+def base_config(deepspeed, dtype="bfloat16"):
+    return strategy_of(deepspeed, dtype).get_ds_eval_config()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +123,16 @@ def test_deepspeed_takes_the_precision_of_the_base(stack, dtype, enabled):
 
     read = DeepSpeedConfig(base_config("ds_configs/zero3.json", dtype))
     assert (read.bfloat16_config.enabled, read.float16_config.enabled) == enabled
+
+
+def test_a_device_without_float16_is_told(stack, monkeypatch):
+    """Some CPUs have it, others do not."""
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    with pytest.raises(ValueError, match=r"scale.model.dtype: got 'float16', allowed: bfloat16 or float32"):
+        strategy_of("ds_configs/zero2.json", "float16").prepare(torch.nn.Linear(2, 2))
 
 
 def test_deepspeed_refuses_unknown_keys_of_zero(stack, tmp_path):

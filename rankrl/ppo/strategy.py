@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from rankrl.ppo.brakes import Brakes
@@ -223,6 +224,16 @@ class AdapterStrategy(DeepspeedStrategy):
         merged["bf16"]["enabled"] = self.model.dtype == "bfloat16"
         merged["fp16"] = {"enabled": self.model.dtype == "float16"}
         return merged
+
+    def _ds_init_eval_model(self, model: Any) -> Any:
+        """Upstream's, on a device that has the precision of the base, as some CPUs have no float16.
+
+        Raises ValueError for a device without it.
+        """
+        device = get_accelerator()
+        allowed = f"bfloat16 or float32: DeepSpeed has no float16 on this {device.device_name()}"
+        require(not self.half or device.is_fp16_supported(), "scale.model.dtype", self.model.dtype, allowed)
+        return super()._ds_init_eval_model(model)
 
     @property
     def packed(self) -> bool:
