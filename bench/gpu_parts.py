@@ -271,17 +271,17 @@ def answered(engine: Any, adapter: int | None, sequences: int, prompt: int, toke
 
 def starts(part: Part, setting: str) -> None:
     """The trainer at nano by setting; and starts measured on the base, here and on the CPU."""
+    from deepspeed.accelerator import get_accelerator
+
     from rankrl.recipe.architecture import EMBEDDED
 
     where = {"on this device": "here", "on the CPU": "cpu"}.get(setting)
     words = TRAINERS.get(setting, ())
     words = (*(ON_GPU if part.gpu and not where else ()), *words)
     run = runs_of("demo", "ranks=[8]", "seeds=[0]", "rules.warmup=0", *words)[0]
-    try:
-        worker = policy_worker(run, EMBEDDED["embedded:nano"])
-    except ValueError as error:  # a precision that this device has not
-        part.row(setting, f"not here: {error}")
-        return
+    if run.scale.model.dtype == "float16" and not get_accelerator().is_fp16_supported():
+        return part.row(setting, "this device has none")
+    worker = policy_worker(run, EMBEDDED["embedded:nano"])
     if where:
         return compare_starts(part, worker, where)
     took_s, norm = train(worker, attach(worker, run, 8), experience(64, 8, 8, 60), 5)

@@ -134,7 +134,7 @@ def logprobs_entropy_gradient(actor, batch, ours=True):
     return logprobs_BA.detach(), entropy_BA.detach(), weight.grad
 
 
-ROUNDING = (1e-6, 1e-6, 4e-6)
+ROUNDING = (1e-6, 1e-6, 2e-6)
 """Of log-probabilities and entropies, and of a gradient, which sums more: 1.2e-6 on some CPUs."""
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 
