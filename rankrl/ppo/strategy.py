@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from rankrl.ppo.brakes import Brakes
@@ -230,6 +229,8 @@ class AdapterStrategy(DeepspeedStrategy):
 
         Raises ValueError for a device without it.
         """
+        from deepspeed.accelerator import get_accelerator  # here: the driver imports this file, and not DeepSpeed
+
         device = get_accelerator()
         allowed = f"bfloat16 or float32: DeepSpeed has no float16 on this {device.device_name()}"
         require(not self.half or device.is_fp16_supported(), "scale.model.dtype", self.model.dtype, allowed)
