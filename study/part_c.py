@@ -15,8 +15,8 @@ from rankrl.report.statistics.claims import claims
 from rankrl.report.statistics.limits import Limits
 
 LIMITS = Limits(margin=0.02, risk=0.10)
-WINDOW_STEPS = 10
-"""Steps whose rollouts are averaged where training is compared."""
+WINDOWS_STEPS = (10, 1, 20)
+"""Steps whose rollouts are averaged where training is compared: the published, and two others."""
 DEFAULT, LONGER = "_default", "_longer"
 """How a sweep is named that stands beside another: the default's runs, rank 1 with more steps."""
 KINDS = {"noninferior": "mean gain below that of the better rank", "risk_below": "share of runs below the base"}
@@ -50,12 +50,12 @@ def spread_ratio(one: pd.Series, other: pd.Series) -> Estimate:
     return Estimate(min(len(one), len(other)), ratio, ratio / sqrt(low), ratio / sqrt(high))
 
 
-def training_N(curves_RS: np.ndarray) -> np.ndarray:
-    """Share of right answers in rollouts, a mean over runs and over `WINDOW_STEPS` steps each."""
-    return np.convolve(curves_RS.mean(axis=0), np.full(WINDOW_STEPS, 1 / WINDOW_STEPS), mode="valid")
+def training_N(curves_RS: np.ndarray, window_steps: int) -> np.ndarray:
+    """Share of right answers in rollouts, a mean over runs and over `window_steps` steps each."""
+    return np.convolve(curves_RS.mean(axis=0), np.full(window_steps, 1 / window_steps), mode="valid")
 
 
-def steps_to(one: pd.Series, other: pd.Series) -> Estimate:
+def steps_to(one: pd.Series, other: pd.Series, window_steps: int = WINDOWS_STEPS[0]) -> Estimate:
     """The share of its steps at which `other` first trained as well as `one` did in its last ones.
 
     Both: the `accuracy_S` of runs by seed. Runs that are not whole (diverged, or a step without a
@@ -73,8 +73,9 @@ def steps_to(one: pd.Series, other: pd.Series) -> Estimate:
     one_RS, other_RS = (np.array([curves[seed] for seed in seeds]) for curves in (ones, others))
 
     def share(drawn: np.ndarray, never: float = 1.0) -> float:
-        reached = training_N(other_RS[drawn]) >= training_N(one_RS[drawn])[-1]
-        return (int(np.argmax(reached)) + WINDOW_STEPS) / n_steps if reached.any() else never
+        other_N, one_N = (training_N(curves_RS[drawn], window_steps) for curves_RS in (other_RS, one_RS))
+        reached = other_N >= one_N[-1]
+        return (int(np.argmax(reached)) + window_steps) / n_steps if reached.any() else never
 
     every = np.arange(len(seeds))
     drawn = stats.bootstrap((every,), share, vectorized=False, method="percentile", n_resamples=2000, rng=0)
@@ -117,9 +118,12 @@ def verdicts(table: pd.DataFrame) -> list[Row]:
         ratios = {
             "sd over seeds of rank 1, over that of rank 32": spread_ratio(gains[1], gains[32]),
             "tokens of rank 1, over those of rank 32": _known(tokens[1] / tokens[32], rows),
-            "share of steps at which rank 32 first trained as well as rank 1 in its last ten": steps_to(
-                by_rank[1]["accuracy_S"], by_rank[32]["accuracy_S"]
-            ),
+            **{
+                f"share of steps at which rank 32 first trained as well as rank 1 at last, means over {window}": steps_to(
+                    by_rank[1]["accuracy_S"], by_rank[32]["accuracy_S"], window
+                )
+                for window in WINDOWS_STEPS
+            },
         }
         found += [
             Row("beside H7", f"{sweep}: gain of rank 1 minus rank 32", mean_interval((gains[1] - gains[32]).dropna())),
