@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from runs import Estimate, Row, mean_interval, verdict
+from runs import Estimate, Row, mean_interval, spread_ratio, verdict
 from scipy import stats
 
 from rankrl.report.figures.canvas import COLOURS, MARKERS, Canvas, panels
@@ -41,13 +40,6 @@ def claimed(table: pd.DataFrame) -> list[Row]:
             )
         )
     return found
-
-
-def spread_ratio(one: pd.Series, other: pd.Series) -> Estimate:
-    """sd of gains over that of others, with the 95 % F interval of independent normal values."""
-    ratio = float(one.std(ddof=1) / other.std(ddof=1))
-    low, high = (stats.f.ppf(q, len(one) - 1, len(other) - 1) for q in (0.975, 0.025))
-    return Estimate(min(len(one), len(other)), ratio, ratio / sqrt(low), ratio / sqrt(high))
 
 
 def training_N(curves_RS: np.ndarray, window_steps: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 from drawing import upright_intervals
-from runs import MARGIN, Row, against, estimate, mean_interval, verdict
+from runs import MARGIN, Row, against, estimate, mean_interval, spread_ratio, verdict
 
 from rankrl.report.figures.canvas import LINES, Canvas, panels
 
@@ -50,7 +50,17 @@ def verdicts(table: pd.DataFrame) -> list[Row]:
     others = [(arm, UNIFORM) for arm in table["arm"].unique() if arm != UNIFORM]
     rows = sorted(against(table, others), key=lambda row: -row["params_ratio"])
     smaller = [Row("edge", f"{r['arm']} minus rank 1, parameters x {r['params_ratio']:.2f}", estimate(r)) for r in rows]
-    return found + smaller
+    return found + smaller + spreads(table)
+
+
+def spreads(table: pd.DataFrame) -> list[Row]:
+    """The sd over seeds of what a measurement places, by budget, over that of rank 1."""
+    gains = {arm: rows["gain"] for arm, rows in table.groupby("arm")}
+    arms = [arm for arm in (f"{budget}_measured" for budget in BUDGETS) if {arm, UNIFORM} <= gains.keys()]
+    return [
+        Row("edge", f"sd over seeds of {arm}, over that of rank 1", spread_ratio(gains[arm], gains[UNIFORM]))
+        for arm in arms
+    ]
 
 
 def gain_by_parameters(table: pd.DataFrame) -> Canvas:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from keep import read
+from scipy import stats
 
 from rankrl.report.statistics.family import family_interval
 from rankrl.report.statistics.intervals import t_interval
@@ -81,6 +83,13 @@ def mean_interval(values: Any, family: int = 1) -> Estimate:
     equal = (values[0], values[0]) if len(values) > 1 else (np.nan, np.nan)
     low, high = t_interval(values, 1 - 0.05 / family) or equal
     return Estimate(len(values), float(values.mean()), low, high)
+
+
+def spread_ratio(one: pd.Series, other: pd.Series) -> Estimate:
+    """sd of gains over that of others, with the 95 % F interval of independent normal values."""
+    ratio = float(one.std(ddof=1) / other.std(ddof=1))
+    low, high = (stats.f.ppf(q, len(one) - 1, len(other) - 1) for q in (0.975, 0.025))
+    return Estimate(min(len(one), len(other)), ratio, ratio / sqrt(low), ratio / sqrt(high))
 
 
 def difference(table: pd.DataFrame, one: pd.Series, other: pd.Series, family: int = 1) -> Estimate:

@@ -181,7 +181,7 @@ def test_part_c_takes_its_two_claims_from_the_reports(study):
     alone = study("part_c").claimed(pd.DataFrame(runs_with("c_nano", {"": near})))
     assert [row.verdict for row in alone] == ["open", "stands"], "a claim that was not made is open"
     halves = pd.Series([0.0, 1.0, 2.0]), pd.Series([0.0, 2.0, 4.0])
-    ratio = study("part_c").spread_ratio(*halves)
+    ratio = study("runs").spread_ratio(*halves)
     assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((0.5, 0.5 / 39**0.5, 0.5 * 39**0.5))
 
 
@@ -236,6 +236,7 @@ def test_part_e_names_the_parameters_beside_every_difference(study):
     assert study("part_e").where_it_matters(pd.DataFrame(lost)) == "refuted"
     edge = found["half_lot minus rank 1, parameters x 0.25"]
     assert (edge.hypothesis, edge.found.mean) == ("edge", pytest.approx(-0.20425))
+    assert found["sd over seeds of half_measured, over that of rank 1"].found.mean == pytest.approx(0.1)
 
 
 def test_a_hypothesis_of_several_cases_is_refuted_by_one_and_stands_by_all(study):
