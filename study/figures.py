@@ -11,11 +11,13 @@ import part_b
 import part_c
 import part_d
 import part_e
+import part_smollm2
 from runs import STUDY, Row, overall, runs
 
 from rankrl.report.figures.canvas import look, save
 
-PARTS = {"a": part_a, "b": part_b, "c": part_c, "d": part_d, "e": part_e}
+PARTS = {"a": part_a, "b": part_b, "c": part_c, "d": part_d, "e": part_e, "smollm2": part_smollm2}
+NAMES = {"smollm2": "SmolLM2"}
 HEADER = """# What the study's records say
 Written by `make study-figures` from `study/*.parquet`. Means over paired seeds with t intervals.
 The intervals of one hypothesis hold together at 95 %, each with the level that Bonferroni asks for,
@@ -74,8 +76,8 @@ def main() -> None:
         with look():
             for draw in PARTS[part].FIGURES:
                 save(draw(table), args.to, draw.__name__).with_suffix(".png").unlink()
-        counts = table.groupby("status").size()
-        text += f"\n## Part {part.upper()}\n{len(table)} runs: {', '.join(f'{n} {s}' for s, n in counts.items())}.\n\n"
+        counts = ", ".join(f"{n} {status}" for status, n in table.groupby("status").size().items())
+        text += f"\n## {NAMES.get(part, f'Part {part.upper()}')}\n{len(table)} runs: {counts}.\n\n"
         rows = PARTS[part].verdicts(table)
         text += f"{NOTES.get(part, '')}\n\n{words_of(rows)}\n\n{table_of(rows)}\n"
     (args.to / "verdicts.md").write_text(text)

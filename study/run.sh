@@ -1,7 +1,7 @@
 #!/bin/sh
 # sh study/run.sh PART: the runs of a part of the study (docs/study/plan.md) into RUNS, then its records into study/PART.parquet.
 # It goes on where it was stopped; with KEPT=1 from the runs that study/PART.parquet has as well, as on another machine.
-# PART is a, b, c, d, e, or a-small: a third of part a, with figures of its own in RUNS.
+# PART is a, b, c, d, e, smollm2, or a-small: a third of part a, with figures of its own in RUNS.
 # Which arms of part b have more seeds, and the recipe of part c, was decided by what was seen before (docs/study/plan.md).
 set -eu
 RANKRL=${RANKRL:-.venv/bin/rankrl}
@@ -70,8 +70,9 @@ case $part in
     sweep study/study_d_64.yaml name=study_d_64_inherited rules.lr.rule=constant $last
     ;;
   e) sweep study/study_e.yaml ;;
+  smollm2) sweep recipes/smollm2.yaml scale=smollm2-135m steps=8 'ranks=[1,32]' 'seeds=[60,61,62]' ;;
   *)
-    echo "PART: got '$part', allowed: a, a-small, b, c, d, e" >&2
+    echo "PART: got '$part', allowed: a, a-small, b, c, d, e, smollm2" >&2
     exit 2
     ;;
 esac

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from importlib import import_module
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, runs_of
@@ -218,7 +219,21 @@ def test_part_d_says_what_the_choice_of_a_checkpoint_adds(study):
     assert found["measured rate: rlmo minus off, rank 1, batch 16"].found.mean == pytest.approx(0)
     chosen = found["measured rate: off, rank 1, batch 16: best checkpoint minus last one"].found
     assert (chosen.n, chosen.mean) == (2, pytest.approx(0.022))
-    assert "rate of 1e-3: off, rank 1, batch 16: best checkpoint minus last one" in found
+    same = found["rate of 1e-3: off, rank 1, batch 16: best checkpoint minus last one"]
+    assert (same.found.mean, same.verdict) == (pytest.approx(0.02), "") and np.isnan(same.found.low), (
+        "no width, no interval"
+    )
+
+
+@pytest.mark.parametrize(
+    ("added", "word"), [([0, 0.0004], "refuted"), ([0.02, 0.02], "stands"), ([0.009, 0.012], "open")]
+)
+def test_the_choice_of_a_checkpoint_falls_with_the_mean_over_arms(study, added, word):
+    rows = runs_with("tail", {"off": [0.20, 0.24], "rlmo": [0.21, 0.23], "kaiming_frozen": [0.1, 0.12]})
+    for row in rows:
+        row["best_score"] = row["final_score"] + added[row["seed"]]
+    mean, *each = study("part_d").choice(pd.DataFrame(rows))
+    assert (mean.verdict, mean.found.mean, len(each)) == (word, pytest.approx(sum(added) / 2), 3)
 
 
 def test_part_e_names_the_parameters_beside_every_difference(study):
@@ -237,6 +252,14 @@ def test_part_e_names_the_parameters_beside_every_difference(study):
     edge = found["half_lot minus rank 1, parameters x 0.25"]
     assert (edge.hypothesis, edge.found.mean) == ("edge", pytest.approx(-0.20425))
     assert found["sd over seeds of half_measured, over that of rank 1"].found.mean == pytest.approx(0.1)
+
+
+def test_the_check_of_direction_pairs_its_seeds(study):
+    rows = runs_with("smollm2", {"": [0.2, 0.3]}) + runs_with("smollm2", {"": [0.25, 0.31]}, rank=32)
+    found = {row.what: row.found.mean for row in study("part_smollm2").verdicts(pd.DataFrame(rows))}
+    assert found == pytest.approx(
+        {"gain of rank 1": 0.25, "gain of rank 32": 0.28, "gain of rank 1 minus rank 32": -0.03}
+    )
 
 
 def test_a_hypothesis_of_several_cases_is_refuted_by_one_and_stands_by_all(study):
