@@ -12,13 +12,15 @@ from runs import CELL, MARGIN, Row, against, estimate, mean_interval, verdict
 from rankrl.report.figures.canvas import COLOURS, Canvas, panels
 
 OFF = "off"
+HIGHER = {"study_d_twice": "rate of 2e-3", "study_d_four": "rate of 4e-3"}
+"""Sweeps beside the part: whether an adapter with a frozen A wants a higher rate."""
 CHOSEN = 0.01
 """What the choice of the checkpoint adds at least (H8)."""
 
 
 def prepared(table: pd.DataFrame) -> pd.DataFrame:
     """The part's runs, each arm named after its rate too: "measured rate: rlmo"."""
-    rows = table.copy()
+    rows = table[~table["sweep"].isin(HIGHER)].copy()
     rows["setting"] = np.where(rows["sweep"].str.endswith("_inherited"), "rate of 1e-3", "measured rate")
     rows["arm"] = rows["setting"] + ": " + rows["arm"]
     rows["choice"] = rows["best_score"] - rows["final_score"]
@@ -38,6 +40,24 @@ def compared(table: pd.DataFrame) -> list[dict[str, Any]]:
     cells = rows[["arm", *CELL]].drop_duplicates()
     hypothesis = sum(of_h8(arm, rank) for arm, rank in zip(cells["arm"], cells["rank"], strict=True))
     return against(rows, pairs, family=2 * hypothesis)
+
+
+def at_higher_rates(table: pd.DataFrame) -> list[Row]:
+    """Arms at twice and four times 1e-3 minus the default at 1e-3: a family of their own."""
+    higher = table[table["sweep"].isin(HIGHER)]
+    if higher.empty:
+        return []
+    named = higher.assign(arm=higher["sweep"].map(HIGHER) + ": " + higher["arm"])
+    default = table[table["sweep"].str.endswith("_inherited") & (table["arm"] == OFF)]
+    rows = pd.concat(
+        [named, default[default["rank"].isin(named["rank"]) & default["batch_size"].isin(named["batch_size"])]]
+    )
+    return [
+        Row(
+            "beside H8", f"{row['arm']} minus off at 1e-3, rank {row['rank']}, batch {row['batch_size']}", estimate(row)
+        )
+        for row in against(rows, [(arm, OFF) for arm in named["arm"].unique()])
+    ]
 
 
 def choice(table: pd.DataFrame) -> list[Row]:
@@ -76,7 +96,7 @@ def verdicts(table: pd.DataFrame) -> list[Row]:
         ours = of_h8(row["arm"], row["rank"])
         word = verdict(difference.high < MARGIN, difference.low > 0) if ours else ""
         found.append(Row("H8" if ours else "beside H8", what, difference, word))
-    return found + choice(table)
+    return found + at_higher_rates(table) + choice(table)
 
 
 def tail_against_off(table: pd.DataFrame) -> Canvas:

@@ -68,6 +68,10 @@ case $part in
     sweep recipes/tail.yaml name=tail_inherited rules.lr.rule=constant $last 'batch_sizes=[16]'
     sweep study/study_d_64.yaml $last
     sweep study/study_d_64.yaml name=study_d_64_inherited rules.lr.rule=constant $last
+    # beside it: an adapter whose A is frozen may want a higher rate
+    higher="rules.lr.rule=constant ranks=[1] batch_sizes=[16]"
+    sweep study/study_d_64.yaml name=study_d_twice $higher scale.reference.lr=2e-3 $last
+    sweep study/study_d_64.yaml name=study_d_four $higher scale.reference.lr=4e-3 $last
     ;;
   e) sweep study/study_e.yaml ;;
   smollm2) sweep recipes/smollm2.yaml scale=smollm2-135m steps=8 'ranks=[1,32]' 'seeds=[60,61,62]' ;;
