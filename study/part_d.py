@@ -14,6 +14,7 @@ from rankrl.report.figures.canvas import COLOURS, Canvas, panels
 OFF = "off"
 HIGHER = {"study_d_twice": "rate of 2e-3", "study_d_four": "rate of 4e-3"}
 """Sweeps beside the part: whether an adapter with a frozen A wants a higher rate."""
+AT_1E3 = f"rate of 1e-3: {OFF}"
 CHOSEN = 0.01
 """What the choice of the checkpoint adds at least (H8)."""
 
@@ -43,20 +44,19 @@ def compared(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def at_higher_rates(table: pd.DataFrame) -> list[Row]:
-    """Arms at twice and four times 1e-3 minus the default at 1e-3: a family of their own."""
+    """Arms at twice and four times 1e-3, minus the default there and at 1e-3: one family."""
     higher = table[table["sweep"].isin(HIGHER)]
     if higher.empty:
         return []
     named = higher.assign(arm=higher["sweep"].map(HIGHER) + ": " + higher["arm"])
     default = table[table["sweep"].str.endswith("_inherited") & (table["arm"] == OFF)]
-    rows = pd.concat(
-        [named, default[default["rank"].isin(named["rank"]) & default["batch_size"].isin(named["batch_size"])]]
-    )
+    alike = default["rank"].isin(named["rank"]) & default["batch_size"].isin(named["batch_size"])
+    rows = pd.concat([named, default[alike].assign(arm=AT_1E3)])
+    pairs = [(arm, AT_1E3) for arm in named["arm"].unique()]
+    pairs += [(arm, f"{arm.split(': ')[0]}: {OFF}") for arm in named["arm"].unique() if not arm.endswith(f": {OFF}")]
     return [
-        Row(
-            "beside H8", f"{row['arm']} minus off at 1e-3, rank {row['rank']}, batch {row['batch_size']}", estimate(row)
-        )
-        for row in against(rows, [(arm, OFF) for arm in named["arm"].unique()])
+        Row("beside H8", f"{r['arm']} minus {r['against']}, rank {r['rank']}, batch {r['batch_size']}", estimate(r))
+        for r in against(rows, pairs)
     ]
 
 

@@ -221,9 +221,10 @@ def test_part_d_says_what_the_choice_of_a_checkpoint_adds(study):
     assert (chosen.n, chosen.mean) == (2, pytest.approx(0.022))
     higher = runs_with("study_d_four", {"off": [0.1, 0.21], "frozen": [0.2, 0.41]})
     both = {row.what: row for row in study("part_d").verdicts(pd.DataFrame([*rows, *higher]))}
-    four = both.pop("rate of 4e-3: frozen minus off at 1e-3, rank 1, batch 16")
+    four = both.pop("rate of 4e-3: frozen minus rate of 1e-3: off, rank 1, batch 16")
     assert (four.hypothesis, four.found.mean) == ("beside H8", pytest.approx(0.105))
-    del both["rate of 4e-3: off minus off at 1e-3, rank 1, batch 16"]
+    assert both.pop("rate of 4e-3: frozen minus rate of 4e-3: off, rank 1, batch 16").found.mean == pytest.approx(0.15)
+    del both["rate of 4e-3: off minus rate of 1e-3: off, rank 1, batch 16"]
     assert str(both) == str(found), "runs beside the part change none of its intervals"
     same = found["rate of 1e-3: off, rank 1, batch 16: best checkpoint minus last one"]
     assert (same.found.mean, same.verdict) == (pytest.approx(0.02), "") and np.isnan(same.found.low), (
