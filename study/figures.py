@@ -30,7 +30,8 @@ NOTES = {
     "b": f"{POOLED} Seeds were given out by what had been seen, so the intervals are exploratory.",
     "c": "The rows of H7 are a report's claims: one-sided, each at 95 % for both ranks of its testbed, not for the four "
     "rows at once (all four: at most .115 below the base). Rows beside them are two-sided and single.",
-    "d": POOLED,
+    "d": f"{POOLED} Three families: H8's arms and the mean of the choice; other arms; the choice by arm. Rows "
+    '"singly" are plain means over seeds, each at 95 % by itself. Arms that train as another one are counted once.',
     "e": POOLED,
 }
 """What is to be known of a part's intervals."""
