@@ -9,6 +9,7 @@ import base64
 import json
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+
+from filelock import FileLock
 
 PACKAGES = ("chromium", "chromium-driver")
 FLAGS = (
@@ -41,13 +44,14 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for "refe
 
 
 def install() -> None:
-    """Installs the missing packages, for which it needs root."""
-    if not shutil.which("chromedriver"):
+    """Installs the missing packages, for which it needs root; one process of several does it."""
+    with FileLock(Path(tempfile.gettempdir()) / "rankrl-tests-packages.lock"):
+        if shutil.which("chromedriver"):
+            return
         subprocess.run(["apt-get", "update", "-qq"], check=True)
         words = ["apt-get", "install", "-qqy", "--no-install-recommends", *PACKAGES]
-        subprocess.run(
-            words, check=True, env={"DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        )
+        path = "/usr/sbin:/usr/bin:/sbin:/bin"
+        subprocess.run(words, check=True, env={"DEBIAN_FRONTEND": "noninteractive", "PATH": path})
 
 
 class Browser:
