@@ -115,8 +115,10 @@ def verdicts(table: pd.DataFrame) -> list[Row]:
     for row in compared(table):
         difference = estimate(row)
         what = f"{row['arm']} minus off, rank {row['rank']}, batch {row['batch_size']}"
-        word = verdict(difference.high < MARGIN, difference.low > 0) if of_h8(row) else ""
-        found.append(Row("H8" if of_h8(row) else "beside H8", what, difference, word))
+        hypothesis, word = "beside H8", ""
+        if of_h8(row):
+            hypothesis, word = "H8", verdict(difference.high < MARGIN, difference.low > 0)
+        found.append(Row(hypothesis, what, difference, word))
     return found + frozen_beside_drawn(table) + at_higher_rates(table) + choice(table)
 
 
