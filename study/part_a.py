@@ -22,9 +22,13 @@ INHERITED = 1e-3
 def grid(table: pd.DataFrame) -> pd.DataFrame:
     """The grid of exponent, rank and rate, with the exponent's name in a column of its own.
 
-    Ranks of which some of the planned runs are missing are left out.
+    At rank 32 the exponents are one setting: where one of them was run, it stands for all. Ranks of
+    which some of the planned runs are missing are left out.
     """
-    rows = table[table["sweep"] == "study_a"].copy()
+    rows = table[table["sweep"] == "study_a"]
+    once = rows[(rows["rank"] == 32) & rows["arm"].str.startswith("constant_")]
+    copies = [once.assign(arm=once["arm"].str.replace("constant", name)) for name in EXPONENTS]
+    rows = pd.concat([rows, *copies]).drop_duplicates(["arm", "rank", "seed"])
     rows["exponent"] = rows["arm"].str.split("_").str[0]
     planned = {*product((f"{name}_{rate}" for name in EXPONENTS for rate in RATES), rows["seed"].unique())}
     whole = [rank for rank, of in rows.groupby("rank") if planned <= {*zip(of["arm"], of["seed"], strict=True)}]

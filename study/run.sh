@@ -11,11 +11,16 @@ part=$1
 sweep() { # code 1: a run diverged, which is an outcome, or failed, which keep.py says at the end; all else ends the part
   $RANKRL sweep "$@" --runs "$RUNS/$part" || [ $? -eq 1 ]
 }
-some() { # arms of an ablation alone, at rank 1: SECTION 'ARM ...' WORD ...
+some() { # some arms of a recipe: FILE 'ARM ...' WORD ...
   mkdir -p "$RUNS"
-  $PYTHON study/arms.py "recipes/ablate_$1.yaml" $2 > "$RUNS/arms.yaml"
+  $PYTHON study/arms.py "$1" $2 > "$RUNS/arms.yaml"
   shift 2
-  sweep "$RUNS/arms.yaml" 'ranks=[1]' "$@"
+  sweep "$RUNS/arms.yaml" "$@"
+}
+ablated() { # some arms of an ablation at rank 1: SECTION 'ARM ...' WORD ...
+  section=$1 arms=$2
+  shift 2
+  some "recipes/ablate_$section.yaml" "$arms" 'ranks=[1]' "$@"
 }
 if [ -n "${KEPT:-}" ] && [ -f "study/$part.parquet" ]; then
   $PYTHON study/keep.py unpack "study/$part.parquet" "$RUNS/$part"
@@ -26,7 +31,13 @@ case $part in
     sweep study/study_a.yaml 'ranks=[256]' # apart: beside it, services would be sized for rank 256
     sweep study/study_a_batch.yaml
     ;;
-  a-small) sweep study/study_a.yaml 'ranks=[1,32,256]' 'seeds=[12,13]' ;;
+  a-small) # the arms at rank 32 are alike whatever alpha's exponent: its runs are made once
+    two='seeds=[12,13]'
+    rates() { for rate in quarter half once twice four; do echo "$1_$rate"; done; }
+    some study/study_a.yaml "$(rates constant)" name=study_a 'ranks=[1,32]' $two
+    some study/study_a.yaml "$(rates sqrt) $(rates proportional)" name=study_a 'ranks=[1]' $two
+    sweep study/study_a.yaml 'ranks=[256]' $two # apart, as above
+    ;;
   b) # two seeds of every arm
     two='ranks=[1] seeds=[20,21]'
     for arms in init optim variance; do sweep "recipes/ablate_$arms.yaml" steps=60 $two; done
@@ -39,18 +50,18 @@ case $part in
     # more seeds where `rankrl next DIR --budget 16` said that they would tell
     more='seeds=[22,23]'
     six='seeds=[22,23,24,25,26,27]'
-    some variance 'off group_mean fewer_samples' name=ablate_variance steps=60 $six
-    some variance 'shrinkage averaging brakes' name=ablate_variance steps=60 $more
-    some init 'off on_rlmo' name=ablate_init steps=60 $six
-    some init 'on_off_principal control_etf' name=ablate_init steps=60 $more
-    some optim 'off cosine' name=ablate_optim steps=60 $six
-    some init 'off on control_etf' name=ablate_init_hard $hard $six
-    some variance 'off history fewer_samples' name=ablate_variance_hard $hard $six
+    ablated variance 'off group_mean fewer_samples' name=ablate_variance steps=60 $six
+    ablated variance 'shrinkage averaging brakes' name=ablate_variance steps=60 $more
+    ablated init 'off on_rlmo' name=ablate_init steps=60 $six
+    ablated init 'on_off_principal control_etf' name=ablate_init steps=60 $more
+    ablated optim 'off cosine' name=ablate_optim steps=60 $six
+    ablated init 'off on control_etf' name=ablate_init_hard $hard $six
+    ablated variance 'off history fewer_samples' name=ablate_variance_hard $hard $six
     # the best four on nano and their `off`, at twice the rate
     twice='steps=60 scale.reference.lr=2e-3 seeds=[20,21]'
-    some init 'off on_rlmo' name=ablate_init_twice $twice
-    some optim 'off cosine' name=ablate_optim_twice $twice
-    some variance 'off fewer_samples averaging' name=ablate_variance_twice $twice
+    ablated init 'off on_rlmo' name=ablate_init_twice $twice
+    ablated optim 'off cosine' name=ablate_optim_twice $twice
+    ablated variance 'off fewer_samples averaging' name=ablate_variance_twice $twice
     ;;
   c)
     sweep study/study_c.yaml name=study_c_nano steps=60
