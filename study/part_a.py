@@ -23,15 +23,19 @@ def grid(table: pd.DataFrame) -> pd.DataFrame:
     """The grid of exponent, rank and rate, with the exponent's name in a column of its own.
 
     At rank 32 the exponents are one setting: where one of them was run, it stands for all. Ranks of
-    which some of the planned runs are missing are left out.
+    which some of the planned runs are missing, on any of their seeds, are left out.
     """
     rows = table[table["sweep"] == "study_a"]
     once = rows[(rows["rank"] == 32) & rows["arm"].str.startswith("constant_")]
     copies = [once.assign(arm=once["arm"].str.replace("constant", name)) for name in EXPONENTS]
     rows = pd.concat([rows, *copies]).drop_duplicates(["arm", "rank", "seed"])
     rows["exponent"] = rows["arm"].str.split("_").str[0]
-    planned = {*product((f"{name}_{rate}" for name in EXPONENTS for rate in RATES), rows["seed"].unique())}
-    whole = [rank for rank, of in rows.groupby("rank") if planned <= {*zip(of["arm"], of["seed"], strict=True)}]
+    arms = [f"{name}_{rate}" for name in EXPONENTS for rate in RATES]
+    whole = [
+        rank
+        for rank, of in rows.groupby("rank")
+        if {*product(arms, of["seed"])} <= {*zip(of["arm"], of["seed"], strict=True)}
+    ]
     return rows[rows["rank"].isin(whole)]
 
 
@@ -167,6 +171,8 @@ def gain_by_rank_and_rate(table: pd.DataFrame) -> Canvas:
     """Mean gain over rank and rate, a panel per exponent of alpha."""
     rows = grid(table)
     ranks, rates = sorted(rows["rank"].unique()), sorted(rows["lr"].unique())
+    counts = rows.groupby("rank")["seed"].nunique()
+    seeds = " to ".join(str(n) for n in sorted({counts.min(), counts.max()}))
     canvas, axes = panels(3, 3.1, 3.6, sharey=True)
     for panel, exponent in zip(axes.flat, EXPONENTS, strict=True):
         means = rows[rows["exponent"] == exponent].pivot_table(index="lr", columns="rank", values="gain")
@@ -180,7 +186,7 @@ def gain_by_rank_and_rate(table: pd.DataFrame) -> Canvas:
         panel.set_xlabel("LoRA rank")
         panel.set_title(NAMES[exponent])
     axes.flat[0].set_ylabel("learning rate")
-    canvas.colorbar(image, ax=list(axes.flat), label=f"mean gain, {rows['seed'].nunique()} seeds")
+    canvas.colorbar(image, ax=list(axes.flat), label=f"mean gain, {seeds} seeds")
     return canvas
 
 

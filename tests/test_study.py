@@ -91,6 +91,17 @@ def test_the_power_of_rank_in_the_best_rate_is_fitted_seed_by_seed(study):
     assert slopes(table, "proportional").tolist() == pytest.approx([-111 / 294] * 2)
 
 
+def test_runs_of_rank_32_stand_for_all_exponents_of_alpha(study):
+    table = grid_of(lambda name, rank, lr: lr * rank + 7 * (name == "sqrt"))
+    once = table[(table["rank"] != 32) | table["arm"].str.startswith("constant_")]
+    found = study("part_a").grid(once)
+    assert len(found) == 90
+    at_32 = found[found["rank"] == 32].pivot_table(index=["lr", "seed"], columns="exponent", values="gain")
+    assert (at_32["sqrt"] == at_32["constant"]).all(), "not run, so as the other"
+    assert (at_32["proportional"] == at_32["constant"]).all()
+    pd.testing.assert_frame_equal(study("part_a").grid(table).drop(columns="exponent"), table, check_like=True)
+
+
 def test_differences_are_of_the_same_seeds_and_a_diverged_run_has_lost_its_base(study):
     table = pd.DataFrame({"seed": [1, 2, 3, 1, 2], "arm": list("aaabb"), "gain": [0.3, 0.5, 9.0, 0.1, 0.2]})
     found = study("runs").difference(table, table["arm"] == "a", table["arm"] == "b")
