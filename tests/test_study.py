@@ -281,7 +281,14 @@ def test_the_check_of_direction_pairs_its_seeds(study):
     rows = runs_with("smollm2", {"": [0.2, 0.3]}) + runs_with("smollm2", {"": [0.25, 0.31]}, rank=32)
     found = {row.what: row.found.mean for row in study("part_smollm2").verdicts(pd.DataFrame(rows))}
     assert found == pytest.approx(
-        {"gain of rank 1": 0.25, "gain of rank 32": 0.28, "gain of rank 1 minus rank 32": -0.03}
+        {
+            "gain of rank 1": 0.25,
+            "share of runs of rank 1 below the base": 0,
+            "gain of rank 32": 0.28,
+            "share of runs of rank 32 below the base": 0,
+            "gain of rank 1 minus rank 32": -0.03,
+            "sd over seeds of rank 1, over that of rank 32": 0.1 / 0.06,
+        }
     )
 
 
