@@ -85,7 +85,11 @@ case $part in
     sweep study/study_d_64.yaml name=study_d_four $higher scale.reference.lr=4e-3 $last
     ;;
   e) sweep study/study_e.yaml ;;
-  smollm2) sweep recipes/smollm2.yaml scale=smollm2-135m steps=8 'ranks=[1,32]' 'seeds=[60,61,62,63,64,65]' ;;
+  smollm2)
+    small="scale=smollm2-135m steps=8 seeds=[60,61,62,63,64,65]"
+    sweep recipes/smollm2.yaml $small 'ranks=[1,32]'
+    sweep recipes/smollm2.yaml name=smollm2_half $small 'ranks=[1]' scale.reference.lr=2.5e-4
+    ;;
   *)
     echo "PART: got '$part', allowed: a, a-small, b, c, d, e, smollm2" >&2
     exit 2
