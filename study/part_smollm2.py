@@ -23,7 +23,7 @@ def cell(name: str, gains: pd.Series) -> list[Row]:
 def verdicts(table: pd.DataFrame) -> list[Row]:
     """Gain and runs below the base of each rank, and of rank 1 at half the rate.
 
-    With them what rank 1 gains more than rank 32, seed by seed, and how many times as far it spreads.
+    With them what one of them gains more than another, and how many times as far its seeds spread.
     """
     cells = {where: rows.set_index("seed")["gain"] for where, rows in table.groupby(["sweep", "rank"])}
     names = {(MAIN, 1): "rank 1", (MAIN, 32): "rank 32", (HALF, 1): "rank 1 at half the rate"}
