@@ -290,6 +290,12 @@ def test_the_check_of_direction_pairs_its_seeds(study):
             "sd over seeds of rank 1, over that of rank 32": 0.1 / 0.06,
         }
     )
+    half = pd.DataFrame(rows + runs_with("smollm2_half", {"": [-0.05, 0.15]}))
+    found = {row.what: row.found for row in study("part_smollm2").verdicts(half)}
+    below = found["share of runs of rank 1 at half the rate below the base"]
+    assert below == pytest.approx((2, 0.5, 1 - 0.975**0.5, 0.975**0.5)), "the exact interval of one in two"
+    assert found["gain of rank 1 at half the rate minus rank 1"].mean == pytest.approx(-0.2)
+    assert found["sd over seeds of rank 1 at half the rate, over that of rank 1"].mean == pytest.approx(2)
 
 
 def test_a_hypothesis_of_several_cases_is_refuted_by_one_and_stands_by_all(study):
